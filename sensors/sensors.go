@@ -1,0 +1,111 @@
+// Package sensors owns the decision whether and with what a trigger fires:
+// compiling a Sensor, routing events to it, the state kept per correlation
+// key, the step, and the verdicts that explain it. It is pure: no I/O, no
+// goroutines, no clock; the same input gives the same output in the running
+// engine, in tests and in replay.
+package sensors
+
+import (
+	"time"
+
+	"github.com/sensor-engine/engine/bus"
+)
+
+// Match says that an event is wanted by a dependency, for one correlation key.
+type Match struct {
+	// Dep is the index of the dependency in the sensor.
+	Dep int
+	// Key is the correlation key, "" when the sensor does not correlate.
+	Key string
+}
+
+// Outcome is the sort of a verdict.
+type Outcome uint8
+
+// The outcomes of looking at an event.
+const (
+	// Yes: the expression held, the event was kept or fired.
+	Yes Outcome = iota
+	// No: the expression was false.
+	No
+	// Missing: the expression asked for what is not there; Detail names it.
+	Missing
+	// Failed: the expression failed; Detail says how.
+	Failed
+	// Superseded: a newer event replaced the kept one.
+	Superseded
+	// Expired: a kept event waited longer than the window.
+	Expired
+	// Waiting: the condition does not hold yet.
+	Waiting
+	// Fired: the trigger fires.
+	Fired
+)
+
+// Verdict explains one decision about one event.
+type Verdict struct {
+	Outcome Outcome
+	// Dependency and Trigger say what decided, "" when it was not that.
+	Dependency, Trigger string
+	// Seq is the event's sequence in the log (of the superseded or expired
+	// one for these outcomes).
+	Seq uint64
+	// Detail is for people: the missing path, the error.
+	Detail string
+}
+
+// Routing is what [Program.Route] found.
+type Routing struct {
+	Matches []Match
+	// Verdicts explains what was evaluated and did not match.
+	Verdicts []Verdict
+}
+
+// Input is one step's input: an event for a key, or the passing of time.
+type Input struct {
+	// LogID is the identity of the EVENTS log.
+	LogID string
+	// Key is the correlation key.
+	Key string
+	// Event is nil when a deadline is stepped.
+	Event *bus.Event
+	// Deps are the indexes of the dependencies that want the event, ascending.
+	Deps []int
+	// Time is the log time of the step: the event's, or the deadline.
+	Time time.Time
+}
+
+// Contribution is one event that took part in a firing.
+type Contribution struct {
+	Dependency string `json:"dep"`
+	Seq        uint64 `json:"seq"`
+}
+
+// Firing is one decision to call a function.
+type Firing struct {
+	// Key is the firing key: a hash of log, sensor, trigger, correlation key,
+	// the sequences of the contributing events and the deadline. It is the
+	// idempotency key of the call.
+	Key string
+	// Trigger is the trigger's name and index in the sensor.
+	Trigger      string
+	TriggerIndex int
+	// Correlation is the correlation key.
+	Correlation string
+	// Events are the contributing events, in the order of dependencies, then
+	// of sequence. Event is the one with the highest sequence.
+	Events []Contribution
+	Event  *bus.Event
+	// Time is the log time of the step.
+	Time time.Time
+	// Rendered holds the rendered templates of the trigger by their path
+	// (specs.Text.Path, specs.Template.Path; the trigger's input has the path
+	// of its `input`), nil when there are none or Late is true.
+	Rendered map[string]any
+	// Late is true when Rendered would exceed 64 KiB: the worker renders again
+	// from the contributing events.
+	Late bool
+	// Err is set when a template could not be rendered: the firing goes to
+	// the dead letters with this reason. It names the path.
+	Err error
+}

@@ -1,0 +1,306 @@
+// Package specs owns the language of the YAML files: what the resources are,
+// how text becomes resources, what is wrong with it and where, how a resource
+// is hashed, and the JSON Schema for editors. It is pure data: it reads files
+// it is pointed at and nothing else, holds no connection, starts no
+// goroutine, and imports nothing of this module. Which source types and
+// function kinds exist reaches it as a value, [Types].
+package specs
+
+import (
+	"fmt"
+	"time"
+)
+
+// APIVersion is the apiVersion of every document.
+const APIVersion = "engine/v1"
+
+// Kind is the kind of a resource.
+type Kind string
+
+// The kinds of resources.
+const (
+	KindEventSource Kind = "EventSource"
+	KindSensor      Kind = "Sensor"
+	KindFunction    Kind = "Function"
+	KindSecret      Kind = "Secret"
+)
+
+// Ref names a resource.
+type Ref struct {
+	Kind Kind
+	Name string
+}
+
+// String is "Kind/name".
+func (r Ref) String() string { return string(r.Kind) + "/" + r.Name }
+
+// Pos is a place in a spec file; lines and columns count from 1, columns in
+// characters. The zero Pos means "nowhere".
+type Pos struct {
+	File      string
+	Line, Col int
+}
+
+// String is "file:line:col".
+func (p Pos) String() string { return fmt.Sprintf("%s:%d:%d", p.File, p.Line, p.Col) }
+
+// Metadata is the metadata of a resource.
+type Metadata struct {
+	Name        string            `yaml:"name" json:"name" doc:"Name of the resource, a DNS label, unique within its kind."`
+	Labels      map[string]string `yaml:"labels" json:"labels,omitempty" doc:"Free labels for selecting and grouping."`
+	Annotations map[string]string `yaml:"annotations" json:"annotations,omitempty" doc:"Free notes for people and tools."`
+}
+
+// Resource is one document of any kind.
+type Resource struct {
+	Kind     Kind
+	Metadata Metadata
+	// Pos is the place of the document, NamePos that of metadata.name.
+	Pos, NamePos Pos
+	// Hash is a hash of the canonical form of the document (key order,
+	// comments and formatting do not count), hex.
+	Hash string
+	// Source is the document's own YAML text, re-encoded canonically, so that
+	// it can be stored and loaded again.
+	Source string
+	// Spec is *EventSource, *Sensor, *Function or *Secret.
+	Spec any
+	// Uses are the resources this one references.
+	Uses []Ref
+}
+
+// Ref returns the kind and name.
+func (r *Resource) Ref() Ref { return Ref{r.Kind, r.Metadata.Name} }
+
+// Set is a set of resources, by reference. It is not changed after it was made.
+type Set struct {
+	Resources map[Ref]*Resource
+}
+
+// Types is the table of source types and function kinds that exist. It is a
+// value handed in by the program, so that a test can hand in another.
+type Types struct {
+	Sources   []Type
+	Functions []Type
+}
+
+// Type is one source type or function kind.
+type Type struct {
+	// Name is the key in a spec, for example "webhook".
+	Name string
+	// Doc is one sentence for reference and schema.
+	Doc string
+	// New returns a pointer to a new config struct holding the defaults. The
+	// struct's fields have `yaml` names and `doc` texts; `required:"true"`
+	// marks what must be there, `enum:"a,b"` what is allowed, `example` shows.
+	// A field may be any of: bool, string, integers, floats, [Duration],
+	// [Size], [Expr], [Text], [Template], [SecretRef], [Value], pointers,
+	// slices, maps with string keys and structs of these; an embedded struct
+	// tagged `yaml:",inline"` is flattened. A config that has the method
+	// Validate(*Checker) is asked for what the types cannot say. A type that
+	// has UnmarshalSpec(*Node) decodes itself, as a shorthand.
+	New func() any
+}
+
+// Lookup finds the type by name, or nil.
+func lookup(types []Type, name string) *Type {
+	for i := range types {
+		if types[i].Name == name {
+			return &types[i]
+		}
+	}
+	return nil
+}
+
+// Source finds a source type by name, or nil.
+func (t Types) Source(name string) *Type { return lookup(t.Sources, name) }
+
+// Function finds a function kind by name, or nil.
+func (t Types) Function(name string) *Type { return lookup(t.Functions, name) }
+
+// Duration is a length of time written with a unit: 500ms, 10s, 5m, 2h, 7d.
+type Duration time.Duration
+
+// D is the duration for package time.
+func (d Duration) D() time.Duration { return time.Duration(d) }
+
+// String is the form of package time.
+func (d Duration) String() string { return time.Duration(d).String() }
+
+// Size is a number of bytes: 512, 64KiB, 1MiB, 10GB.
+type Size int64
+
+// Expr is the source of an expression and its place.
+type Expr struct {
+	Source string
+	Pos    TextPos
+}
+
+// IsZero reports whether no expression was given.
+func (e Expr) IsZero() bool { return e.Source == "" }
+
+// TextPos maps an offset in a scalar's text to a place in the file.
+type TextPos struct {
+	Pos
+	// Indent is the column in which the lines after the first begin, 0 when
+	// the mapping of later lines is not known (then they map to Pos).
+	Indent int
+}
+
+// At returns the place of line and column (both from 1) of the text.
+func (p TextPos) At(line, col int) Pos {
+	if line <= 1 {
+		return Pos{p.File, p.Line, p.Col + max(col, 1) - 1}
+	}
+	if p.Indent == 0 {
+		return p.Pos
+	}
+	return Pos{p.File, p.Line + line - 1, p.Indent + max(col, 1) - 1}
+}
+
+// Text is a string that may contain ${ expr }, and its place.
+type Text struct {
+	Value string
+	Pos   TextPos
+	// Path is the path of the field in its document, for example
+	// "spec.triggers[0].http.url". It is unique within the document and the
+	// key under which a rendered value travels.
+	Path string
+}
+
+// Template is a value of any shape whose strings may contain ${ expr }.
+type Template struct {
+	// Root is nil, bool, int64, float64, Text, []any or map[string]any, the
+	// last two of the same. Every string is a Text.
+	Root any
+	Pos  Pos
+	Path string
+	// Set is true when the field was given, even as null.
+	Set bool
+}
+
+// Value is plain data of any shape: nil, bool, int64, float64, string, []any,
+// map[string]any. It has no templates.
+type Value struct {
+	Root any
+	Set  bool
+}
+
+// SecretRef names one value of a Secret.
+type SecretRef struct {
+	Name string `yaml:"name" required:"true" doc:"Name of the Secret."`
+	Key  string `yaml:"key" required:"true" doc:"Key within the Secret."`
+	Pos  Pos    `yaml:"-"`
+}
+
+// TextOrSecret is a header or variable: text with templates, or
+// `{secret: {name, key}, prefix: "Bearer "}`.
+type TextOrSecret struct {
+	Text   Text
+	Secret *SecretRef
+	Prefix string
+}
+
+// EventSource declares where events come from.
+type EventSource struct {
+	// Events are the declared events, sorted by name; names are unique over
+	// all types of one EventSource.
+	Events []SourceEvent
+}
+
+// SourceEvent is one event of an EventSource.
+type SourceEvent struct {
+	// Type is the source type, Name the event's name.
+	Type, Name string
+	// Pos is the place of the event's key.
+	Pos Pos
+	// Config is what the type's New returned, filled in.
+	Config any
+	// Hash covers Type, Name and the canonical config.
+	Hash string
+}
+
+// Secret says where secret values come from; it never holds one.
+type Secret struct {
+	Env   map[string]string `yaml:"env" doc:"Keys and the environment variables that hold their values."`
+	Files map[string]string `yaml:"files" doc:"Keys and the files that hold their values, relative to this file; one trailing newline is removed."`
+}
+
+// Pick says which of several waiting events of a dependency is used.
+type Pick string
+
+// The picks.
+const (
+	PickLatest Pick = "latest"
+	PickFirst  Pick = "first"
+	PickAll    Pick = "all"
+)
+
+// Sensor declares which events, under which condition, fire which triggers.
+type Sensor struct {
+	Dependencies []Dependency `yaml:"dependencies" required:"true" doc:"The events this sensor waits for."`
+	Correlate    Expr         `yaml:"correlate" doc:"Expression whose value pairs events: only events with the same value are combined." example:"data.orderId"`
+	Within       Duration     `yaml:"within" doc:"How long an event waits for the others." example:"10m"`
+	Condition    Expr         `yaml:"condition" doc:"Expression over dependency names; default: all of them." example:"order && payment"`
+	Triggers     []Trigger    `yaml:"triggers" required:"true" doc:"What happens when the condition holds."`
+}
+
+// Dependency selects events.
+type Dependency struct {
+	Name    string `yaml:"name" required:"true" doc:"Name by which expressions know it, a DNS label; '-' is written '_' in expressions."`
+	Source  string `yaml:"source" doc:"Name of the EventSource, or a glob." example:"shop"`
+	Event   string `yaml:"event" doc:"Name of the event, or a glob." example:"orders"`
+	Type    string `yaml:"type" doc:"CloudEvents type, or a glob." example:"com.example.*"`
+	Subject string `yaml:"subject" doc:"CloudEvents subject, or a glob."`
+	When    Expr   `yaml:"when" doc:"Expression over the event that must be true." example:"data.total > 100"`
+	Pick    Pick   `yaml:"pick" enum:"latest,first,all" doc:"Which of several waiting events is used; default latest."`
+	Pos     Pos    `yaml:"-"`
+}
+
+// Trigger calls a function when its condition holds.
+type Trigger struct {
+	Name      string `yaml:"name" required:"true" doc:"Name of the trigger, a DNS label, unique in the sensor."`
+	Condition Expr   `yaml:"condition" doc:"Condition of this trigger alone; default: the sensor's."`
+	// Function is the named function, "" when Inline is set.
+	Function    string   `yaml:"function" doc:"Name of the Function to call; or give a kind inline: http, exec, publish, log."`
+	FunctionPos Pos      `yaml:"-"`
+	Inline      *Call    `yaml:"-"`
+	Input       Template `yaml:"input" doc:"What the function gets instead of the event's data; strings may contain ${ expr }."`
+	Delivery    `yaml:",inline"`
+	Pos         Pos `yaml:"-"`
+}
+
+// Call is a function kind with its config.
+type Call struct {
+	// Kind is the function kind, for example "http".
+	Kind string
+	// Config is what the kind's New returned, filled in.
+	Config any
+	// Pos is the place of the kind's key.
+	Pos Pos
+}
+
+// Function declares something that triggers call by name.
+type Function struct {
+	Call     Call `yaml:"-"`
+	Delivery `yaml:",inline"`
+}
+
+// Delivery says how a function is called. A trigger's values win over its
+// function's.
+type Delivery struct {
+	Timeout     Duration `yaml:"timeout" doc:"Longest time one call may take; default 30s." example:"10s"`
+	Concurrency int      `yaml:"concurrency" doc:"Most calls at the same time; default 16."`
+	Retry       *Retry   `yaml:"retry" doc:"How failed calls are repeated."`
+	Overflow    string   `yaml:"overflow" enum:"dlq,block" doc:"What happens with jobs beyond the parking limit: dlq (default) or block."`
+}
+
+// Retry is a retry policy: attempt n waits backoff·factor^(n-1), at most max,
+// plus or minus jitter.
+type Retry struct {
+	Attempts int      `yaml:"attempts" doc:"Number of all calls, the first included; default 5."`
+	Backoff  Duration `yaml:"backoff" doc:"Wait before the second call; default 1s."`
+	Factor   float64  `yaml:"factor" doc:"Growth of the wait; default 2."`
+	Max      Duration `yaml:"max" doc:"Longest wait; default 5m."`
+	Jitter   *float64 `yaml:"jitter" doc:"Random part of the wait, 0 to 1; default 0.1."`
+}

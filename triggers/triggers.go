@@ -1,0 +1,145 @@
+// Package triggers owns the contract of functions: what a call is ([Call]),
+// what a kind must do ([Function]), how its failures are told apart, the retry
+// policy, and how a kind is made known ([Factory]). Each kind has a folder of
+// its own below this one and imports this package, specs and bus, never a
+// sibling. It must not know queues, sensors or the engine.
+package triggers
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/specs"
+)
+
+// Function does what a trigger asks for. Invoke obeys ctx's deadline and may
+// be called from many goroutines. The same call may come twice: Call.Key tells.
+// A function that also implements io.Closer is closed when it is replaced and
+// its last call has ended.
+type Function interface {
+	Invoke(ctx context.Context, c *Call) (Result, error)
+}
+
+// Call is one call of a function.
+type Call struct {
+	// Key is the idempotency key: the same for every attempt and redrive of
+	// one firing.
+	Key string
+	// Attempt counts real calls, from 1.
+	Attempt int
+	// Sensor, Trigger and Function are names; Function is the function's, or
+	// "<sensor>.<trigger>" when it is inline.
+	Sensor, Trigger, Function string
+	// Event is the last event that contributed to the firing. It is nil when
+	// time alone fired it or a person called by hand without one.
+	Event *bus.Event
+	// Input is the rendered input; HasInput tells whether the trigger has one.
+	Input    any
+	HasInput bool
+	// Values renders the templates of the config and resolves its secrets.
+	Values Values
+}
+
+// Values gives a function the values of its config that are known only at the
+// time of a call. Secrets must never appear in results, logs or errors.
+type Values interface {
+	// Text returns the rendered text.
+	Text(t specs.Text) (string, error)
+	// Template returns the rendered value: nil, bool, int64, float64, string,
+	// []any, map[string]any.
+	Template(t specs.Template) (any, error)
+	// TextOrSecret returns the rendered text or prefix and secret.
+	TextOrSecret(t specs.TextOrSecret) (string, error)
+	// Secret returns a secret's value.
+	Secret(ref specs.SecretRef) (string, error)
+}
+
+// Result is what a call gave.
+type Result struct {
+	// Output is the answer, at most [MaxOutput] bytes, and its media type.
+	Output      []byte
+	ContentType string
+	// Logs is what the function wrote to its log (stderr), at most MaxOutput.
+	Logs []byte
+	// Truncated is true when Output or Logs were cut.
+	Truncated bool
+	// Status is a short word for people: "200 OK", "exit 0".
+	Status string
+}
+
+// MaxOutput is the most of an answer or log that is kept, in bytes.
+const MaxOutput = 1 << 20
+
+// Host is what the engine gives the functions it makes.
+type Host interface {
+	// Publish stores an event durably. The caller sets what identifies it.
+	Publish(ctx context.Context, ev *bus.Event) error
+}
+
+// Env is what a function is made with.
+type Env struct {
+	Host Host
+	// Dir is the directory of the spec's file; paths in the config are
+	// relative to it.
+	Dir string
+	// Concurrency is the most calls at the same time.
+	Concurrency int
+}
+
+// Factory makes functions of one kind.
+type Factory struct {
+	specs.Type
+	// Make makes the function of a config that passed validation. It does no
+	// network I/O; what it starts is freed by Close.
+	Make func(config any, env Env) (Function, error)
+}
+
+// Registry is the list of function kinds.
+type Registry []Factory
+
+// Lookup finds a kind by name, or nil.
+func (r Registry) Lookup(name string) *Factory {
+	for i := range r {
+		if r[i].Name == name {
+			return &r[i]
+		}
+	}
+	return nil
+}
+
+// Types returns the kinds for package specs.
+func (r Registry) Types() []specs.Type {
+	out := make([]specs.Type, len(r))
+	for i := range r {
+		out[i] = r[i].Type
+	}
+	return out
+}
+
+// PermanentError is a failure that a retry would not cure.
+type PermanentError struct{ Err error }
+
+// Error is the wrapped error's text.
+func (e *PermanentError) Error() string { return e.Err.Error() }
+
+// Unwrap returns the wrapped error.
+func (e *PermanentError) Unwrap() error { return e.Err }
+
+// Permanentf formats a PermanentError.
+func Permanentf(format string, args ...any) error {
+	return &PermanentError{fmt.Errorf(format, args...)}
+}
+
+// RetryAfterError is a failure whose callee said when to come back.
+type RetryAfterError struct {
+	After time.Duration
+	Err   error
+}
+
+// Error is the wrapped error's text.
+func (e *RetryAfterError) Error() string { return e.Err.Error() }
+
+// Unwrap returns the wrapped error.
+func (e *RetryAfterError) Unwrap() error { return e.Err }
