@@ -276,3 +276,34 @@ func IsJSON(contentType string) bool {
 	mt = strings.ToLower(strings.TrimSpace(mt))
 	return mt == "application/json" || mt == "text/json" || strings.HasSuffix(mt, "+json")
 }
+
+// Attributes returns the event as expressions see it: id, type, source,
+// subject, time, datacontenttype, dataschema, extensions, and, when asked for,
+// data and request. An error says that data was asked for and does not parse;
+// the map is complete but for data then. The caller owns the map, not the
+// values in it.
+func (e *Event) Attributes(data, request bool) (map[string]any, error) {
+	ext := make(map[string]any, len(e.Extensions))
+	for k, v := range e.Extensions {
+		ext[k] = v
+	}
+	m := map[string]any{
+		"id": e.ID, "type": e.Type, "source": e.Source, "subject": e.Subject, "time": e.Time,
+		"datacontenttype": e.DataContentType, "dataschema": e.DataSchema, "extensions": ext,
+	}
+	if request && len(e.Request) > 0 {
+		r, err := ParseJSON(e.Request)
+		if err != nil {
+			return m, fmt.Errorf("request of event %d: %w", e.Seq, err)
+		}
+		m["request"] = r
+	}
+	if data {
+		v, err := e.Value()
+		if err != nil {
+			return m, err
+		}
+		m["data"] = v
+	}
+	return m, nil
+}

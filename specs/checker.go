@@ -1,0 +1,44 @@
+package specs
+
+import "fmt"
+
+// Checker collects what the Validate method of a config finds. A config type
+// takes part by having the method `Validate(c *specs.Checker)` on its pointer.
+type Checker struct {
+	ref    Ref
+	prefix string
+	place  func(field string) Pos
+	found  Diagnostics
+}
+
+// Errorf reports an error at field, a path below the config such as
+// "auth.hmac.header" or "items[2]" ("" for the config itself). When the field
+// is absent from the file, the nearest parent present is the place.
+func (c *Checker) Errorf(field string, code Code, hint, format string, args ...any) {
+	path := c.prefix
+	if field != "" {
+		path += "." + field
+	}
+	c.found = append(c.found, Diagnostic{
+		Pos: c.place(field), Severity: Error, Code: code, Ref: c.ref, Path: path,
+		Message: fmt.Sprintf(format, args...), Hint: hint,
+	})
+}
+
+// Add reports diagnostics found elsewhere, for example by an expression compiler.
+func (c *Checker) Add(ds ...Diagnostic) {
+	for _, d := range ds {
+		if d.Ref == (Ref{}) {
+			d.Ref = c.ref
+		}
+		c.found = append(c.found, d)
+	}
+}
+
+// Path returns the full path of a field below the config.
+func (c *Checker) Path(field string) string {
+	if field == "" {
+		return c.prefix
+	}
+	return c.prefix + "." + field
+}
