@@ -1,0 +1,51 @@
+# Everything a contributor needs; each target works from a fresh clone with Go alone.
+.DEFAULT_GOAL := build
+.PHONY: build run test lint bench gen clean
+
+GO       ?= go
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+# What `make run` runs.
+SPECS    ?= examples/quickstart
+# Go cannot find data races without a C compiler; a machine that has none
+# still tests everything else.
+RACE     := $(if $(shell command -v "$$($(GO) env CC)" 2>/dev/null),-race)
+# The linter is a tool of its own in .bin: its modules stay out of go.mod.
+GOLANGCI_VERSION := v2.15.0
+GOLANGCI         := $(CURDIR)/.bin/golangci-lint
+
+## build: bin/engine, static and stripped
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/engine ./cmd/engine
+
+## run: the engine on $(SPECS)
+run: build
+	bin/engine run $(SPECS)
+
+## test: everything, the end-to-end tests included
+test:
+	@$(if $(RACE),,echo 'no C compiler: testing without -race')
+	$(GO) test $(RACE) -p 2 -timeout 9m ./...
+
+## lint: formatting, vet, module files, golangci-lint
+lint: $(GOLANGCI)
+	@files=$$(gofmt -l $$($(GO) list -f '{{.Dir}}' ./...)) && test -z "$$files" || { echo "gofmt would change: $$files" >&2; exit 1; }
+	$(GO) vet ./...
+	$(GO) mod tidy -diff
+	$(GOLANGCI) run ./...
+
+$(GOLANGCI):
+	GOBIN=$(CURDIR)/.bin $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
+
+## bench: the benchmarks of the packages, then the whole engine against the ceiling
+bench: build
+	$(GO) test -run '^$$' -bench . -benchmem -p 1 ./...
+	$(GO) run ./test/bench -engine bin/engine
+
+## gen: files made from the code; a test fails when they are out of date
+gen:
+	mkdir -p docs/schema
+	$(GO) run ./cmd/engine schema > docs/schema/engine.schema.json
+
+## clean: removes what the other targets made
+clean:
+	rm -rf bin .bin
