@@ -8,6 +8,7 @@ package triggers
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/sensor-engine/engine/bus"
@@ -86,6 +87,8 @@ type Env struct {
 	Dir string
 	// Concurrency is the most calls at the same time.
 	Concurrency int
+	// Logger logs with the names of the function attached; nil means silence.
+	Logger *slog.Logger
 }
 
 // Factory makes functions of one kind.
