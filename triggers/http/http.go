@@ -182,12 +182,9 @@ func newTarget(method, raw string, showPath bool) (*target, error) {
 // exchange holds what one request needs besides the header map, in one
 // allocation.
 type exchange struct {
-	bytes.Reader
+	body bytes.Reader
 	vals [maxHeaders]string
 }
-
-// Close makes the reader a request body.
-func (*exchange) Close() error { return nil }
 
 // Invoke sends the request and reads the answer.
 func (f *function) Invoke(ctx context.Context, c *triggers.Call) (triggers.Result, error) {
@@ -302,8 +299,10 @@ func (f *function) request(ctx context.Context, t *target, c *triggers.Call) (*h
 		req.Host = v
 	}
 	if len(data) > 0 {
-		x.Reset(data)
-		req.Body, req.ContentLength = x, int64(len(data))
+		x.body.Reset(data)
+		// net/http knows this type as one in memory and sends headers and body
+		// in one write; with a type of our own it would flush in between.
+		req.Body, req.ContentLength = io.NopCloser(&x.body), int64(len(data))
 		// With GetBody and an idempotency key the transport itself repeats a
 		// request that met a connection the server had just closed.
 		req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil }
