@@ -36,8 +36,14 @@ type Host interface {
 	// returns an error, done is never called.
 	EmitAsync(ctx context.Context, ev *bus.Event, done func(error)) error
 	// Handle adds a route to the engine's shared HTTP listener until remove
-	// is called. A conflict with another route is an error.
+	// is called. A conflict with another route is an error. Requests on their
+	// way when remove is called are still served by h, which may use the Host
+	// for them also after Run returned.
 	Handle(r Route, h http.Handler) (remove func(), err error)
+	// RequestWanted reports whether a spec reads `request` of these events,
+	// so that [bus.Event.Request] is worth storing. It is cheap, and the
+	// answer may change at any time: ask per event.
+	RequestWanted() bool
 	// Cursor is the durable position of this source.
 	Cursor() Cursor
 	// Secret resolves a reference. The value must not be logged.
