@@ -1,0 +1,316 @@
+// Package exec owns the function kind `exec`: it runs a program for each
+// call, without a shell, in a process group of its own that does not outlive
+// the call. It must not know queues, retries or sensors.
+package exec
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/sensor-engine/engine/specs"
+	"github.com/sensor-engine/engine/triggers"
+)
+
+// Config is the config of an `exec` function.
+type Config struct {
+	Command    []string                      `yaml:"command" required:"true" doc:"Program and arguments. No shell is involved and there are no templates: event data reaches the program on stdin and in variables only. A program with a '/' is relative to this file, others are looked up in PATH." example:"[./resize.sh, --fast]"`
+	Env        map[string]specs.TextOrSecret `yaml:"env" doc:"Environment variables; a value is text with ${ expr } or a secret."`
+	InheritEnv []string                      `yaml:"inheritEnv" doc:"Variables of the engine that the program gets too, besides PATH, HOME, TZ and LANG."`
+	Dir        string                        `yaml:"dir" doc:"Working directory, relative to this file; default: this file's directory."`
+	Stdin      string                        `yaml:"stdin" enum:"data,event,input,none" doc:"What the program reads: the event's data untouched, the whole event as CloudEvents JSON, the trigger's input as JSON, or nothing. Default: the input if there is one, else data."`
+}
+
+// Choices of Config.Stdin.
+const (
+	stdinData  = "data"
+	stdinEvent = "event"
+	stdinInput = "input"
+	stdinNone  = "none"
+)
+
+const (
+	// grace is the time between SIGTERM and SIGKILL.
+	grace = 2 * time.Second
+	// pipeDelay is how long output is awaited after the whole group is dead,
+	// because a process that left the group may hold the pipes.
+	pipeDelay = time.Second
+	// maxExcerpt is how much of stderr an error repeats, in bytes.
+	maxExcerpt = 200
+)
+
+// Factory returns the kind `exec`.
+func Factory() triggers.Factory {
+	return triggers.Factory{
+		Type: specs.Type{
+			Name: "exec",
+			Doc:  "Runs a program with the event on stdin and in CE_* variables; its stdout is the output, its stderr the log.",
+			New:  func() any { return &Config{} },
+		},
+		Make: func(config any, env triggers.Env) (triggers.Function, error) {
+			return newFunction(config.(*Config), env)
+		},
+	}
+}
+
+type function struct {
+	cfg *Config
+	// base is the part of the environment that is the same for every call.
+	base []string
+	dir  string
+	// root is the directory of the spec's file, to which the program is relative.
+	root string
+	vars []string // names of cfg.Env, sorted
+}
+
+func newFunction(cfg *Config, env triggers.Env) (*function, error) {
+	if len(cfg.Command) == 0 || cfg.Command[0] == "" {
+		return nil, errors.New("command is empty")
+	}
+	root, err := filepath.Abs(env.Dir)
+	if err != nil {
+		return nil, err
+	}
+	f := &function{cfg: cfg, root: root, dir: root}
+	if cfg.Dir != "" {
+		f.dir = join(root, cfg.Dir)
+	}
+	for _, name := range append([]string{"PATH", "HOME", "TZ", "LANG"}, cfg.InheritEnv...) {
+		if v, ok := os.LookupEnv(name); ok {
+			f.base = append(f.base, name+"="+v)
+		}
+	}
+	for name, v := range cfg.Env {
+		if v.Secret == nil && !triggers.Constant(v.Text) && sensitive(name) {
+			return nil, fmt.Errorf("env.%s: %s", name, sensitiveText)
+		}
+		f.vars = append(f.vars, name)
+	}
+	slices.Sort(f.vars)
+	return f, nil
+}
+
+func join(dir, path string) string {
+	if filepath.IsAbs(path) {
+		return path
+	}
+	return filepath.Join(dir, path)
+}
+
+// Invoke runs the program. At ctx's end the group gets SIGTERM, two seconds
+// later SIGKILL; so Invoke returns a little after ctx when the program
+// insists.
+func (f *function) Invoke(ctx context.Context, c *triggers.Call) (triggers.Result, error) {
+	if err := ctx.Err(); err != nil {
+		return triggers.Result{}, err
+	}
+	program, err := f.program()
+	if err != nil {
+		return triggers.Result{}, err
+	}
+	env, err := f.environ(c)
+	if err != nil {
+		return triggers.Result{}, err
+	}
+	in, err := f.stdin(c)
+	if err != nil {
+		return triggers.Result{}, err
+	}
+	stdout, stderr := &capped{}, &capped{}
+	cmd := &exec.Cmd{
+		Path: program, Args: f.cfg.Command, Dir: f.dir, Env: env,
+		Stdout: stdout, Stderr: stderr, WaitDelay: pipeDelay,
+		SysProcAttr: &syscall.SysProcAttr{Setpgid: true},
+	}
+	if len(in) > 0 {
+		cmd.Stdin = bytes.NewReader(in)
+	}
+	if err := cmd.Start(); err != nil {
+		return triggers.Result{}, f.startError(err)
+	}
+
+	g := &group{pid: cmd.Process.Pid}
+	stop := context.AfterFunc(ctx, g.terminate)
+	if awaitExit(cmd.Process.Pid) {
+		// The program has ended; what it left behind ends now, before its pid,
+		// and with it the number of the group, can be given to another process.
+		g.end()
+	}
+	err = cmd.Wait()
+	interrupted := !stop()
+	g.end()
+
+	res := triggers.Result{
+		Output: stdout.kept, ContentType: contentType(stdout.kept), Logs: stderr.kept,
+		Truncated: stdout.cut || stderr.cut,
+	}
+	state := cmd.ProcessState
+	if state == nil {
+		return res, fmt.Errorf("%s: %w", f.cfg.Command[0], err)
+	}
+	failure := outcome(state, &res)
+	switch {
+	case interrupted:
+		return res, fmt.Errorf("%s did not end in time (%s): %w", f.cfg.Command[0], res.Status, ctx.Err())
+	case failure:
+		return res, fmt.Errorf("%s: %s%s", f.cfg.Command[0], res.Status, excerpt(stderr.kept))
+	}
+	return res, nil
+}
+
+// outcome sets the status of an ended process and reports whether it failed.
+func outcome(state *os.ProcessState, res *triggers.Result) bool {
+	ws, ok := state.Sys().(syscall.WaitStatus)
+	if ok && ws.Signaled() {
+		res.Status = "killed by " + signalName(ws.Signal())
+		return true
+	}
+	res.Status = "exit " + strconv.Itoa(state.ExitCode())
+	return state.ExitCode() != 0
+}
+
+func signalName(s syscall.Signal) string {
+	switch s {
+	case syscall.SIGKILL:
+		return "SIGKILL"
+	case syscall.SIGTERM:
+		return "SIGTERM"
+	case syscall.SIGSEGV:
+		return "SIGSEGV"
+	case syscall.SIGABRT:
+		return "SIGABRT"
+	case syscall.SIGBUS:
+		return "SIGBUS"
+	case syscall.SIGINT:
+		return "SIGINT"
+	case syscall.SIGHUP:
+		return "SIGHUP"
+	case syscall.SIGPIPE:
+		return "SIGPIPE"
+	case syscall.SIGFPE:
+		return "SIGFPE"
+	case syscall.SIGILL:
+		return "SIGILL"
+	case syscall.SIGXCPU:
+		return "SIGXCPU"
+	}
+	return fmt.Sprintf("signal %d (%s)", int(s), s)
+}
+
+// excerpt is the last line of a log, fit for one line of another.
+func excerpt(log []byte) string {
+	line := bytes.TrimSpace(log)
+	if i := bytes.LastIndexByte(line, '\n'); i >= 0 {
+		line = line[i+1:]
+	}
+	more := ""
+	if len(line) > maxExcerpt {
+		line, more = line[:maxExcerpt], "…"
+	}
+	s := strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(string(line), "?"))
+	if s = strings.TrimSpace(s); s == "" {
+		return ""
+	}
+	return ": " + s + more
+}
+
+// contentType tells JSON from text from anything else.
+func contentType(out []byte) string {
+	switch {
+	case len(bytes.TrimSpace(out)) == 0:
+		return ""
+	case json.Valid(out):
+		return "application/json"
+	case utf8.Valid(out) && bytes.IndexByte(out, 0) < 0:
+		return "text/plain; charset=utf-8"
+	}
+	return "application/octet-stream"
+}
+
+// program finds the program's file.
+func (f *function) program() (string, error) {
+	name := f.cfg.Command[0]
+	if strings.ContainsRune(name, filepath.Separator) {
+		return join(f.root, name), nil
+	}
+	p, err := exec.LookPath(name)
+	if err != nil {
+		return "", triggers.Permanentf("%s: program not found in the engine's PATH; install it, or write a path such as ./%s", name, name)
+	}
+	return p, nil
+}
+
+// startError tells what the kernel's short answer means for the spec.
+func (f *function) startError(err error) error {
+	name := f.cfg.Command[0]
+	if st, e := os.Stat(f.dir); e != nil || !st.IsDir() {
+		return triggers.Permanentf("%s: working directory %s is missing; create it or change dir", name, f.dir)
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return triggers.Permanentf("%s: program not found; a path is relative to the spec's file (%s), and the interpreter of a script's first line must exist", name, f.root)
+	case errors.Is(err, fs.ErrPermission):
+		return triggers.Permanentf("%s: not allowed to run it; is it an executable file (chmod +x)?", name)
+	case errors.Is(err, syscall.ENOEXEC):
+		return triggers.Permanentf("%s: not a program of this machine; a script needs a first line such as #!/bin/sh", name)
+	case errors.Is(err, syscall.E2BIG):
+		return triggers.Permanentf("%s: the environment is too large; pass data on stdin", name)
+	}
+	return fmt.Errorf("%s: cannot start: %w", name, err)
+}
+
+// stdin returns what the program reads.
+func (f *function) stdin(c *triggers.Call) ([]byte, error) {
+	what := f.cfg.Stdin
+	if what == "" {
+		what = stdinData
+		if c.HasInput {
+			what = stdinInput
+		}
+	}
+	switch {
+	case what == stdinInput && c.HasInput:
+		b, err := json.Marshal(c.Input)
+		if err != nil {
+			return nil, triggers.Permanentf("input is not JSON: %w", err)
+		}
+		return b, nil
+	case what == stdinData && c.Event != nil:
+		return c.Event.Data, nil
+	case what == stdinEvent && c.Event != nil:
+		return structured(c.Event)
+	}
+	return nil, nil
+}
+
+// capped keeps the first MaxOutput bytes and takes the rest without keeping it.
+type capped struct {
+	kept []byte
+	cut  bool
+}
+
+// Write keeps what still fits.
+func (w *capped) Write(p []byte) (int, error) {
+	n := min(len(p), triggers.MaxOutput-len(w.kept))
+	w.kept = append(w.kept, p[:n]...)
+	w.cut = w.cut || n < len(p)
+	return len(p), nil
+}

@@ -1,0 +1,37 @@
+package exec
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/sensor-engine/engine/specs"
+	"github.com/sensor-engine/engine/triggers"
+)
+
+// Validate reports what the types cannot say.
+func (c *Config) Validate(ck *specs.Checker) {
+	if len(c.Command) > 0 && c.Command[0] == "" {
+		ck.Errorf("command[0]", "invalid-value", "the program to run", "the program is empty")
+	}
+	for _, arg := range c.Command {
+		// `${x}` may well be meant for `sh -c`; `${ x }` can only be ours.
+		if strings.Contains(arg, "${ ") {
+			ck.Errorf("command", "invalid-value", "read data on stdin or from a variable of env", "command has no templates, %q would reach the program as it is", arg)
+			break
+		}
+	}
+	names := make([]string, 0, len(c.Env))
+	for name := range c.Env {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		v := c.Env[name]
+		switch {
+		case name == "" || strings.ContainsAny(name, "=\x00"):
+			ck.Errorf("env."+name, "invalid-value", "letters, digits and '_'", "%q is no name of a variable", name)
+		case v.Secret == nil && !triggers.Constant(v.Text) && sensitive(name):
+			ck.Errorf("env."+name, "invalid-value", "", sensitiveText)
+		}
+	}
+}
