@@ -1,0 +1,16 @@
+// Package all lists the function kinds the program is built with. It must
+// hold nothing else.
+package all
+
+import (
+	"github.com/sensor-engine/engine/triggers"
+	"github.com/sensor-engine/engine/triggers/exec"
+	"github.com/sensor-engine/engine/triggers/http"
+	"github.com/sensor-engine/engine/triggers/log"
+	"github.com/sensor-engine/engine/triggers/publish"
+)
+
+// All returns every function kind, by name.
+func All() triggers.Registry {
+	return triggers.Registry{exec.Factory(), http.Factory(), log.Factory(), publish.Factory()}
+}

@@ -1,0 +1,247 @@
+// Package publish owns the function kind `publish`: it puts an event onto the
+// bus and stops loops. It must not know queues, retries or sensors.
+package publish
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/specs"
+	"github.com/sensor-engine/engine/triggers"
+)
+
+// Config is the config of a `publish` function.
+type Config struct {
+	Type        specs.Text            `yaml:"type" required:"true" doc:"CloudEvents type of the new event." example:"com.example.order.paid"`
+	Source      specs.Text            `yaml:"source" doc:"CloudEvents source; default: /sensors/<sensor>."`
+	Subject     specs.Text            `yaml:"subject" doc:"CloudEvents subject; default: none." example:"${ data.orderId }"`
+	Data        specs.Template        `yaml:"data" doc:"Data of the new event; default: the trigger's input if there is one, else the data of the event, untouched."`
+	ContentType string                `yaml:"contentType" doc:"Media type of the data; default: application/json, or the event's for its untouched data."`
+	Extensions  map[string]specs.Text `yaml:"extensions" doc:"CloudEvents extension attributes; traceparent and tracestate of the event are passed on by default."`
+	MaxHops     int                   `yaml:"maxHops" doc:"Most functions an event and its causes may have passed through; beyond it the call fails, which ends loops. Default 16."`
+}
+
+// defaultHops is the hop limit of a config that names none.
+const defaultHops = 16
+
+// Factory returns the kind `publish`.
+func Factory() triggers.Factory {
+	return triggers.Factory{
+		Type: specs.Type{
+			Name: "publish",
+			Doc:  "Publishes an event on the engine's bus, once per firing however often the call is repeated.",
+			New:  func() any { return &Config{MaxHops: defaultHops} },
+		},
+		Make: func(config any, env triggers.Env) (triggers.Function, error) {
+			return newFunction(config.(*Config), env)
+		},
+	}
+}
+
+// Validate reports what the types cannot say.
+func (c *Config) Validate(ck *specs.Checker) {
+	for _, name := range slices.Sorted(maps.Keys(c.Extensions)) {
+		if err := extensionName(name); err != nil {
+			ck.Errorf("extensions."+name, "invalid-value", "lower-case letters and digits only", "%v", err)
+		}
+	}
+	if c.MaxHops < 0 {
+		ck.Errorf("maxHops", "invalid-value", "", "maxHops must be positive")
+	}
+	if c.Data.Set && !bus.IsJSON(c.ContentType) && structuredData(c.Data.Root) {
+		ck.Errorf("data", "invalid-value", "write text, or leave contentType out", "an object or list cannot be %s", c.ContentType)
+	}
+}
+
+func structuredData(v any) bool {
+	switch v.(type) {
+	case map[string]any, []any:
+		return true
+	}
+	return false
+}
+
+func extensionName(s string) error {
+	for i := 0; i < len(s); i++ {
+		if c := s[i]; (c < 'a' || c > 'z') && (c < '0' || c > '9') {
+			return errors.New("the name of an extension attribute is not " + s)
+		}
+	}
+	switch s {
+	case "", "id", "source", "type", "subject", "time", "data", "specversion", "datacontenttype", "dataschema":
+		return errors.New("an extension attribute cannot be named " + s)
+	}
+	return nil
+}
+
+type function struct {
+	cfg     *Config
+	host    triggers.Host
+	maxHops int
+}
+
+func newFunction(cfg *Config, env triggers.Env) (*function, error) {
+	if env.Host == nil {
+		return nil, errors.New("publish needs a bus")
+	}
+	for name := range cfg.Extensions {
+		if err := extensionName(name); err != nil {
+			return nil, err
+		}
+	}
+	f := &function{cfg: cfg, host: env.Host, maxHops: cfg.MaxHops}
+	if f.maxHops <= 0 {
+		f.maxHops = defaultHops
+	}
+	return f, nil
+}
+
+// Invoke stores the event. Its id follows from the call's key, so that the bus
+// recognises a repeated call.
+func (f *function) Invoke(ctx context.Context, c *triggers.Call) (triggers.Result, error) {
+	if err := ctx.Err(); err != nil {
+		return triggers.Result{}, err
+	}
+	ev, err := f.event(c)
+	if err != nil {
+		return triggers.Result{}, err
+	}
+	if err := f.host.Publish(ctx, ev); err != nil {
+		if errors.Is(err, bus.ErrTooLarge) {
+			return triggers.Result{}, triggers.Permanentf("event %s: %w", ev.Type, err)
+		}
+		return triggers.Result{}, err
+	}
+	out, err := json.Marshal(map[string]string{"id": ev.ID, "type": ev.Type, "source": ev.Source})
+	if err != nil {
+		return triggers.Result{}, err
+	}
+	return triggers.Result{Output: out, ContentType: "application/json", Status: "published"}, nil
+}
+
+func (f *function) event(c *triggers.Call) (*bus.Event, error) {
+	// The function's name stands in when no sensor called.
+	by := c.Sensor
+	if by == "" {
+		by = c.Function
+	}
+	ev := &bus.Event{
+		ID: c.Key + "/0", ProducerID: true, Time: time.Now().UTC(),
+		EventSource: bus.SourcePublish, EventName: by,
+		Hops: 1, Cause: c.Key,
+	}
+	if c.Key == "" || by == "" {
+		return nil, triggers.Permanentf("the call has no key or no name; it cannot be repeated safely")
+	}
+	var err error
+	if ev.Type, err = text(f.cfg.Type, c); err != nil {
+		return nil, err
+	}
+	if ev.Type == "" {
+		return nil, triggers.Permanentf("type is empty; an event needs one")
+	}
+	if ev.Source, err = text(f.cfg.Source, c); err != nil {
+		return nil, err
+	}
+	if ev.Source == "" {
+		ev.Source = "/sensors/" + by
+	}
+	if ev.Subject, err = text(f.cfg.Subject, c); err != nil {
+		return nil, err
+	}
+	if in := c.Event; in != nil {
+		if ev.Hops = in.Hops + 1; ev.Hops > f.maxHops {
+			return nil, triggers.Permanentf(
+				"hop limit %d reached: %s publishes %s because of %s (event %s), which already passed through %d functions; this is a loop unless maxHops is too low: narrow the dependency of the sensor that listens to %s",
+				f.maxHops, caller(c), ev.Type, in.Type, in.ID, in.Hops, ev.Type)
+		}
+		for _, k := range [...]string{"traceparent", "tracestate"} {
+			if v, ok := in.Extensions[k]; ok {
+				setExtension(ev, k, v)
+			}
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(f.cfg.Extensions)) {
+		v, err := text(f.cfg.Extensions[name], c)
+		if err != nil {
+			return nil, err
+		}
+		if v == "" {
+			delete(ev.Extensions, name)
+			continue
+		}
+		setExtension(ev, name, v)
+	}
+	return ev, f.data(ev, c)
+}
+
+// caller names who publishes, for people.
+func caller(c *triggers.Call) string {
+	if c.Sensor == "" {
+		return "function " + c.Function
+	}
+	return "trigger " + c.Trigger + " of sensor " + c.Sensor
+}
+
+func setExtension(ev *bus.Event, k, v string) {
+	if ev.Extensions == nil {
+		ev.Extensions = make(map[string]string, 2)
+	}
+	ev.Extensions[k] = v
+}
+
+// data fills data and content type in.
+func (f *function) data(ev *bus.Event, c *triggers.Call) error {
+	var v any
+	switch {
+	case f.cfg.Data.Set:
+		var err error
+		if v, err = c.Values.Template(f.cfg.Data); err != nil {
+			return err
+		}
+		if v == nil {
+			return nil
+		}
+	case c.HasInput:
+		v = c.Input
+	case c.Event != nil:
+		ev.Data, ev.DataContentType, ev.DataSchema = c.Event.Data, c.Event.DataContentType, c.Event.DataSchema
+		if f.cfg.ContentType != "" {
+			ev.DataContentType = f.cfg.ContentType
+		}
+		return nil
+	default:
+		return nil
+	}
+	if ev.DataContentType = f.cfg.ContentType; ev.DataContentType == "" {
+		ev.DataContentType = "application/json"
+	}
+	if !bus.IsJSON(ev.DataContentType) {
+		s, ok := v.(string)
+		if !ok {
+			return triggers.Permanentf("data is no text, it cannot be %s; leave contentType out for JSON", ev.DataContentType)
+		}
+		ev.Data = []byte(s)
+		return nil
+	}
+	b, err := json.Marshal(v)
+	if err != nil {
+		return triggers.Permanentf("data is not JSON: %w", err)
+	}
+	ev.Data = b
+	return nil
+}
+
+func text(t specs.Text, c *triggers.Call) (string, error) {
+	if triggers.Constant(t) {
+		return t.Value, nil
+	}
+	s, err := c.Values.Text(t)
+	return strings.TrimSpace(s), err
+}
