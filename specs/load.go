@@ -1,6 +1,16 @@
 package specs
 
-// Loader turns files into resources. The zero limits mean the defaults.
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Loader turns files into resources. The zero limits mean the defaults. It is
+// a value without state: the same files give the same result, and it may be
+// used from many goroutines.
 type Loader struct {
 	Types Types
 	// MaxFileSize, MaxNodes and MaxDepth bound one file: bytes (default
@@ -38,8 +48,117 @@ type File struct {
 // Root is one path that was asked for.
 type Root struct {
 	Path string
-	// Err is set when it is missing or unreadable.
+	// Err is set when it, or a directory in it, is missing or unreadable, so
+	// that nothing may be concluded from the absence of a resource.
 	Err error
 	// Device identifies the file system it is on, to notice a changed mount.
 	Device uint64
+}
+
+// Set returns the valid resources as a set.
+func (l *Loaded) Set() *Set {
+	s := &Set{Resources: make(map[Ref]*Resource, len(l.Resources))}
+	for _, r := range l.Resources {
+		s.Resources[r.Ref()] = r
+	}
+	return s
+}
+
+// Load reads files and directories: every *.yaml and *.yml, recursively,
+// without hidden entries and editors' backups. Symbolic links are followed
+// within their root. What is wrong with the files is in Loaded.Diagnostics; the
+// error is that of ctx alone.
+func (l Loader) Load(ctx context.Context, paths ...string) (*Loaded, error) {
+	out := &Loaded{}
+	w := walker{limit: l.limits().size, seen: map[string]bool{}}
+	table := typeTable{}
+	var parsed []parsedFile
+	for _, path := range paths {
+		root, err := w.root(ctx, path, func(name string, data []byte) {
+			parsed = append(parsed, l.parseFile(Pos{File: name}, data, table))
+		})
+		if err != nil {
+			return nil, err
+		}
+		out.Roots = append(out.Roots, root)
+	}
+	out.Files = append(out.Files, w.broken...)
+	out.Diagnostics = append(out.Diagnostics, w.found...)
+	out.merge(parsed)
+	return out, nil
+}
+
+// LoadBytes reads documents from memory; name stands for the file.
+func (l Loader) LoadBytes(name string, data []byte) *Loaded {
+	return l.LoadSource(Pos{File: name}, string(data))
+}
+
+// LoadSource reads a stored [Resource.Source] again. Given its Resource.Pos,
+// every place in the result is the one it had in the file.
+func (l Loader) LoadSource(pos Pos, source string) *Loaded {
+	out := &Loaded{}
+	out.merge([]parsedFile{l.parseFile(pos, []byte(source), typeTable{})})
+	return out
+}
+
+// parsedFile is what one file gave. It depends on name, data and the types
+// alone.
+type parsedFile struct {
+	name   string
+	broken bool
+	docs   []document
+	found  Diagnostics
+}
+
+// parseFile reads one file whose text begins at the line of pos.
+func (l Loader) parseFile(pos Pos, data []byte, table typeTable) parsedFile {
+	src := &source{file: pos.File, offset: max(pos.Line-1, 0)}
+	nodes, ok := src.readDocuments(data, l.limits())
+	p := parsedFile{name: pos.File, broken: !ok}
+	for _, n := range nodes {
+		d := &decoder{source: src, types: l.Types, table: table}
+		p.docs = append(p.docs, d.resource(n, src.lines.document(n.line)))
+	}
+	p.found = src.found
+	return p
+}
+
+// merge puts what the files gave together and finds resources defined twice.
+func (l *Loaded) merge(files []parsedFile) {
+	slices.SortStableFunc(files, func(a, b parsedFile) int { return strings.Compare(a.name, b.name) })
+	first := map[Ref]Pos{}
+	for _, p := range files {
+		f := File{Path: p.name, Broken: p.broken}
+		l.Diagnostics = append(l.Diagnostics, p.found...)
+		for _, doc := range p.docs {
+			if p.broken {
+				break
+			}
+			if doc.ref == (Ref{}) {
+				continue
+			}
+			if !slices.Contains(f.Refs, doc.ref) {
+				f.Refs = append(f.Refs, doc.ref)
+			}
+			if before, ok := first[doc.ref]; ok {
+				l.Diagnostics = append(l.Diagnostics, Diagnostic{
+					Pos: doc.pos, Severity: Error, Code: CodeDuplicateResource, Ref: doc.ref, Path: "metadata.name",
+					Message: fmt.Sprintf("%s %q is already defined at %s", doc.ref.Kind, doc.ref.Name, before),
+					Hint:    "rename or remove one of them", Related: []Pos{before},
+				})
+				continue
+			}
+			first[doc.ref] = doc.pos
+			if doc.resource != nil {
+				l.Resources = append(l.Resources, doc.resource)
+			} else {
+				l.Invalid = append(l.Invalid, doc.ref)
+			}
+		}
+		l.Files = append(l.Files, f)
+	}
+	slices.SortFunc(l.Resources, func(a, b *Resource) int { return compareRefs(a.Ref(), b.Ref()) })
+	slices.SortFunc(l.Invalid, compareRefs)
+	slices.SortStableFunc(l.Files, func(a, b File) int { return cmp.Compare(a.Path, b.Path) })
+	l.Diagnostics = l.Diagnostics.Sort()
 }

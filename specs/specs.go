@@ -60,13 +60,15 @@ type Resource struct {
 	// Hash is a hash of the canonical form of the document (key order,
 	// comments and formatting do not count), hex.
 	Hash string
-	// Source is the document's own YAML text, re-encoded canonically, so that
-	// it can be stored and loaded again.
+	// Source is the document's own text, whole lines beginning with that of
+	// Pos, so that it can be stored and loaded again by [Loader.LoadSource].
 	Source string
 	// Spec is *EventSource, *Sensor, *Function or *Secret.
 	Spec any
-	// Uses are the resources this one references.
+	// Uses are the resources this one references, sorted.
 	Uses []Ref
+
+	uses []use
 }
 
 // Ref returns the kind and name.
@@ -92,13 +94,14 @@ type Type struct {
 	Doc string
 	// New returns a pointer to a new config struct holding the defaults. The
 	// struct's fields have `yaml` names and `doc` texts; `required:"true"`
-	// marks what must be there, `enum:"a,b"` what is allowed, `example` shows.
-	// A field may be any of: bool, string, integers, floats, [Duration],
+	// marks what must be there and not empty, `enum:"a,b"` what is allowed,
+	// `min` and `max` (as in a spec, for example "1ms") the limits of numbers,
+	// durations and sizes; `example` shows. A field may be any of: bool, string, integers, floats, [Duration],
 	// [Size], [Expr], [Text], [Template], [SecretRef], [Value], pointers,
 	// slices, maps with string keys and structs of these; an embedded struct
-	// tagged `yaml:",inline"` is flattened. A config that has the method
-	// Validate(*Checker) is asked for what the types cannot say. A type that
-	// has UnmarshalSpec(*Node) decodes itself, as a shorthand.
+	// tagged `yaml:",inline"` is flattened; a field `Pos Pos` takes the place
+	// of its struct. A config that has the method Validate(*Checker) is asked
+	// for what the types cannot say, once everything else about it is right.
 	New func() any
 }
 
@@ -145,10 +148,16 @@ type TextPos struct {
 	// Indent is the column in which the lines after the first begin, 0 when
 	// the mapping of later lines is not known (then they map to Pos).
 	Indent int
+	// Fixed is true when the text is not in the file as it is, because it is
+	// folded or has escapes: then every place in it maps to Pos.
+	Fixed bool
 }
 
 // At returns the place of line and column (both from 1) of the text.
 func (p TextPos) At(line, col int) Pos {
+	if p.Fixed {
+		return p.Pos
+	}
 	if line <= 1 {
 		return Pos{p.File, p.Line, p.Col + max(col, 1) - 1}
 	}
@@ -218,6 +227,8 @@ type SourceEvent struct {
 	Config any
 	// Hash covers Type, Name and the canonical config.
 	Hash string
+	// Uses are the resources the config references, sorted.
+	Uses []Ref
 }
 
 // Secret says where secret values come from; it never holds one.
@@ -240,7 +251,7 @@ const (
 type Sensor struct {
 	Dependencies []Dependency `yaml:"dependencies" required:"true" doc:"The events this sensor waits for."`
 	Correlate    Expr         `yaml:"correlate" doc:"Expression whose value pairs events: only events with the same value are combined." example:"data.orderId"`
-	Within       Duration     `yaml:"within" doc:"How long an event waits for the others." example:"10m"`
+	Within       Duration     `yaml:"within" min:"1ms" doc:"How long an event waits for the others." example:"10m"`
 	Condition    Expr         `yaml:"condition" doc:"Expression over dependency names; default: all of them." example:"order && payment"`
 	Triggers     []Trigger    `yaml:"triggers" required:"true" doc:"What happens when the condition holds."`
 }
@@ -289,8 +300,8 @@ type Function struct {
 // Delivery says how a function is called. A trigger's values win over its
 // function's.
 type Delivery struct {
-	Timeout     Duration `yaml:"timeout" doc:"Longest time one call may take; default 30s." example:"10s"`
-	Concurrency int      `yaml:"concurrency" doc:"Most calls at the same time; default 16."`
+	Timeout     Duration `yaml:"timeout" min:"1ms" doc:"Longest time one call may take; default 30s." example:"10s"`
+	Concurrency int      `yaml:"concurrency" min:"1" max:"10000" doc:"Most calls at the same time; default 16."`
 	Retry       *Retry   `yaml:"retry" doc:"How failed calls are repeated."`
 	Overflow    string   `yaml:"overflow" enum:"dlq,block" doc:"What happens with jobs beyond the parking limit: dlq (default) or block."`
 }
@@ -298,9 +309,9 @@ type Delivery struct {
 // Retry is a retry policy: attempt n waits backoff·factor^(n-1), at most max,
 // plus or minus jitter.
 type Retry struct {
-	Attempts int      `yaml:"attempts" doc:"Number of all calls, the first included; default 5."`
-	Backoff  Duration `yaml:"backoff" doc:"Wait before the second call; default 1s."`
-	Factor   float64  `yaml:"factor" doc:"Growth of the wait; default 2."`
-	Max      Duration `yaml:"max" doc:"Longest wait; default 5m."`
-	Jitter   *float64 `yaml:"jitter" doc:"Random part of the wait, 0 to 1; default 0.1."`
+	Attempts int      `yaml:"attempts" min:"1" max:"1000" doc:"Number of all calls, the first included; default 5."`
+	Backoff  Duration `yaml:"backoff" min:"1ms" doc:"Wait before the second call; default 1s."`
+	Factor   float64  `yaml:"factor" min:"1" max:"100" doc:"Growth of the wait; default 2."`
+	Max      Duration `yaml:"max" min:"1ms" doc:"Longest wait; default 5m."`
+	Jitter   *float64 `yaml:"jitter" min:"0" max:"1" doc:"Random part of the wait, 0 to 1; default 0.1."`
 }

@@ -1,0 +1,487 @@
+package specs
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"math"
+	"reflect"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// document is what became of one document.
+type document struct {
+	resource *Resource // nil when it has errors
+	// ref is empty unless both kind and name could be read.
+	ref Ref
+	pos Pos
+}
+
+var kinds = []string{string(KindEventSource), string(KindSensor), string(KindFunction), string(KindSecret)}
+
+var dnsLabel = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+
+// resource decodes one document.
+func (d *decoder) resource(n *node, text string) document {
+	doc := document{pos: d.place(n)}
+	if n.kind != mapNode {
+		d.errorf(n, "", CodeNotResource, "begin with apiVersion: "+APIVersion, "expected a resource, found %s", n.describe())
+		return doc
+	}
+	r := &Resource{Pos: d.place(n), NamePos: d.place(n)}
+	if m := n.get("metadata"); m != nil {
+		if name := m.get("name"); name != nil && name.kind == scalarNode && !name.null() {
+			r.NamePos, r.Metadata.Name = d.place(name), name.value
+		}
+	}
+	known := false
+	if k := n.get("kind"); k != nil && k.kind == scalarNode {
+		r.Kind = Kind(k.value)
+		known = slices.Contains(kinds, k.value)
+	}
+	if known {
+		d.ref = r.Ref()
+	}
+	d.envelope(n, r, known)
+	if known {
+		d.spec(n, r)
+	}
+	if known && dnsLabel.MatchString(r.Metadata.Name) {
+		doc.ref, doc.pos = r.Ref(), r.NamePos
+	}
+	if d.errors > 0 || d.dropped {
+		return doc
+	}
+	r.Hash = hash(n.canonical(nil))
+	r.Source = text
+	r.uses = d.uses
+	r.Uses = refs(d.uses)
+	doc.resource = r
+	return doc
+}
+
+// refs are the distinct references, sorted.
+func refs(uses []use) []Ref {
+	var out []Ref
+	for _, u := range uses {
+		if !slices.Contains(out, u.ref) {
+			out = append(out, u.ref)
+		}
+	}
+	slices.SortFunc(out, compareRefs)
+	return out
+}
+
+func compareRefs(a, b Ref) int {
+	if c := strings.Compare(string(a.Kind), string(b.Kind)); c != 0 {
+		return c
+	}
+	return strings.Compare(a.Name, b.Name)
+}
+
+func (d *decoder) envelope(n *node, r *Resource, known bool) {
+	keys := []string{"apiVersion", "kind", "metadata", "spec"}
+	for _, p := range n.pairs {
+		if slices.Contains(keys, p.key.value) {
+			continue
+		}
+		if k := p.key.value; r.Kind == KindSecret && (k == "data" || k == "stringData") {
+			d.errorf(p.key, k, CodeUnknownKey, "name environment variables or files under spec.env or spec.files",
+				"a Secret never holds a value")
+			continue
+		}
+		d.unknownKey(p.key, "", keys)
+	}
+	if v := n.get("apiVersion"); v == nil {
+		d.errorf(n, "apiVersion", CodeAPIVersion, "write apiVersion: "+APIVersion, "apiVersion is missing")
+	} else if v.kind != scalarNode || v.value != APIVersion {
+		d.errorf(v, "apiVersion", CodeAPIVersion, "write apiVersion: "+APIVersion, "unknown apiVersion %s", v.describe())
+	}
+	if k := n.get("kind"); k == nil {
+		d.errorf(n, "kind", CodeUnknownKind, didYouMean("", kinds), "kind is missing")
+	} else if !known {
+		d.errorf(k, "kind", CodeUnknownKind, didYouMean(k.value, kinds), "unknown kind %s", k.describe())
+	}
+	m := n.get("metadata")
+	if m == nil {
+		d.errorf(n, "metadata.name", CodeMissingKey, "write metadata: {name: …}", "the resource has no name")
+		return
+	}
+	before := d.errors
+	d.structure(m, reflect.ValueOf(&r.Metadata).Elem(), "metadata", nil, nil)
+	name := m.get("name")
+	switch {
+	case name == nil && m.kind == mapNode:
+		d.errorf(m, "metadata.name", CodeMissingKey, "write name: …", "the resource has no name")
+	case d.errors == before:
+		d.name(name, "metadata.name")
+	}
+}
+
+// name checks that a value is a DNS label.
+func (d *decoder) name(n *node, path string) bool {
+	if n == nil || n.kind != scalarNode {
+		return false
+	}
+	if dnsLabel.MatchString(n.value) {
+		return true
+	}
+	hint := "use lower-case letters, digits and -, at most 63"
+	if s := label(n.value); s != "" {
+		hint += "; for example " + s
+	}
+	d.errorf(n, path, CodeInvalidName, hint, "%s is not a valid name", n.describe())
+	return false
+}
+
+var notLabel = regexp.MustCompile(`[^a-z0-9]+`)
+
+// label makes a DNS label of a text, "" when nothing is left.
+func label(s string) string {
+	s = strings.Trim(notLabel.ReplaceAllString(strings.ToLower(s), "-"), "-")
+	return strings.TrimRight(s[:min(len(s), 63)], "-")
+}
+
+func (d *decoder) spec(n *node, r *Resource) {
+	s := n.get("spec")
+	if s == nil {
+		d.errorf(n, "spec", CodeMissingKey, "", "spec is missing")
+		return
+	}
+	if s.null() {
+		d.errorf(s, "spec", CodeMissingKey, "", "spec is empty")
+		return
+	}
+	switch r.Kind {
+	case KindEventSource:
+		r.Spec = d.eventSource(s)
+	case KindSensor:
+		sensor := &Sensor{}
+		d.structure(s, reflect.ValueOf(sensor).Elem(), "spec", nil, nil)
+		d.sensor(s, sensor)
+		r.Spec = sensor
+	case KindFunction:
+		fn := &Function{}
+		fn.Call = d.call(s, reflect.ValueOf(fn).Elem(), "spec")
+		if s.kind == mapNode && fn.Call.Kind == "" && !d.hasKind(s) {
+			d.errorf(s, "spec", CodeFunctionChoice, "give one of: "+strings.Join(typeNames(d.types.Functions), ", "), "no function kind is given")
+		}
+		d.delivery(s, &fn.Delivery, "spec")
+		r.Spec = fn
+	case KindSecret:
+		secret := &Secret{}
+		d.structure(s, reflect.ValueOf(secret).Elem(), "spec", nil, nil)
+		d.secret(s)
+		r.Spec = secret
+	}
+}
+
+func typeNames(types []Type) []string {
+	names := make([]string, len(types))
+	for i := range types {
+		names[i] = types[i].Name
+	}
+	return names
+}
+
+func (d *decoder) eventSource(n *node) *EventSource {
+	src := &EventSource{}
+	types := typeNames(d.types.Sources)
+	if !d.mapping(n, "spec", "source types: "+strings.Join(types, ", ")) {
+		return src
+	}
+	seen := map[string]*node{}
+	for _, p := range n.pairs {
+		path := join("spec", p.key.value)
+		t := d.types.Source(p.key.value)
+		if t == nil {
+			d.errorf(p.key, path, CodeUnknownSourceType, didYouMean(p.key.value, types), "unknown source type %q", p.key.value)
+			continue
+		}
+		if !d.mapping(p.val, path, "write the events by name: "+t.Name+": {my-event: {…}}") {
+			continue
+		}
+		for _, e := range p.val.pairs {
+			at := join(path, e.key.value)
+			d.name(e.key, at)
+			if first := seen[e.key.value]; first != nil {
+				d.duplicate(e.key, first, at, "event")
+				continue
+			}
+			seen[e.key.value] = e.key
+			from := len(d.uses)
+			ev := SourceEvent{Type: t.Name, Name: e.key.value, Pos: d.place(e.key), Config: d.config(e.val, t, at)}
+			b := appendToken(nil, 't', t.Name)
+			b = appendToken(b, 'n', ev.Name)
+			ev.Hash = hash(e.val.canonical(b))
+			ev.Uses = refs(d.uses[from:])
+			src.Events = append(src.Events, ev)
+		}
+	}
+	if len(seen) == 0 && d.errors == 0 {
+		d.errorf(n, "spec", CodeMissingKey, "source types: "+strings.Join(types, ", "), "no event is declared")
+	}
+	slices.SortFunc(src.Events, func(a, b SourceEvent) int { return strings.Compare(a.Name, b.Name) })
+	return src
+}
+
+// duplicate reports a name that is there twice, naming both places.
+func (d *decoder) duplicate(n, first *node, path, what string) {
+	d.errors++
+	d.add(Diagnostic{
+		Pos: d.place(n), Severity: Error, Code: CodeDuplicateName, Ref: d.ref, Path: path,
+		Message: fmt.Sprintf("%s %q is already defined at line %d", what, n.value, d.place(first).Line),
+		Hint:    "rename one of them", Related: []Pos{d.place(first)},
+	})
+}
+
+// hasKind reports whether a mapping has the key of a function kind.
+func (d *decoder) hasKind(n *node) bool {
+	return slices.ContainsFunc(n.pairs, func(p pair) bool { return d.types.Function(p.key.value) != nil })
+}
+
+// call decodes a struct that may have one function kind among its keys.
+func (d *decoder) call(n *node, v reflect.Value, path string) Call {
+	var call Call
+	d.structure(n, v, path, typeNames(d.types.Functions), func(p pair) bool {
+		t := d.types.Function(p.key.value)
+		if t == nil {
+			// Where a mapping stands and no kind does, one was meant.
+			if p.val.kind != mapNode || d.hasKind(n) || n.get("function") != nil ||
+				nearest(p.key.value, d.table.info(v.Type()).names) != "" {
+				return false
+			}
+			d.errorf(p.key, join(path, p.key.value), CodeUnknownKey, didYouMean(p.key.value, typeNames(d.types.Functions)),
+				"unknown function kind %q", p.key.value)
+			call.Kind = p.key.value
+			return true
+		}
+		if call.Kind != "" {
+			d.errorf(p.key, join(path, p.key.value), CodeFunctionChoice, "keep one of them",
+				"%s is given, and %s too", call.Kind, t.Name)
+			return true
+		}
+		call = Call{Kind: t.Name, Config: d.config(p.val, t, join(path, t.Name)), Pos: d.place(p.key)}
+		return true
+	})
+	return call
+}
+
+func (d *decoder) trigger(n *node, t *Trigger, path string) {
+	call := d.call(n, reflect.ValueOf(t).Elem(), path)
+	if n.kind != mapNode {
+		return
+	}
+	fn := n.get("function")
+	if fn != nil && fn.kind == scalarNode && !fn.null() {
+		t.FunctionPos = d.place(fn)
+		d.uses = append(d.uses, use{Ref{KindFunction, t.Function}, "", t.FunctionPos, join(path, "function")})
+	}
+	switch {
+	case call.Kind != "" && fn != nil:
+		d.errorf(fn, join(path, "function"), CodeFunctionChoice, "keep one of them", "a function is named, and %s is given inline", call.Kind)
+	case call.Config != nil:
+		t.Inline = &call
+	case call.Kind == "" && (fn == nil || t.Function == "" && fn.kind == scalarNode):
+		d.errorf(n, path, CodeFunctionChoice,
+			"name a Function with function: or give one of: "+strings.Join(typeNames(d.types.Functions), ", "),
+			"the trigger calls nothing")
+	}
+	d.delivery(n, &t.Delivery, path)
+}
+
+func (d *decoder) delivery(n *node, v *Delivery, path string) {
+	if v.Retry == nil || v.Retry.Max == 0 || v.Retry.Backoff <= v.Retry.Max {
+		return
+	}
+	at := n.find("retry.backoff")
+	d.errorf(at, join(path, "retry.backoff"), CodeOutOfRange, "at most max, "+v.Retry.Max.String(),
+		"%s is too large", at.describe())
+}
+
+var envName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+
+func (d *decoder) secret(n *node) {
+	env, files := n.get("env"), n.get("files")
+	if n.kind == mapNode && (env == nil || len(env.pairs) == 0) && (files == nil || len(files.pairs) == 0) && d.errors == 0 {
+		d.errorf(n, "spec", CodeMissingKey, "write env: {key: VARIABLE} or files: {key: path}", "the Secret has no keys")
+		return
+	}
+	for _, m := range []struct {
+		n    *node
+		path string
+	}{{env, "spec.env"}, {files, "spec.files"}} {
+		if m.n == nil {
+			continue
+		}
+		for _, p := range m.n.pairs {
+			switch at := join(m.path, p.key.value); {
+			case p.val.kind != scalarNode:
+			case p.val.value == "":
+				d.errorf(p.val, at, CodeMissingKey, "", "%q is empty", p.key.value)
+			case m.n == env && !envName.MatchString(p.val.value):
+				d.errorf(p.val, at, CodeInvalidValue, "a Secret names where a value is, it does not hold it",
+					"this is not the name of an environment variable")
+			}
+			if m.n != files || env == nil {
+				continue
+			}
+			for _, e := range env.pairs {
+				if e.key.value == p.key.value {
+					d.duplicate(p.key, e.key, join(m.path, p.key.value), "key")
+				}
+			}
+		}
+	}
+}
+
+// reserved are the names of event attributes in expressions, and expr's words.
+var reserved = []string{
+	"id", "type", "source", "subject", "time", "datacontenttype", "dataschema", "extensions", "data", "request",
+	"and", "or", "not", "in", "let", "if", "else", "true", "false", "nil", "matches", "contains",
+	"absent",
+}
+
+// sensor checks what the types of the fields cannot say.
+func (d *decoder) sensor(n *node, s *Sensor) {
+	deps, triggers := n.get("dependencies"), n.get("triggers")
+	if deps != nil {
+		d.dependencies(deps.items, s)
+	}
+	if triggers == nil {
+		return
+	}
+	seen := map[string]*node{}
+	for i, t := range triggers.items {
+		path := "spec.triggers[" + strconv.Itoa(i) + "].name"
+		name := t.get("name")
+		if name == nil || name.null() || !d.name(name, path) {
+			continue
+		}
+		if first := seen[name.value]; first != nil {
+			d.duplicate(name, first, path, "trigger")
+			continue
+		}
+		seen[name.value] = name
+	}
+}
+
+func (d *decoder) dependencies(items []*node, s *Sensor) {
+	seen := map[string]*node{}
+	for i, n := range items {
+		if n.kind != mapNode || i >= len(s.Dependencies) {
+			continue
+		}
+		path := "spec.dependencies[" + strconv.Itoa(i) + "]"
+		dep := &s.Dependencies[i]
+		d.dependencyName(n.get("name"), join(path, "name"), seen)
+		if n.get("source") == nil && n.get("event") == nil && n.get("type") == nil && n.get("subject") == nil {
+			d.errorf(n, path, CodeEmptyDependency, `give source, event, type or subject; source: "*" for every event`,
+				"the dependency does not say which events")
+		}
+		for _, key := range []string{"source", "event", "type", "subject"} {
+			d.glob(n.get(key), join(path, key), key)
+		}
+		if src := n.get("source"); src != nil && src.kind == scalarNode && dep.Source != "" && !IsGlob(dep.Source) && !strings.HasPrefix(dep.Source, "_") {
+			d.uses = append(d.uses, use{Ref{KindEventSource, dep.Source}, "", d.place(src), join(path, "source")})
+			if ev := n.get("event"); ev != nil && ev.kind == scalarNode && dep.Event != "" && !IsGlob(dep.Event) {
+				d.uses = append(d.uses, use{Ref{KindEventSource, dep.Source}, dep.Event, d.place(ev), join(path, "event")})
+			}
+		}
+	}
+}
+
+func (d *decoder) dependencyName(name *node, path string, seen map[string]*node) {
+	if name == nil || name.null() || !d.name(name, path) {
+		return
+	}
+	ident := strings.ReplaceAll(name.value, "-", "_")
+	if first := seen[ident]; first != nil {
+		if first.value == name.value {
+			d.duplicate(name, first, path, "dependency")
+			return
+		}
+		d.errors++
+		d.add(Diagnostic{
+			Pos: d.place(name), Severity: Error, Code: CodeNameCollision, Ref: d.ref, Path: path,
+			Message: fmt.Sprintf("%q and %q are both %s in expressions", first.value, name.value, ident),
+			Hint:    "rename one of them", Related: []Pos{d.place(first)},
+		})
+		return
+	}
+	seen[ident] = name
+	switch {
+	case slices.Contains(reserved, ident):
+		d.errorf(name, path, CodeReservedName, "choose another name", "%q means something else in expressions", name.value)
+	case name.value[0] >= '0' && name.value[0] <= '9':
+		d.errorf(name, path, CodeInvalidName, "begin it with a letter", "%s cannot be used in expressions", name.describe())
+	}
+}
+
+// glob checks the pattern of a dependency.
+func (d *decoder) glob(n *node, path, key string) {
+	if n == nil || n.kind != scalarNode || n.null() {
+		return
+	}
+	bad := " \t\n"
+	if key == "source" || key == "event" {
+		bad = " \t\n[]{}\\"
+	}
+	switch i := strings.IndexAny(n.value, bad); {
+	case n.value == "":
+		d.errorf(n, path, CodeInvalidGlob, "remove the key to accept any", "the pattern is empty")
+	case i >= 0:
+		d.errorf(n, path, CodeInvalidGlob, "patterns have * for any text and ? for one character",
+			"%q cannot be part of this pattern", n.value[i:i+1])
+	}
+}
+
+// canonical appends a form of the value in which key order, comments, style
+// and anchors do not show.
+func (n *node) canonical(b []byte) []byte {
+	switch n.kind {
+	case listNode:
+		b = append(b, '[')
+		for _, item := range n.items {
+			b = item.canonical(b)
+		}
+		return append(b, ']')
+	case mapNode:
+		pairs := n.pairs
+		if !slices.IsSortedFunc(pairs, comparePairs) {
+			pairs = slices.SortedFunc(slices.Values(pairs), comparePairs)
+		}
+		b = append(b, '{')
+		for _, p := range pairs {
+			b = appendToken(b, 'k', p.key.value)
+			b = p.val.canonical(b)
+		}
+		return append(b, '}')
+	}
+	switch n.tag {
+	case "!!null":
+		return append(b, '~')
+	case "!!int", "!!float", "!!bool":
+		// The text counts as well: a string field keeps it.
+		return appendToken(b, n.tag[2], n.value)
+	}
+	return appendToken(b, 's', n.value)
+}
+
+func comparePairs(a, b pair) int { return strings.Compare(a.key.value, b.key.value) }
+
+// appendToken appends text so that no two sequences of tokens look the same.
+func appendToken(b []byte, kind byte, text string) []byte {
+	b = append(b, kind)
+	b = strconv.AppendInt(b, int64(min(len(text), math.MaxInt32)), 10)
+	b = append(b, ':')
+	return append(b, text...)
+}
+
+func hash(b []byte) string {
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:16])
+}
