@@ -1,0 +1,168 @@
+package expression
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/expr-lang/expr/types"
+)
+
+// attributes are the names of an event's attributes and their types.
+func attributes() types.Map {
+	return types.Map{
+		"id": types.String, "type": types.String, "source": types.String, "subject": types.String,
+		"time": types.TypeOf(time.Time{}), "datacontenttype": types.String, "dataschema": types.String,
+		"extensions": types.TypeOf(map[string]any{}), "data": types.Any, "request": types.Any,
+	}
+}
+
+// Ident is the form of a resource or dependency name in expressions: '-' is
+// written '_'.
+func Ident(name string) string { return strings.ReplaceAll(name, "-", "_") }
+
+// Reserved reports whether name cannot be used for a dependency, because the
+// language gives it another meaning.
+func Reserved(name string) bool {
+	switch name {
+	case "true", "false", "nil", "not", "in", "and", "or", "matches", "contains", "startsWith", "endsWith", "let", "if", "else":
+		return true
+	}
+	return false
+}
+
+// Dep is a dependency a scope knows.
+type Dep struct {
+	// Name is its name as declared.
+	Name string
+	// List is true when expressions see a list of events.
+	List bool
+}
+
+// Scope is the set of names an expression may use. It is not changed after it
+// was made and may be used for any number of expressions.
+type Scope struct {
+	types types.Map
+	// alias are names for the environment itself; deps are dependencies by
+	// their form in expressions.
+	alias map[string]bool
+	deps  map[string]Dep
+}
+
+// EventScope has the attributes of one event (id, type, source, subject, time,
+// datacontenttype, dataschema, extensions, data, request) and each alias as an
+// object of the same. The environment of an evaluation is what
+// (*bus.Event).Attributes returns. An attribute wins over an alias of its name.
+func EventScope(alias ...string) Scope {
+	sc := Scope{types: attributes(), alias: make(map[string]bool, len(alias))}
+	for _, a := range alias {
+		a = Ident(a)
+		if _, ok := sc.types[a]; a != "" && !ok {
+			sc.alias[a] = true
+		}
+	}
+	return sc
+}
+
+// FiringScope has the dependencies by name. In the environment each is nil
+// until it has arrived, then an object with the attributes of its event, or,
+// for a list, a []any of those.
+func FiringScope(deps ...Dep) Scope {
+	sc := Scope{types: make(types.Map, len(deps)), deps: make(map[string]Dep, len(deps))}
+	event := attributes()
+	for _, d := range deps {
+		var t types.Type = event
+		if d.List {
+			t = types.Array(event)
+		}
+		sc.types[Ident(d.Name)] = t
+		sc.deps[Ident(d.Name)] = d
+	}
+	return sc
+}
+
+// CallScope is for the templates of a function called by name: the attributes
+// of the event as in [EventScope], `event` for all of them, and `input`, which
+// the environment holds under that name.
+func CallScope() Scope {
+	sc := EventScope("event")
+	sc.types["input"] = types.Any
+	return sc
+}
+
+// hint suggests what an unknown name was meant to be.
+func (sc Scope) hint(name string, called bool) string {
+	known := slices.Collect(maps.Keys(sc.types))
+	known = append(known, slices.Collect(maps.Keys(sc.alias))...)
+	slices.Sort(known)
+	candidates := known
+	if called {
+		candidates = Functions()
+	}
+	if n := nearest(name, candidates); n != "" {
+		return "did you mean " + n + "?"
+	}
+	switch {
+	case name == "absent":
+		return "a dependency's absence cannot be asked for yet"
+	case called:
+		return "there is no function of this name"
+	case sc.deps != nil && len(known) == 0:
+		return "there are no dependencies"
+	case sc.deps != nil:
+		return "the dependencies are " + strings.Join(known, ", ")
+	default:
+		return "the payload is `data`: write data." + name
+	}
+}
+
+func attributeHint(name string) string {
+	known := slices.Sorted(maps.Keys(attributes()))
+	if n := nearest(name, known); n != "" {
+		return "did you mean " + n + "?"
+	}
+	return "the payload is `data`: write data." + name
+}
+
+// nearest returns the candidate that differs from name by at most a third of
+// its letters, or "".
+func nearest(name string, candidates []string) string {
+	best, limit := "", max(1, len(name)/3)
+	for _, c := range candidates {
+		if d := distance(strings.ToLower(name), strings.ToLower(c), limit); d <= limit {
+			if d < limit || best == "" {
+				best = c
+			}
+			limit = d
+		}
+	}
+	return best
+}
+
+// distance is the number of letters to insert, delete, change or swap with
+// their neighbour (optimal string alignment), or more than limit.
+func distance(a, b string, limit int) int {
+	if len(a)-len(b) > limit || len(b)-len(a) > limit {
+		return limit + 1
+	}
+	prev2, prev, cur := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
+	for j := range prev {
+		prev[j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		cur[0] = i
+		for j := 1; j <= len(b); j++ {
+			cost := 1
+			if a[i-1] == b[j-1] {
+				cost = 0
+			}
+			cur[j] = min(prev[j]+1, cur[j-1]+1, prev[j-1]+cost)
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				cur[j] = min(cur[j], prev2[j-2]+1)
+			}
+		}
+		prev2, prev, cur = prev, cur, prev2
+	}
+	return prev[len(b)]
+}
