@@ -1,0 +1,17 @@
+// Package all is the list of the source types that come with the engine. A
+// new type adds one line here.
+package all
+
+import (
+	"github.com/sensor-engine/engine/sources"
+	"github.com/sensor-engine/engine/sources/ticker"
+	"github.com/sensor-engine/engine/sources/webhook"
+)
+
+// All returns every source type, sorted by name.
+func All() sources.Registry {
+	return sources.Registry{
+		ticker.Factory(),
+		webhook.Factory(),
+	}
+}
