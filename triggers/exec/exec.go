@@ -94,7 +94,7 @@ func newFunction(cfg *Config, env triggers.Env) (*function, error) {
 		}
 	}
 	for name, v := range cfg.Env {
-		if v.Secret == nil && !triggers.Constant(v.Text) && sensitive(name) {
+		if _, constant := triggers.Literal(v.Text); !constant && sensitive(name) {
 			return nil, fmt.Errorf("env.%s: %s", name, sensitiveText)
 		}
 		f.vars = append(f.vars, name)
@@ -218,7 +218,8 @@ func excerpt(log []byte) string {
 	}
 	more := ""
 	if len(line) > maxExcerpt {
-		line, more = line[:maxExcerpt], "…"
+		// Cut between words: half a secret could not be masked any more.
+		line, more = line[:max(bytes.LastIndexByte(line[:maxExcerpt], ' '), 0)], "…"
 	}
 	s := strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {

@@ -11,12 +11,12 @@ import (
 // Validate reports what the types cannot say.
 func (c *Config) Validate(ck *specs.Checker) {
 	if len(c.Command) > 0 && c.Command[0] == "" {
-		ck.Errorf("command[0]", "invalid-value", "the program to run", "the program is empty")
+		ck.Errorf("command[0]", specs.CodeInvalidValue, "the program to run", "the program is empty")
 	}
 	for _, arg := range c.Command {
 		// `${x}` may well be meant for `sh -c`; `${ x }` can only be ours.
 		if strings.Contains(arg, "${ ") {
-			ck.Errorf("command", "invalid-value", "read data on stdin or from a variable of env", "command has no templates, %q would reach the program as it is", arg)
+			ck.Errorf("command", specs.CodeInvalidValue, "read data on stdin or from a variable of env", "command has no templates, %q would reach the program as it is", arg)
 			break
 		}
 	}
@@ -26,12 +26,12 @@ func (c *Config) Validate(ck *specs.Checker) {
 	}
 	slices.Sort(names)
 	for _, name := range names {
-		v := c.Env[name]
+		_, constant := triggers.Literal(c.Env[name].Text)
 		switch {
 		case name == "" || strings.ContainsAny(name, "=\x00"):
-			ck.Errorf("env."+name, "invalid-value", "letters, digits and '_'", "%q is no name of a variable", name)
-		case v.Secret == nil && !triggers.Constant(v.Text) && sensitive(name):
-			ck.Errorf("env."+name, "invalid-value", "", sensitiveText)
+			ck.Errorf("env."+name, specs.CodeInvalidValue, "letters, digits and '_'", "%q is no name of a variable", name)
+		case !constant && sensitive(name):
+			ck.Errorf("env."+name, specs.CodeInvalidValue, "", sensitiveText)
 		}
 	}
 }

@@ -124,11 +124,12 @@ func newFunction(cfg *Config, env triggers.Env) (*function, error) {
 	agent := true
 	for _, name := range sortedKeys(cfg.Headers) {
 		v, key := cfg.Headers[name], http.CanonicalHeaderKey(name)
+		value, constant := triggers.Constant(v)
 		switch {
 		case key == "Host":
 			f.host = &v
-		case v.Secret == nil && triggers.Constant(v.Text):
-			f.fixed = append(f.fixed, fixedHeader{key, []string{v.Text.Value}})
+		case constant:
+			f.fixed = append(f.fixed, fixedHeader{key, []string{value}})
 		default:
 			f.rendered = append(f.rendered, renderedHeader{key, v})
 		}
@@ -137,8 +138,8 @@ func newFunction(cfg *Config, env triggers.Env) (*function, error) {
 	if agent {
 		f.fixed = append(f.fixed, fixedHeader{hdrAgent, []string{"sensor-engine"}})
 	}
-	if cfg.URL.Secret == nil && triggers.Constant(cfg.URL.Text) {
-		if f.target, err = newTarget(cfg.Method, cfg.URL.Text.Value, true); err != nil {
+	if raw, ok := triggers.Constant(cfg.URL); ok {
+		if f.target, err = newTarget(cfg.Method, raw, true); err != nil {
 			return nil, err
 		}
 	}

@@ -13,28 +13,29 @@ const owned = " Connection Content-Length Expect Keep-Alive Proxy-Connection Te 
 
 // Validate reports what the types cannot say.
 func (c *Config) Validate(ck *specs.Checker) {
-	if c.URL.Secret == nil && c.URL.Text.Value != "" && triggers.Constant(c.URL.Text) {
-		if _, err := newTarget(c.Method, c.URL.Text.Value, true); err != nil {
-			ck.Errorf("url", "invalid-value", "for example https://example.com/hook", "%v", err)
+	if raw, ok := triggers.Constant(c.URL); ok && raw != "" {
+		if _, err := newTarget(c.Method, raw, true); err != nil {
+			ck.Errorf("url", specs.CodeInvalidValue, "for example https://example.com/hook", "%v", err)
 		}
 	}
 	seen := map[string]string{}
 	for _, name := range sortedKeys(c.Headers) {
 		field, key := "headers."+name, http.CanonicalHeaderKey(name)
+		value, _ := triggers.Constant(c.Headers[name])
 		switch {
 		case !validName(name):
-			ck.Errorf(field, "invalid-value", "letters, digits and '-'", "%q is no header name", name)
+			ck.Errorf(field, specs.CodeInvalidValue, "letters, digits and '-'", "%q is no header name", name)
 		case strings.Contains(owned, " "+key+" "):
-			ck.Errorf(field, "invalid-value", "remove it", "header %s is set by the connection itself", key)
+			ck.Errorf(field, specs.CodeInvalidValue, "remove it", "header %s is set by the connection itself", key)
 		case seen[key] != "":
-			ck.Errorf(field, "invalid-value", "names of headers are case-insensitive", "header %s is given twice, as %s and %s", key, seen[key], name)
-		case c.Headers[name].Secret == nil && triggers.Constant(c.Headers[name].Text) && !validValue(c.Headers[name].Text.Value):
-			ck.Errorf(field, "invalid-value", "", "the value of header %s has control characters", key)
+			ck.Errorf(field, specs.CodeInvalidValue, "names of headers are case-insensitive", "header %s is given twice, as %s and %s", key, seen[key], name)
+		case !validValue(value):
+			ck.Errorf(field, specs.CodeInvalidValue, "", "the value of header %s has control characters", key)
 		}
 		seen[key] = name
 	}
 	if t := c.TLS; t != nil && (t.Cert == "") != (t.Key == "") {
-		ck.Errorf("tls", "invalid-value", "give both or neither", "a client certificate needs cert and key")
+		ck.Errorf("tls", specs.CodeInvalidValue, "give both or neither", "a client certificate needs cert and key")
 	}
 }
 

@@ -64,9 +64,9 @@ func (f *function) Invoke(ctx context.Context, c *triggers.Call) (triggers.Resul
 	switch {
 	case msg == "":
 		msg = summary(c.Event)
-	case !triggers.Constant(f.cfg.Message):
+	default:
 		var err error
-		if msg, err = c.Values.Text(f.cfg.Message); err != nil {
+		if msg, err = text(f.cfg.Message, c); err != nil {
 			return triggers.Result{}, err
 		}
 	}
@@ -86,6 +86,13 @@ func (f *function) Invoke(ctx context.Context, c *triggers.Call) (triggers.Resul
 		f.logger.LogAttrs(ctx, f.level, msg, attrs...)
 	}
 	return triggers.Result{Output: []byte(msg), ContentType: "text/plain; charset=utf-8", Truncated: truncated, Status: "logged"}, nil
+}
+
+func text(t specs.Text, c *triggers.Call) (string, error) {
+	if s, ok := triggers.Literal(t); ok {
+		return s, nil
+	}
+	return c.Values.Text(t)
 }
 
 func summary(ev *bus.Event) string {

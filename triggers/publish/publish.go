@@ -8,7 +8,6 @@ import (
 	"errors"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/sensor-engine/engine/bus"
@@ -48,14 +47,14 @@ func Factory() triggers.Factory {
 func (c *Config) Validate(ck *specs.Checker) {
 	for _, name := range slices.Sorted(maps.Keys(c.Extensions)) {
 		if err := extensionName(name); err != nil {
-			ck.Errorf("extensions."+name, "invalid-value", "lower-case letters and digits only", "%v", err)
+			ck.Errorf("extensions."+name, specs.CodeInvalidValue, "lower-case letters and digits only", "%v", err)
 		}
 	}
 	if c.MaxHops < 0 {
-		ck.Errorf("maxHops", "invalid-value", "", "maxHops must be positive")
+		ck.Errorf("maxHops", specs.CodeInvalidValue, "", "maxHops must be positive")
 	}
 	if c.Data.Set && !bus.IsJSON(c.ContentType) && structuredData(c.Data.Root) {
-		ck.Errorf("data", "invalid-value", "write text, or leave contentType out", "an object or list cannot be %s", c.ContentType)
+		ck.Errorf("data", specs.CodeInvalidValue, "write text, or leave contentType out", "an object or list cannot be %s", c.ContentType)
 	}
 }
 
@@ -239,9 +238,8 @@ func (f *function) data(ev *bus.Event, c *triggers.Call) error {
 }
 
 func text(t specs.Text, c *triggers.Call) (string, error) {
-	if triggers.Constant(t) {
-		return t.Value, nil
+	if s, ok := triggers.Literal(t); ok {
+		return s, nil
 	}
-	s, err := c.Values.Text(t)
-	return strings.TrimSpace(s), err
+	return c.Values.Text(t)
 }
