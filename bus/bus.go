@@ -25,6 +25,9 @@ var (
 	// ErrUnavailable says that the bus cannot be reached at the moment; the
 	// outcome of the operation is unknown.
 	ErrUnavailable = errors.New("bus is unavailable")
+	// ErrReplaced says that a stream is another one than before: recreated,
+	// restored or exchanged. What was read of it so far has no continuation.
+	ErrReplaced = errors.New("stream was replaced")
 	// ErrClosed says that the bus or the reader was closed by its owner.
 	ErrClosed = errors.New("closed")
 )

@@ -1,0 +1,506 @@
+package jetstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/sensor-engine/engine/bus"
+)
+
+// Bus is a [bus.Bus] over NATS JetStream. It survives the loss of its
+// connection, of its consumers, and, when the server is embedded, of its disk
+// space, without help.
+//
+// Lifecycle: Open starts the server, connects and reconciles the streams; one
+// goroutine then looks after disk, connection and streams; Close ends
+// everything in reverse.
+type Bus struct {
+	o      Options
+	prefix string    // of every subject
+	emb    *embedded // nil on an external server
+	disk   *disk     // nil on an external server
+
+	nc  *nats.Conn // records, acknowledgements of them, requests
+	rc  *nats.Conn // what consumers deliver
+	js  jetstream.JetStream
+	pub *publisher
+
+	events, parked, dlq, runs *stream
+	jobs, state               *stream
+	logs                      []*stream // in the order of definitions
+	partitions                int
+
+	diskLow atomic.Pointer[string] // why guarded streams refuse, nil when they do not
+	suspect atomic.Bool            // something is wrong with the streams: look
+	kick    chan struct{}
+	health  atomic.Pointer[bus.Health]
+
+	mu      sync.Mutex
+	pullers map[*puller]struct{}
+	down    string // why the server is unreachable
+	broken  string // why the server does not store
+
+	closing sync.Once
+	closed  chan struct{}
+	wg      sync.WaitGroup
+	ended   sync.WaitGroup // the connections' last callbacks
+}
+
+// Open starts or connects to a server and makes the streams what o says. It
+// blocks until events can be stored, or ctx ends. Errors tell in one line what
+// is wrong, where, and what to do.
+func Open(ctx context.Context, o Options) (_ *Bus, err error) {
+	if o, err = o.withDefaults(); err != nil {
+		return nil, err
+	}
+	b := &Bus{
+		o: o, kick: make(chan struct{}, 1), closed: make(chan struct{}),
+		pullers: map[*puller]struct{}{},
+	}
+	if o.Prefix != "" {
+		b.prefix = o.Prefix + "."
+	}
+	b.events, b.jobs = b.newStream("EVENTS", true, false), b.newStream("JOBS", true, true)
+	b.parked, b.dlq = b.newStream("PARKED", false, true), b.newStream("DLQ", false, false)
+	b.runs, b.state = b.newStream("RUNS", true, false), b.newStream("STATE", false, true)
+	b.logs = []*stream{b.events, b.jobs, b.parked, b.dlq, b.runs, b.state}
+	b.health.Store(&bus.Health{OK: true, Since: time.Now()})
+	defer func() {
+		if err != nil {
+			b.release()
+		}
+	}()
+
+	if o.URL == "" {
+		b.emb = &embedded{o: o}
+		b.disk = newDisk(o)
+		if err := b.emb.start(); err != nil {
+			return nil, err
+		}
+		b.disk.reserve()
+	}
+	if err := b.connect(ctx); err != nil {
+		return nil, err
+	}
+	if b.pub, err = newPublisher(b, b.nc); err != nil {
+		return nil, connError("subscribe to acknowledgements", err)
+	}
+	if err := b.reconcile(ctx); err != nil {
+		return nil, err
+	}
+	b.look()
+	b.wg.Go(b.watch)
+	return b, nil
+}
+
+func (b *Bus) connect(ctx context.Context) error {
+	opts := []nats.Option{
+		nats.Name("engine"),
+		nats.MaxReconnects(-1),
+		// What was not acknowledged fails at once and is not sent twice.
+		nats.ReconnectBufSize(-1),
+		// Credentials may be repaired while we try.
+		nats.IgnoreAuthErrorAbort(),
+		nats.CustomReconnectDelay(func(n int) time.Duration { return backoff(min(n, 7)) }),
+		nats.DisconnectErrHandler(b.onDisconnect),
+		nats.ReconnectHandler(b.onReconnect),
+		nats.ErrorHandler(b.onError),
+		nats.ClosedHandler(func(*nats.Conn) { b.ended.Done() }),
+	}
+	where := "the embedded bus"
+	if b.emb != nil {
+		opts = append(opts, nats.InProcessServer(b.emb))
+	} else {
+		where = "bus " + redact(b.o.URL)
+		if b.o.Credentials != "" {
+			opts = append(opts, nats.UserCredentials(b.o.Credentials))
+		}
+		if b.o.TLS.CA != "" {
+			opts = append(opts, nats.RootCAs(b.o.TLS.CA))
+		}
+		if b.o.TLS.Cert != "" {
+			opts = append(opts, nats.ClientCert(b.o.TLS.Cert, b.o.TLS.Key))
+		}
+		timeout := 5 * time.Second
+		if d, ok := ctx.Deadline(); ok {
+			timeout = min(timeout, time.Until(d))
+		}
+		opts = append(opts, nats.Timeout(max(timeout, time.Millisecond)))
+	}
+	for _, c := range []**nats.Conn{&b.nc, &b.rc} {
+		nc, err := nats.Connect(b.o.URL, opts...)
+		if err != nil {
+			return fmt.Errorf("cannot connect to %s: %w; is a NATS server with JetStream reachable there, and are credentials and TLS right?", where, err)
+		}
+		b.ended.Add(1)
+		*c = nc
+	}
+	if b.emb == nil {
+		if have := int(b.nc.MaxPayload()); have < b.o.MaxPayload {
+			return fmt.Errorf("%s takes at most %d bytes in a message, %d are needed: raise its max_payload or lower maxBody", where, have, b.o.MaxPayload)
+		}
+	}
+	var err error
+	if b.js, err = jetstream.New(b.nc, jetstream.WithDefaultTimeout(b.o.AckTimeout)); err != nil {
+		return connError("use "+where, err)
+	}
+	if _, err := b.js.AccountInfo(ctx); err != nil {
+		return fmt.Errorf("%s has no JetStream for this account: %w; enable it there", where, err)
+	}
+	return nil
+}
+
+// redact removes the password from URLs.
+func redact(urls string) string {
+	parts := strings.Split(urls, ",")
+	for i, p := range parts {
+		u, err := url.Parse(strings.TrimSpace(p))
+		switch {
+		case err != nil:
+			parts[i] = "(unreadable URL)"
+		case u.User != nil:
+			u.User = nil
+			parts[i] = u.String()
+		}
+	}
+	return strings.Join(parts, ",")
+}
+
+func (b *Bus) onDisconnect(nc *nats.Conn, err error) {
+	if b.isClosed() {
+		return
+	}
+	b.mu.Lock()
+	if b.down == "" {
+		b.down = "not connected"
+		if err != nil {
+			b.down += ": " + err.Error()
+		}
+	}
+	b.mu.Unlock()
+	if nc == b.nc && b.pub != nil {
+		b.pub.disconnected(fmt.Errorf("the connection was lost before the acknowledgement: %w", bus.ErrUnavailable))
+	}
+	b.refresh()
+	b.wake()
+}
+
+func (b *Bus) onReconnect(nc *nats.Conn) {
+	b.suspect.Store(true) // the streams may be others now
+	if nc == b.rc {
+		b.restartPullers()
+	}
+	b.wake()
+}
+
+// onError gets what the library cannot return to anybody. Slow consumers are
+// found by their gaps, everything else by its effect.
+func (b *Bus) onError(_ *nats.Conn, _ *nats.Subscription, err error) {
+	if errors.Is(err, nats.ErrSlowConsumer) {
+		b.restartPullers()
+		return
+	}
+	b.o.Logger.Debug("bus connection", "error", err)
+}
+
+func (b *Bus) addPuller(p *puller) {
+	b.mu.Lock()
+	b.pullers[p] = struct{}{}
+	b.mu.Unlock()
+}
+
+func (b *Bus) removePuller(p *puller) {
+	b.mu.Lock()
+	delete(b.pullers, p)
+	b.mu.Unlock()
+}
+
+func (b *Bus) restartPullers() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for p := range b.pullers {
+		p.restart()
+	}
+}
+
+// wake makes watch look now.
+func (b *Bus) wake() {
+	select {
+	case b.kick <- struct{}{}:
+	default:
+	}
+}
+
+// watch looks after the bus until it is closed.
+func (b *Bus) watch() {
+	t := time.NewTicker(min(b.o.CheckInterval, max(b.o.AckTimeout/4, 10*time.Millisecond)))
+	defer t.Stop()
+	for {
+		select {
+		case <-b.closed:
+			return
+		case <-b.kick:
+		case <-t.C:
+		}
+		b.look()
+	}
+}
+
+// look finds out how the bus is and repairs what it can.
+func (b *Bus) look() {
+	b.pub.expire()
+	now := time.Now()
+	b.mu.Lock()
+	for p := range b.pullers {
+		p.check(now)
+	}
+	b.mu.Unlock()
+	b.lookDisk()
+	b.lookServer()
+	b.refresh()
+}
+
+func (b *Bus) lookDisk() {
+	if b.disk == nil {
+		return
+	}
+	why := b.disk.low()
+	old := b.diskLow.Load()
+	switch {
+	case why != "" && old == nil:
+		b.diskLow.Store(&why)
+		b.o.Logger.Error("intake stopped", "reason", why)
+	case why != "":
+		b.diskLow.Store(&why)
+	case old != nil:
+		b.diskLow.Store(nil)
+		b.o.Logger.Info("intake resumed: there is disk space again")
+	}
+}
+
+// lookServer checks, when there is a sign of trouble, that the streams are
+// there and take records; it makes missing streams again, and restarts an
+// embedded server that cannot write any more.
+func (b *Bus) lookServer() {
+	if b.isClosed() {
+		return
+	}
+	if b.emb != nil && (b.suspect.Load() || b.timeouts() > 0) {
+		if why := b.emb.broken(); why != "" {
+			b.setBroken(why)
+			b.restart()
+		}
+	}
+	connected := b.nc.IsConnected() && b.rc.IsConnected()
+	b.mu.Lock()
+	if connected {
+		b.down = ""
+	} else if b.down == "" {
+		b.down = "not connected"
+	}
+	b.mu.Unlock()
+	full := b.events.full.Load()
+	if !connected || !full && !b.suspect.Load() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), b.o.AckTimeout)
+	defer cancel()
+	if b.suspect.Swap(false) {
+		if err := b.reconcile(ctx); err != nil {
+			b.suspect.Store(true)
+			b.setBroken(err.Error())
+			return
+		}
+		b.setBroken("")
+	}
+	if full {
+		// Nobody may write while we are full: look whether there is room again.
+		if i, err := b.events.Info(ctx); err == nil && (i.MaxBytes == 0 || i.Bytes < i.MaxBytes-i.MaxBytes/20) {
+			b.events.full.Store(false)
+		}
+	}
+}
+
+func (b *Bus) timeouts() (n int64) {
+	for _, lg := range b.logs {
+		n += lg.timeouts.Load()
+	}
+	return n
+}
+
+// restart exchanges the embedded server for a fresh one, once there is disk
+// space for it. The connections find the new one by themselves.
+func (b *Bus) restart() {
+	if b.diskLow.Load() != nil && !b.disk.enough() {
+		return
+	}
+	b.o.Logger.Warn("restarting the embedded bus", "reason", b.brokenReason())
+	b.emb.stop()
+	if err := b.emb.start(); err != nil {
+		b.o.Logger.Error("the embedded bus does not start, trying on", "error", err)
+		return
+	}
+	for _, lg := range b.logs {
+		lg.timeouts.Store(0)
+	}
+	b.suspect.Store(true)
+}
+
+func (b *Bus) setBroken(why string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.broken = why
+}
+
+func (b *Bus) brokenReason() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.broken
+}
+
+// refresh computes what Health returns and logs when it changes.
+func (b *Bus) refresh() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	h := bus.Health{OK: true}
+	switch {
+	case b.isClosed():
+		h = bus.Health{Reason: "the bus is closed"}
+	case b.diskLow.Load() != nil:
+		h = bus.Health{Reason: *b.diskLow.Load(), RetryAfter: 10 * time.Second}
+	case b.down != "":
+		h = bus.Health{Reason: b.down, RetryAfter: 2 * time.Second}
+	case b.broken != "":
+		h = bus.Health{Reason: b.broken, RetryAfter: 5 * time.Second}
+	case b.events.timeouts.Load() > 0:
+		h = bus.Health{Reason: "the bus does not acknowledge events", RetryAfter: 5 * time.Second}
+	case b.events.full.Load():
+		h = bus.Health{Reason: "the event log is full: it holds as much as its limit allows", RetryAfter: 30 * time.Second}
+	}
+	old := b.health.Load()
+	if old.OK == h.OK {
+		h.Since = old.Since
+	} else {
+		h.Since = time.Now()
+		if h.OK {
+			b.o.Logger.Info("bus is well again", "after", h.Since.Sub(old.Since).Round(time.Millisecond))
+		} else if !b.isClosed() {
+			b.o.Logger.Warn("bus cannot store events", "reason", h.Reason)
+		}
+	}
+	b.health.Store(&h)
+}
+
+// request asks the server, within AckTimeout if ctx has no earlier end.
+func (b *Bus) request(ctx context.Context, subject string, data []byte) (*nats.Msg, error) {
+	if b.isClosed() {
+		return nil, bus.ErrClosed
+	}
+	ctx, cancel := context.WithTimeout(ctx, b.o.AckTimeout)
+	defer cancel()
+	m, err := b.nc.RequestWithContext(ctx, subject, data)
+	if errors.Is(err, nats.ErrNoResponders) {
+		b.suspect.Store(true)
+		b.wake()
+	}
+	return m, err
+}
+
+// Events implements [bus.Bus].
+func (b *Bus) Events() bus.Log { return b.events }
+
+// Jobs implements [bus.Bus].
+func (b *Bus) Jobs() bus.Queue { return &queue{b.jobs} }
+
+// Parked implements [bus.Bus].
+func (b *Bus) Parked() bus.Log { return b.parked }
+
+// DeadLetters implements [bus.Bus].
+func (b *Bus) DeadLetters() bus.Log { return b.dlq }
+
+// Runs implements [bus.Bus].
+func (b *Bus) Runs() bus.Log { return b.runs }
+
+// State implements [bus.Bus].
+func (b *Bus) State() bus.Store { return &store{b.state} }
+
+// MaxPayload implements [bus.Bus].
+func (b *Bus) MaxPayload() int {
+	if b.emb != nil {
+		return b.o.MaxPayload
+	}
+	return int(b.nc.MaxPayload())
+}
+
+// Health implements [bus.Bus].
+func (b *Bus) Health() bus.Health { return *b.health.Load() }
+
+// ClientURL is where other clients reach the bus: the URL of the external
+// server without credentials, that of the embedded one if it listens, or "".
+func (b *Bus) ClientURL() string {
+	if b.emb == nil {
+		return redact(b.o.URL)
+	}
+	if s := b.emb.server(); s != nil && b.o.ListenPort != 0 {
+		return s.ClientURL()
+	}
+	return ""
+}
+
+func (b *Bus) isClosed() bool {
+	select {
+	case <-b.closed:
+		return true
+	default:
+		return false
+	}
+}
+
+// Close implements [bus.Bus]. Writes under way get their acknowledgement,
+// within ctx; readers and consumers end with [bus.ErrClosed].
+func (b *Bus) Close(ctx context.Context) error {
+	var err error
+	b.closing.Do(func() {
+		close(b.closed)
+		b.wg.Wait()
+		for !b.pub.idle() {
+			b.pub.expire()
+			select {
+			case <-ctx.Done():
+				err = fmt.Errorf("close the bus: writes were under way: %w", ctx.Err())
+			case <-time.After(2 * time.Millisecond):
+				continue
+			}
+			break
+		}
+		b.pub.disconnected(fmt.Errorf("the bus is %w", bus.ErrClosed))
+		if b.rc.IsConnected() {
+			_ = b.rc.FlushTimeout(time.Second) // finished jobs
+		}
+		b.release()
+		b.refresh()
+	})
+	return err
+}
+
+// release ends connections and server.
+func (b *Bus) release() {
+	for _, nc := range []*nats.Conn{b.rc, b.nc} {
+		if nc != nil {
+			nc.Close()
+		}
+	}
+	b.ended.Wait()
+	if b.emb != nil {
+		b.emb.stop()
+	}
+}
