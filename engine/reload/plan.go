@@ -62,10 +62,9 @@ func Diff(running, desired *specs.Set) Plan {
 			c.Action = Removed
 		case was[ref].Hash != will[ref].Hash:
 			c.Action = Changed
-		default:
-			if c.Because = differing(ref, was, will); c.Because != nil {
-				c.Action = Changed
-			}
+		case running.HashOf(ref) != desired.HashOf(ref):
+			c.Action = Changed
+			c.Because = differing(ref, was, will)
 		}
 		p.Changes = append(p.Changes, c)
 	}

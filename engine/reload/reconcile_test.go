@@ -87,7 +87,7 @@ func ref(s string) specs.Ref {
 
 // check finds dangling references, missing versions and route conflicts. An
 // error without a resource is found when any version contains "curse".
-func check(s *specs.Set) specs.Diagnostics {
+func check(s *specs.Set, _ ...specs.Ref) specs.Diagnostics {
 	var ds specs.Diagnostics
 	fail := func(res *specs.Resource, message string, related ...specs.Pos) {
 		ds = append(ds, specs.Diagnostic{Pos: res.Pos, Severity: specs.Error, Code: "check", Ref: res.Ref(), Message: message, Related: related})
@@ -122,7 +122,7 @@ func check(s *specs.Set) specs.Diagnostics {
 }
 
 // newerCheck is stricter: what is "obsolete" is an error.
-func newerCheck(s *specs.Set) specs.Diagnostics {
+func newerCheck(s *specs.Set, _ ...specs.Ref) specs.Diagnostics {
 	ds := check(s)
 	for _, res := range s.Resources {
 		if strings.Contains(res.Hash, "obsolete") {
@@ -349,4 +349,21 @@ func golden(t *testing.T, name, got string) {
 	}
 }
 
-func restart(t *testing.T, r *Reconciler, o Options) *Reconciler { return r }
+// restart is what a restart leaves of a Reconciler.
+func restart(t *testing.T, r *Reconciler, o Options) *Reconciler {
+	t.Helper()
+	data, err := r.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := New(o)
+	lost, err := again.Restore(data, loadLine)
+	if err != nil || len(lost) > 0 {
+		t.Fatalf("restore: %v %v", lost, err)
+	}
+	return again
+}
+
+func loadLine(pos specs.Pos, source string) *specs.Loaded {
+	return &specs.Loaded{Resources: []*specs.Resource{resource(source, pos)}}
+}
