@@ -1,0 +1,39 @@
+package exec
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/sensor-engine/engine/triggers"
+	"github.com/sensor-engine/engine/triggers/triggertest"
+)
+
+func TestContract(t *testing.T) {
+	triggertest.Run(t, triggertest.Suite{
+		Factory:   Factory(),
+		OK:        "command: [cat]\nenv: {ID: '${ data.id }', TOKEN: {secret: {name: a, key: b}}}",
+		Slow:      "command: [sleep, '1000']",
+		Permanent: "command: [./absent]",
+		Retryable: "command: [sh, -c, 'exit 1']",
+		Secrets:   map[string]string{"a/b": "canary-token"},
+		Env:       triggers.Env{Dir: t.TempDir()},
+	})
+}
+
+func TestValidate(t *testing.T) {
+	for config, want := range map[string]string{
+		"command: []":                                         "missing-key",
+		"command: ['']":                                       "the program is empty",
+		"command: [echo, '${ data.id }']":                     "command has no templates",
+		"command: [sh, -c, 'echo ${HOME}']":                   "",
+		"command: [env]\nenv: {LD_PRELOAD: '${ data.x }'}":    "decides what code runs",
+		"command: [env]\nenv: {PATH: /bin, A: '${ data.x }'}": "",
+		"command: [env]\nenv: {'A=B': c}":                     "is no name of a variable",
+		"command: [env]\nstdin: body":                         "unknown-value",
+	} {
+		got := strings.Join(triggertest.Diagnostics(Factory(), config), "\n")
+		if !strings.Contains(got, want) || (want == "") != (got == "") {
+			t.Errorf("%s\n got %s\nwant %s", config, got, want)
+		}
+	}
+}
