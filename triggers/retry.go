@@ -49,8 +49,14 @@ func PolicyOf(r *specs.Retry) Policy {
 // Wait returns how long to wait after attempt (from 1) failed. random is a
 // number in [0, 1) that places the jitter.
 func (p Policy) Wait(attempt int, random float64) time.Duration {
+	if p.Backoff <= 0 || p.Max <= 0 {
+		return 0 // and never zero times infinity
+	}
 	d := float64(p.Backoff) * math.Pow(p.Factor, float64(attempt-1))
 	d = min(d, float64(p.Max))
 	d += d * p.Jitter * (2*random - 1)
+	if d >= math.MaxInt64 {
+		return math.MaxInt64
+	}
 	return time.Duration(max(d, 0))
 }
