@@ -313,15 +313,7 @@ func TestWatcherCheckout(t *testing.T) {
 		t.Skip("needs git")
 	}
 	dir := t.TempDir()
-	git := func(args ...string) {
-		t.Helper()
-		cmd := exec.Command("git", append([]string{"-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "init.defaultBranch=main"}, args...)...)
-		cmd.Dir = dir
-		cmd.Env = append(os.Environ(), "GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_SYSTEM=/dev/null")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("git %v: %v\n%s", args, err, out)
-		}
-	}
+	git := gitIn(t, dir)
 	fill := func(version string) {
 		for i := range 500 {
 			write(t, filepath.Join(mkdir(t, dir, fmt.Sprintf("team%d", i%7)), fmt.Sprintf("f%d.yaml", i)), version)
