@@ -154,7 +154,7 @@ kind: Sensor
 metadata: {name: bench}
 spec:
   dependencies:
-    - {name: in, source: bench, event: in, when: data.total > 100}
+    - {name: ev, source: bench, event: in, when: data.total > 100}
   triggers:
     - name: call
       concurrency: %d

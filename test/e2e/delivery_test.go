@@ -31,7 +31,7 @@ kind: Sensor
 metadata: {name: large}
 spec:
   dependencies:
-    - {name: in, source: load, event: in, when: data.total > 100}
+    - {name: ev, source: load, event: in, when: data.total > 100}
   triggers:
     - name: call
       concurrency: 32
