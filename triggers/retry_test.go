@@ -53,7 +53,7 @@ func TestWaitProperties(t *testing.T) {
 		}
 		n := rapid.IntRange(1, 10000).Draw(t, "attempt")
 		d := p.Wait(n, rapid.Float64Range(0, math.Nextafter(1, 0)).Draw(t, "random"))
-		if d < 0 || float64(d) > float64(p.Max)*(1+p.Jitter)+1 {
+		if d < 0 || float64(d) > float64(p.Max)*(1+p.Jitter)*(1+1e-12)+1 {
 			t.Fatalf("%v is out of bounds", d)
 		}
 		p.Jitter = 0
