@@ -73,8 +73,6 @@ const (
 	CodeFunctionChoice Code = "function-choice"
 	// CodeDuplicateName: a name is used twice in one document.
 	CodeDuplicateName Code = "duplicate-name"
-	// CodeNameCollision: two names are the same in expressions.
-	CodeNameCollision Code = "name-collision"
 	// CodeReservedName: a name that expressions use for something else.
 	CodeReservedName Code = "reserved-name"
 	// CodeEmptyDependency: a dependency that selects nothing in particular.

@@ -102,11 +102,10 @@ func (s *structInfo) collect(typ reflect.Type, index []int) {
 // decoder decodes one document.
 type decoder struct {
 	*source
-	types  Types
-	table  typeTable
-	ref    Ref
-	uses   []use
-	errors int
+	types Types
+	table typeTable
+	ref   Ref
+	uses  []use
 }
 
 // use is a reference to another resource, found while decoding.
@@ -125,9 +124,6 @@ func (d *decoder) errorf(n *node, path string, code Code, hint, format string, a
 }
 
 func (d *decoder) diagnose(pos Pos, sev Severity, path string, code Code, hint, message string) {
-	if sev == Error {
-		d.errors++
-	}
 	d.add(Diagnostic{Pos: pos, Severity: sev, Code: code, Ref: d.ref, Path: path, Message: message, Hint: hint})
 }
 
@@ -583,9 +579,6 @@ func (d *decoder) config(n *node, t *Type, path string) any {
 		c := &Checker{ref: d.ref, prefix: path, place: func(field string) Pos { return d.place(n.find(field)) }}
 		v.Validate(c)
 		for _, f := range c.found {
-			if f.Severity == Error {
-				d.errors++
-			}
 			d.add(f)
 		}
 	}

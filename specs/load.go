@@ -113,11 +113,18 @@ type parsedFile struct {
 // parseFile reads one file whose text begins at the line of pos.
 func (l Loader) parseFile(pos Pos, data []byte, table typeTable) parsedFile {
 	src := &source{file: pos.File, offset: max(pos.Line-1, 0)}
-	nodes, ok := src.readDocuments(data, l.limits())
+	docs, ok := src.readDocuments(data, l.limits())
 	p := parsedFile{name: pos.File, broken: !ok}
-	for _, n := range nodes {
+	for _, raw := range docs {
 		d := &decoder{source: src, types: l.Types, table: table}
-		p.docs = append(p.docs, d.resource(n, src.lines.document(n.line)))
+		doc := d.resource(raw.root, src.lines.document(raw.root.line))
+		if raw.errors > 0 {
+			doc.resource = nil
+		}
+		for i := raw.from; i < raw.to; i++ {
+			src.found[i].Ref = d.ref
+		}
+		p.docs = append(p.docs, doc)
 	}
 	p.found = src.found
 	return p

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"regexp"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -15,25 +16,34 @@ import (
 // maxProblems is the most problems reported of one file.
 const maxProblems = 200
 
+// rawDocument is one document before it is decoded. The problems found[from:to]
+// of its source are about it, and errors is their number, those not kept too.
+type rawDocument struct {
+	root             *node
+	from, to, errors int
+}
+
 // source is one text being read: where it is from and what was found in it.
 type source struct {
 	file string
 	// offset is added to every line: the lines before the text.
-	offset  int
-	lines   *lines
-	found   Diagnostics
-	dropped bool
+	offset int
+	lines  *lines
+	found  Diagnostics
+	// errors counts all errors, also those beyond maxProblems.
+	errors int
 }
 
 func (s *source) pos(line, col int) Pos { return Pos{s.file, line + s.offset, col} }
 
 func (s *source) add(d Diagnostic) {
-	if len(s.found) < maxProblems {
-		s.found = append(s.found, d)
-		return
+	if d.Severity == Error {
+		s.errors++
 	}
-	if !s.dropped {
-		s.dropped = true
+	switch n := len(s.found); {
+	case n < maxProblems:
+		s.found = append(s.found, d)
+	case n == maxProblems:
 		s.found = append(s.found, Diagnostic{
 			Pos: d.Pos, Severity: Error, Code: CodeTooManyProblems, Ref: d.Ref,
 			Message: fmt.Sprintf("more than %d problems in this file; the rest is not shown", maxProblems),
@@ -64,13 +74,13 @@ func (l Loader) limits() limits {
 
 // readDocuments parses the text into documents. When ok is false the text is
 // no YAML or exceeds a budget, and the documents before the fault are returned.
-func (s *source) readDocuments(data []byte, lim limits) (docs []*node, ok bool) {
-	data = bytes.TrimPrefix(data, []byte("\ufeff"))
-	s.lines = newLines(string(data))
+func (s *source) readDocuments(data []byte, lim limits) (docs []rawDocument, ok bool) {
 	if len(data) > lim.size {
 		s.report(1, 1, CodeFileTooLarge, "split it into several files", "file is larger than %s", Size(lim.size))
 		return nil, false
 	}
+	data = bytes.TrimPrefix(data, []byte("\ufeff"))
+	s.lines = newLines(string(data))
 	if !s.checkEncoding(data) {
 		return nil, false
 	}
@@ -89,6 +99,7 @@ func (s *source) readDocuments(data []byte, lim limits) (docs []*node, ok bool) 
 			continue
 		}
 		c := converter{source: s, limits: lim, budget: budget, done: map[*yaml.Node]*node{}}
+		from, before := len(s.found), s.errors
 		n := c.convert(doc.Content[0], 1)
 		if n == nil {
 			return docs, false
@@ -96,7 +107,7 @@ func (s *source) readDocuments(data []byte, lim limits) (docs []*node, ok bool) 
 		if budget -= n.size; n.null() {
 			continue
 		}
-		docs = append(docs, n)
+		docs = append(docs, rawDocument{n, from, len(s.found), s.errors - before})
 	}
 }
 
@@ -241,6 +252,42 @@ type converter struct {
 	budget int
 	// done holds converted anchors; nil while one is being converted.
 	done map[*yaml.Node]*node
+	// path leads to the value being converted.
+	path []step
+}
+
+// step is one step of a path: a key, or an index when the key is "".
+type step struct {
+	key   string
+	index int
+}
+
+// report hides that of source: the path is known here.
+func (c *converter) report(line, col int, code Code, hint, format string, args ...any) {
+	c.add(Diagnostic{
+		Pos: c.pos(line, col), Severity: Error, Code: code, Path: c.pathText(),
+		Message: fmt.Sprintf(format, args...), Hint: hint,
+	})
+}
+
+func (c *converter) pathText() string {
+	path := ""
+	for _, s := range c.path {
+		if s.key == "" {
+			path += "[" + strconv.Itoa(s.index) + "]"
+		} else {
+			path = join(path, s.key)
+		}
+	}
+	return path
+}
+
+// child converts the value that a step leads to.
+func (c *converter) child(y *yaml.Node, s step, depth int) *node {
+	c.path = append(c.path, s)
+	n := c.convert(y, depth)
+	c.path = c.path[:len(c.path)-1]
+	return n
 }
 
 // convert returns nil after reporting when a budget is exceeded.
@@ -267,8 +314,8 @@ func (c *converter) convert(y *yaml.Node, depth int) *node {
 	case yaml.SequenceNode:
 		n.kind = listNode
 		n.items = make([]*node, 0, len(y.Content))
-		for _, item := range y.Content {
-			v := c.convert(item, depth+1)
+		for i, item := range y.Content {
+			v := c.child(item, step{index: i}, depth+1)
 			if v == nil {
 				return nil
 			}
@@ -291,7 +338,9 @@ func (c *converter) convert(y *yaml.Node, depth int) *node {
 		case y.Style&yaml.FoldedStyle != 0:
 			n.style = foldedStyle
 		}
-		c.checkScalarTag(y)
+		if text, ok := c.lostTag(y); ok {
+			n.tag, n.value = "!!str", text
+		}
 	}
 	if y.Anchor != "" {
 		c.done[y] = n
@@ -358,7 +407,7 @@ func (c *converter) mapping(n *node, y *yaml.Node, depth int) bool {
 		if key == nil {
 			return false
 		}
-		val := c.convert(y.Content[i+1], depth+1)
+		val := c.child(y.Content[i+1], step{key: key.value}, depth+1)
 		if val == nil {
 			return false
 		}
@@ -371,7 +420,7 @@ func (c *converter) mapping(n *node, y *yaml.Node, depth int) bool {
 			c.report(yk.Line, yk.Column, CodeInvalidKey, "", "a key must not be empty")
 		case before != nil:
 			c.add(Diagnostic{
-				Pos: c.pos(yk.Line, yk.Column), Severity: Error, Code: CodeDuplicateKey,
+				Pos: c.pos(yk.Line, yk.Column), Severity: Error, Code: CodeDuplicateKey, Path: join(c.pathText(), key.value),
 				Message: fmt.Sprintf("key %q is already given at line %d", key.value, before.line+c.offset),
 				Hint:    "remove one of them", Related: []Pos{c.pos(before.line, before.col)},
 			})
@@ -410,26 +459,20 @@ func (c *converter) checkTag(y *yaml.Node, want string) {
 	}
 }
 
-// checkScalarTag finds values that begin with "!": YAML takes the word for a
-// tag and loses it, which would turn `when: !order` into an empty expression.
-func (c *converter) checkScalarTag(y *yaml.Node) {
-	switch y.Tag {
-	case "!!str", "!!int", "!!float", "!!bool", "!!null", "!!timestamp", "!!merge":
-		if y.Style&yaml.TaggedStyle != 0 {
-			return
-		}
-		if rest := c.lines.from(y.Line, y.Column); !strings.HasPrefix(rest, "!") || y.Anchor != "" {
-			return
-		}
-	}
+// lostTag finds values that begin with "!": YAML takes the word for a tag and
+// loses it, which would turn `when: !order` into an empty expression. It
+// returns what was probably meant.
+func (c *converter) lostTag(y *yaml.Node) (text string, ok bool) {
 	tag := y.Tag
-	if y.Style&yaml.TaggedStyle == 0 {
+	switch tag {
+	case "!!str", "!!int", "!!float", "!!bool", "!!null", "!!timestamp", "!!merge":
+		if y.Style&yaml.TaggedStyle != 0 || y.Anchor != "" || !strings.HasPrefix(c.lines.from(y.Line, y.Column), "!") {
+			return "", false
+		}
 		tag = "!"
 	}
-	rest := strings.TrimRight(c.lines.from(y.Line, y.Column), " \t")
-	if i := strings.Index(rest, " #"); i >= 0 {
-		rest = strings.TrimRight(rest[:i], " ")
-	}
-	c.report(y.Line, y.Column, CodeCustomTag, "put the value in quotes: "+quoteHint(rest),
+	text = strings.TrimSpace(tag + " " + y.Value)
+	c.report(y.Line, y.Column, CodeCustomTag, "put the value in quotes: "+quoteHint(text),
 		"YAML takes %s for a tag and drops it", tag)
+	return text, true
 }

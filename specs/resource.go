@@ -26,6 +26,7 @@ var dnsLabel = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
 
 // resource decodes one document.
 func (d *decoder) resource(n *node, text string) document {
+	before := d.errors
 	doc := document{pos: d.place(n)}
 	if n.kind != mapNode {
 		d.errorf(n, "", CodeNotResource, "begin with apiVersion: "+APIVersion, "expected a resource, found %s", n.describe())
@@ -52,7 +53,7 @@ func (d *decoder) resource(n *node, text string) document {
 	if known && dnsLabel.MatchString(r.Metadata.Name) {
 		doc.ref, doc.pos = r.Ref(), r.NamePos
 	}
-	if d.errors > 0 || d.dropped {
+	if d.errors > before {
 		return doc
 	}
 	r.Hash = hash(n.canonical(nil))
@@ -173,8 +174,10 @@ func (d *decoder) spec(n *node, r *Resource) {
 		r.Spec = fn
 	case KindSecret:
 		secret := &Secret{}
-		d.structure(s, reflect.ValueOf(secret).Elem(), "spec", nil, nil)
-		d.secret(s)
+		before := d.errors
+		if d.structure(s, reflect.ValueOf(secret).Elem(), "spec", nil, nil); d.errors == before {
+			d.secret(s)
+		}
 		r.Spec = secret
 	}
 }
@@ -189,6 +192,7 @@ func typeNames(types []Type) []string {
 
 func (d *decoder) eventSource(n *node) *EventSource {
 	src := &EventSource{}
+	before := d.errors
 	types := typeNames(d.types.Sources)
 	if !d.mapping(n, "spec", "source types: "+strings.Join(types, ", ")) {
 		return src
@@ -221,7 +225,7 @@ func (d *decoder) eventSource(n *node) *EventSource {
 			src.Events = append(src.Events, ev)
 		}
 	}
-	if len(seen) == 0 && d.errors == 0 {
+	if len(seen) == 0 && d.errors == before {
 		d.errorf(n, "spec", CodeMissingKey, "source types: "+strings.Join(types, ", "), "no event is declared")
 	}
 	slices.SortFunc(src.Events, func(a, b SourceEvent) int { return strings.Compare(a.Name, b.Name) })
@@ -230,7 +234,6 @@ func (d *decoder) eventSource(n *node) *EventSource {
 
 // duplicate reports a name that is there twice, naming both places.
 func (d *decoder) duplicate(n, first *node, path, what string) {
-	d.errors++
 	d.add(Diagnostic{
 		Pos: d.place(n), Severity: Error, Code: CodeDuplicateName, Ref: d.ref, Path: path,
 		Message: fmt.Sprintf("%s %q is already defined at line %d", what, n.value, d.place(first).Line),
@@ -298,7 +301,7 @@ func (d *decoder) delivery(n *node, v *Delivery, path string) {
 		return
 	}
 	at := n.find("retry.backoff")
-	d.errorf(at, join(path, "retry.backoff"), CodeOutOfRange, "at most max, "+v.Retry.Max.String(),
+	d.errorf(at, path+".retry.backoff", CodeOutOfRange, "at most max, "+v.Retry.Max.short(),
 		"%s is too large", at.describe())
 }
 
@@ -306,7 +309,7 @@ var envName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
 func (d *decoder) secret(n *node) {
 	env, files := n.get("env"), n.get("files")
-	if n.kind == mapNode && (env == nil || len(env.pairs) == 0) && (files == nil || len(files.pairs) == 0) && d.errors == 0 {
+	if (env == nil || len(env.pairs) == 0) && (files == nil || len(files.pairs) == 0) {
 		d.errorf(n, "spec", CodeMissingKey, "write env: {key: VARIABLE} or files: {key: path}", "the Secret has no keys")
 		return
 	}
@@ -319,7 +322,6 @@ func (d *decoder) secret(n *node) {
 		}
 		for _, p := range m.n.pairs {
 			switch at := join(m.path, p.key.value); {
-			case p.val.kind != scalarNode:
 			case p.val.value == "":
 				d.errorf(p.val, at, CodeMissingKey, "", "%q is empty", p.key.value)
 			case m.n == env && !envName.MatchString(p.val.value):
@@ -339,6 +341,8 @@ func (d *decoder) secret(n *node) {
 }
 
 // reserved are the names of event attributes in expressions, and expr's words.
+// That "-" is written "_" in expressions makes no two names equal, because a
+// DNS label has no "_".
 var reserved = []string{
 	"id", "type", "source", "subject", "time", "datacontenttype", "dataschema", "extensions", "data", "request",
 	"and", "or", "not", "in", "let", "if", "else", "true", "false", "nil", "matches", "contains",
@@ -398,23 +402,13 @@ func (d *decoder) dependencyName(name *node, path string, seen map[string]*node)
 	if name == nil || name.null() || !d.name(name, path) {
 		return
 	}
-	ident := strings.ReplaceAll(name.value, "-", "_")
-	if first := seen[ident]; first != nil {
-		if first.value == name.value {
-			d.duplicate(name, first, path, "dependency")
-			return
-		}
-		d.errors++
-		d.add(Diagnostic{
-			Pos: d.place(name), Severity: Error, Code: CodeNameCollision, Ref: d.ref, Path: path,
-			Message: fmt.Sprintf("%q and %q are both %s in expressions", first.value, name.value, ident),
-			Hint:    "rename one of them", Related: []Pos{d.place(first)},
-		})
+	if first := seen[name.value]; first != nil {
+		d.duplicate(name, first, path, "dependency")
 		return
 	}
-	seen[ident] = name
+	seen[name.value] = name
 	switch {
-	case slices.Contains(reserved, ident):
+	case slices.Contains(reserved, name.value):
 		d.errorf(name, path, CodeReservedName, "choose another name", "%q means something else in expressions", name.value)
 	case name.value[0] >= '0' && name.value[0] <= '9':
 		d.errorf(name, path, CodeInvalidName, "begin it with a letter", "%s cannot be used in expressions", name.describe())

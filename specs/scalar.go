@@ -68,6 +68,18 @@ func ParseDuration(text string) (Duration, error) {
 	return Duration(exact), nil
 }
 
+// short is like String without the units that are zero: 5m, not 5m0s.
+func (d Duration) short() string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = s[:len(s)-2]
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = s[:len(s)-2]
+	}
+	return s
+}
+
 // sizeUnits are the units of a [Size].
 var sizeUnits = []struct {
 	name string
@@ -127,6 +139,7 @@ func clip(s string) string {
 
 var (
 	octalLike    = regexp.MustCompile(`^[-+]?0[0-9][0-9_]*$`)
+	digits       = regexp.MustCompile(`^[-+]?[0-9]+$`)
 	trailingZero = regexp.MustCompile(`^[-+]?[0-9]+\.[0-9]*[0-9]0$`)
 )
 
@@ -157,7 +170,7 @@ func (n *node) number() (any, *problem) {
 		}
 		return i, nil
 	}
-	if n.tag == "!!int" {
+	if n.tag == "!!int" || digits.MatchString(plain) {
 		return nil, badNumber(CodeInvalidNumber, fmt.Sprintf("`%s` does not fit into 64 bits", clip(text)), quoted)
 	}
 	f, err := strconv.ParseFloat(strings.ToLower(plain), 64)
