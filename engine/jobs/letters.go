@@ -1,0 +1,276 @@
+package jobs
+
+import (
+	"container/heap"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/sensor-engine/engine/bus"
+)
+
+func isNotFound(err error) bool { return errors.Is(err, bus.ErrNotFound) }
+
+// loadParked tells the queues what is parked for them. It blocks on the bus.
+func (p *Pool) loadParked(ctx context.Context, queues []*queue) error {
+	if len(queues) == 0 {
+		return nil
+	}
+	counts, err := p.o.Bus.Parked().Counts(ctx, bus.ParkedPrefix+">")
+	if err != nil {
+		return err
+	}
+	for _, q := range queues {
+		if n := counts[parkedSubject(q.ref.Sensor, q.ref.Trigger, WhyOverflow)]; n > 0 {
+			q.mu.Lock()
+			q.overflow = max(q.overflow, n)
+			q.mu.Unlock()
+		}
+		subject := parkedSubject(q.ref.Sensor, q.ref.Trigger, WhyRetry)
+		if counts[subject] > 0 {
+			if err := q.loadRetries(ctx, subject, counts[subject]); err != nil {
+				return err
+			}
+		}
+		q.mu.Lock()
+		q.feedLocked()
+		q.mu.Unlock()
+	}
+	return nil
+}
+
+func (q *queue) loadRetries(ctx context.Context, subject string, n uint64) error {
+	rd, err := q.p.o.Bus.Parked().Read(ctx, 0, subject)
+	if err != nil {
+		return err
+	}
+	defer rd.Close()
+	q.mu.Lock()
+	known := make(map[uint64]bool, len(q.retries))
+	for _, r := range q.retries {
+		known[r.seq] = true
+	}
+	q.mu.Unlock()
+	for n > 0 {
+		wait, cancel := context.WithTimeout(ctx, 5*time.Second)
+		recs, err := rd.Next(wait, 512)
+		cancel()
+		if err != nil {
+			if ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
+				return nil // fewer than counted: some were dropped meanwhile
+			}
+			return err
+		}
+		for _, r := range recs {
+			n--
+			if known[r.Seq] {
+				continue
+			}
+			var due time.Time
+			if j, err := DecodeJob(r.Data); err == nil {
+				due = j.NotBefore
+			}
+			q.mu.Lock()
+			heap.Push(&q.retries, parkedRetry{due, r.Seq})
+			q.mu.Unlock()
+		}
+	}
+	return nil
+}
+
+// janitor buries parked jobs whose trigger stayed away for OrphanTTL.
+func (p *Pool) janitor(ctx context.Context) {
+	tick := time.NewTicker(min(10*time.Minute, max(p.o.OrphanTTL/4, time.Second)))
+	defer tick.Stop()
+	for {
+		if err := p.buryOrphans(ctx); err != nil && ctx.Err() == nil {
+			p.log.Warn("orphaned jobs could not be looked through", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func (p *Pool) buryOrphans(ctx context.Context) error {
+	orphans, err := p.Orphans(ctx)
+	if err != nil {
+		return err
+	}
+	for ref := range orphans {
+		for _, why := range []Why{WhyOverflow, WhyRetry} {
+			for seq := uint64(0); ; {
+				r, err := p.o.Bus.Parked().Next(ctx, parkedSubject(ref.Sensor, ref.Trigger, why), seq)
+				if isNotFound(err) || err == nil && time.Since(r.Time) < p.o.OrphanTTL {
+					break
+				}
+				if err != nil {
+					return err
+				}
+				seq = r.Seq + 1
+				j, err := DecodeJob(r.Data)
+				if err != nil {
+					return fmt.Errorf("parked job %d: %w", r.Seq, err)
+				}
+				p.bury(&task{job: j, parked: r.Seq}, fmt.Sprintf("its trigger was gone for more than %v", p.o.OrphanTTL))
+			}
+		}
+	}
+	return nil
+}
+
+// Orphans returns how many parked jobs belong to triggers that do not exist.
+func (p *Pool) Orphans(ctx context.Context) (map[TriggerRef]uint64, error) {
+	parked, err := p.Parked(ctx)
+	if err != nil {
+		return nil, err
+	}
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	for ref := range parked {
+		if _, ok := p.queues[ref]; ok {
+			delete(parked, ref)
+		}
+	}
+	return parked, nil
+}
+
+// Parked returns how many jobs are parked per trigger.
+func (p *Pool) Parked(ctx context.Context) (map[TriggerRef]uint64, error) {
+	return countByTrigger(ctx, p.o.Bus.Parked(), bus.ParkedPrefix)
+}
+
+// DeadLetters returns how many dead letters there are per trigger.
+func (p *Pool) DeadLetters(ctx context.Context) (map[TriggerRef]uint64, error) {
+	return countByTrigger(ctx, p.o.Bus.DeadLetters(), bus.DLQPrefix)
+}
+
+func countByTrigger(ctx context.Context, l bus.Log, prefix string) (map[TriggerRef]uint64, error) {
+	counts, err := l.Counts(ctx, prefix+">")
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[TriggerRef]uint64, len(counts))
+	for subject, n := range counts {
+		tokens := strings.Split(strings.TrimPrefix(subject, prefix), ".")
+		if len(tokens) < 2 {
+			continue
+		}
+		s, err1 := bus.Untoken(tokens[0])
+		t, err2 := bus.Untoken(tokens[1])
+		if err1 == nil && err2 == nil {
+			out[TriggerRef{s, t}] += n
+		}
+	}
+	return out, nil
+}
+
+// Letter is one dead letter.
+type Letter struct {
+	Seq  uint64
+	Time time.Time
+	Job  *Job
+}
+
+// Letters returns up to limit dead letters from sequence from on, of one
+// sensor and trigger where given.
+func Letters(ctx context.Context, b bus.Bus, ref TriggerRef, from uint64, limit int) ([]Letter, error) {
+	filter := bus.DLQPrefix
+	for i, s := range []string{ref.Sensor, ref.Trigger} {
+		if i > 0 {
+			filter += "."
+		}
+		if s == "" {
+			filter += "*"
+		} else {
+			filter += bus.Token(s)
+		}
+	}
+	var out []Letter
+	for len(out) < limit {
+		r, err := b.DeadLetters().Next(ctx, filter, from)
+		if isNotFound(err) {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		l, err := letter(r)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, l)
+		from = r.Seq + 1
+	}
+	return out, nil
+}
+
+// LetterAt returns the dead letter with this sequence, or [bus.ErrNotFound].
+func LetterAt(ctx context.Context, b bus.Bus, seq uint64) (Letter, error) {
+	r, err := b.DeadLetters().Get(ctx, seq)
+	if err != nil {
+		return Letter{}, err
+	}
+	return letter(r)
+}
+
+func letter(r bus.Record) (Letter, error) {
+	j, err := DecodeJob(r.Data)
+	if err != nil {
+		return Letter{}, fmt.Errorf("dead letter %d: %w", r.Seq, err)
+	}
+	return Letter{Seq: r.Seq, Time: r.Time, Job: j}, nil
+}
+
+// Redrive puts a dead letter back into JOBS with fresh attempts and removes
+// it. The idempotency key stays, so a call that did work is recognised. When
+// it fails half way the letter is still there and a repetition is harmless
+// within the dedup window of JOBS.
+func Redrive(ctx context.Context, b bus.Bus, l Letter) error {
+	j := *l.Job
+	if j.Fault != "" {
+		return fmt.Errorf("dead letter %d cannot be redriven: %s", l.Seq, j.Fault)
+	}
+	j.Attempt, j.NotBefore, j.Error, j.Since, j.Position = 0, time.Time{}, "", time.Time{}, 0
+	j.Redrive++
+	rec := bus.Record{Subject: j.Subject(b.Jobs().Partitions()), Data: j.Encode(nil), MsgID: fmt.Sprintf("%s/%d", j.Key, j.Redrive)}
+	if _, err := b.Jobs().Append(ctx, rec); err != nil {
+		return fmt.Errorf("dead letter %d not redriven: %w", l.Seq, err)
+	}
+	return b.DeadLetters().Delete(ctx, l.Seq)
+}
+
+// TriggerStatus is the state of one trigger's queue at one moment.
+type TriggerStatus struct {
+	Ref              TriggerRef
+	Function         string
+	Running, Waiting int
+	Overflow         uint64
+	Retries          int
+	Stats            *Stats
+}
+
+// Status returns the state of all triggers, in no order.
+func (p *Pool) Status() []TriggerStatus {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	out := make([]TriggerStatus, 0, len(p.queues))
+	for ref, q := range p.queues {
+		s := TriggerStatus{Ref: ref, Stats: &q.stats}
+		if t := q.spec.Load(); t != nil {
+			s.Function = t.Callee.Name
+		}
+		q.mu.Lock()
+		s.Running, s.Waiting, s.Overflow, s.Retries = q.running, len(q.ready)-q.head, q.overflow, len(q.retries)
+		q.mu.Unlock()
+		out = append(out, s)
+	}
+	return out
+}
+
+// DroppedRuns is the number of runs the history could not take.
+func (p *Pool) DroppedRuns() uint64 { return p.runs.dropped.Load() }

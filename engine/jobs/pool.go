@@ -1,0 +1,483 @@
+package jobs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/triggers"
+)
+
+// TriggerRef names a trigger.
+type TriggerRef struct{ Sensor, Trigger string }
+
+// String is "sensor/trigger".
+func (r TriggerRef) String() string { return r.Sensor + "/" + r.Trigger }
+
+// Trigger is what the pool knows of one trigger. It is not changed after it
+// was handed to [Pool.Apply].
+type Trigger struct {
+	Ref TriggerRef
+	// Callee is the function it calls.
+	Callee *Callee
+	// Timeout bounds one call, Concurrency how many run at once.
+	Timeout     time.Duration
+	Concurrency int
+	Policy      triggers.Policy
+	// Block is true for `overflow: block`.
+	Block bool
+	// InputPath is the path of the trigger's input among the rendered values,
+	// "" when it has none.
+	InputPath string
+	// Render renders the templates again for a job that is Late.
+	Render func(events map[string][]*bus.Event) (map[string]any, error)
+}
+
+// Callee is a function that is ready to be called. The pool closes Function
+// (when it is an io.Closer) after no table names it any more and its last
+// call has ended.
+type Callee struct {
+	// Name is the function's name, or "<sensor>.<trigger>" of an inline one.
+	Name     string
+	Function triggers.Function
+	// Values makes the values of one call.
+	Values func(c *triggers.Call, rendered map[string]any) triggers.Values
+	// Mask hides secrets in what is kept of a call.
+	Mask func([]byte) []byte
+	// OnResult, when set, is told how a call ended; for events of results.
+
+	users atomic.Int64
+	dead  atomic.Bool
+}
+
+// Events gives workers the events their jobs refer to.
+type Events interface {
+	// Event returns the event with this sequence, from memory or the bus.
+	Event(ctx context.Context, seq uint64) (*bus.Event, error)
+}
+
+// Options configures a [Pool].
+type Options struct {
+	Bus    bus.Bus
+	Events Events
+	Logger *slog.Logger
+	// MaxOutstanding is the number of unfinished jobs per partition in
+	// memory, default 1024.
+	MaxOutstanding int
+	// ParkLimit is the number of parked overflow jobs per trigger, default
+	// 1,000,000.
+	ParkLimit uint64
+	// OrphanTTL is how long jobs of a vanished trigger wait for its return,
+	// default 24 h.
+	OrphanTTL time.Duration
+	// KeepAlive is how often unfinished jobs are kept alive, default 10 s.
+	KeepAlive time.Duration
+}
+
+// Pool calls functions for jobs. Make it with [NewPool], hand it a table with
+// Apply, and let Run work until its context ends.
+type Pool struct {
+	o      Options
+	log    *slog.Logger
+	gate   gate
+	runs   *recorder
+	parts  []*partition
+	mu     sync.RWMutex
+	queues map[TriggerRef]*queue
+
+	callCtx context.Context // ends when the grace of a shutdown is over
+	cancel  context.CancelFunc
+	closing atomic.Bool
+	running atomic.Bool
+	work    sync.WaitGroup
+}
+
+// partition is the in-memory side of one partition of JOBS.
+type partition struct {
+	index    int
+	mu       sync.Mutex
+	inflight map[uint64]*task
+	active   map[*queue]int
+	triggers atomic.Int32 // triggers whose jobs live here
+}
+
+// task is one job in the hands of the pool.
+type task struct {
+	job    *Job
+	q      *queue
+	parked uint64 // its sequence in PARKED, 0 when it came from JOBS
+
+	// For a task from JOBS: its partition, its sequence there, whether it
+	// counts in part.active, and the newest delivery, which part.mu guards.
+	part     *partition
+	seq      uint64
+	counted  bool
+	delivery bus.Delivery
+}
+
+// NewPool returns a pool that does nothing yet.
+func NewPool(o Options) *Pool {
+	if o.MaxOutstanding == 0 {
+		o.MaxOutstanding = 1024
+	}
+	if o.ParkLimit == 0 {
+		o.ParkLimit = 1_000_000
+	}
+	if o.OrphanTTL == 0 {
+		o.OrphanTTL = 24 * time.Hour
+	}
+	if o.KeepAlive == 0 {
+		o.KeepAlive = 10 * time.Second
+	}
+	p := &Pool{o: o, log: o.Logger, queues: map[TriggerRef]*queue{}}
+	p.runs = newRecorder(o.Bus, o.Logger)
+	p.callCtx, p.cancel = context.WithCancel(context.Background())
+	p.parts = make([]*partition, o.Bus.Jobs().Partitions())
+	for i := range p.parts {
+		p.parts[i] = &partition{index: i, inflight: map[uint64]*task{}, active: map[*queue]int{}}
+	}
+	return p
+}
+
+// Apply makes table the set of triggers. Jobs that run keep the function they
+// started with; waiting ones get the new one. It does not block.
+func (p *Pool) Apply(table map[TriggerRef]*Trigger) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var added []*queue
+	defer func() {
+		if len(added) > 0 { // a trigger that returned finds its jobs parked
+			p.work.Go(func() {
+				if err := p.loadParked(p.callCtx, added); err != nil && p.callCtx.Err() == nil {
+					p.log.Warn("parked jobs of new triggers could not be counted; they are found at the next start", "error", err)
+				}
+			})
+		}
+	}()
+	kept := map[*Callee]bool{}
+	for _, t := range table {
+		kept[t.Callee] = true
+	}
+	for ref, q := range p.queues {
+		old := q.spec.Load()
+		if t, ok := table[ref]; ok {
+			q.setSpec(t)
+		} else {
+			q.setSpec(nil)
+			q.part.triggers.Add(-1)
+			delete(p.queues, ref)
+		}
+		if !kept[old.Callee] {
+			p.retire(old.Callee)
+		}
+	}
+	for ref, t := range table {
+		if _, ok := p.queues[ref]; !ok {
+			q := &queue{p: p, ref: ref, part: p.parts[Partition(ref.Sensor, ref.Trigger, len(p.parts))]}
+			q.wake = make(chan struct{}, 1)
+			q.part.triggers.Add(1)
+			q.setSpec(t)
+			p.queues[ref] = q
+			if p.running.Load() {
+				added = append(added, q)
+			}
+		}
+	}
+}
+
+// retire closes a callee as soon as nobody calls it.
+func (p *Pool) retire(c *Callee) {
+	c.dead.Store(true)
+	if c.users.Load() == 0 {
+		p.closeCallee(c)
+	}
+}
+
+func (p *Pool) closeCallee(c *Callee) {
+	if !c.users.CompareAndSwap(0, -1<<40) {
+		return
+	}
+	if cl, ok := c.Function.(interface{ Close() error }); ok {
+		if err := cl.Close(); err != nil {
+			p.log.Warn("function did not close cleanly", "function", c.Name, "error", err)
+		}
+	}
+}
+
+// Run works off the jobs until ctx ends, then lets running calls end within
+// grace, and returns. What was not started stays in the queue of the bus.
+func (p *Pool) Run(ctx context.Context, grace time.Duration) error {
+	p.running.Store(true)
+	p.mu.RLock()
+	queues := slices.Collect(maps.Values(p.queues))
+	p.mu.RUnlock()
+	if err := p.loadParked(ctx, queues); err != nil {
+		return fmt.Errorf("reading parked jobs: %w", err)
+	}
+	var wg sync.WaitGroup
+	for _, part := range p.parts {
+		wg.Go(func() { p.consume(ctx, part) })
+	}
+	wg.Go(func() { p.keepAlive(ctx) })
+	wg.Go(func() { p.janitor(ctx) })
+	runsCtx, stopRuns := context.WithCancel(context.Background())
+	var rec sync.WaitGroup
+	rec.Go(func() { p.runs.run(runsCtx) })
+	<-ctx.Done()
+	p.closing.Store(true)
+	wg.Wait()
+	done := make(chan struct{})
+	go func() {
+		p.work.Wait()
+		close(done)
+	}()
+	timer := time.NewTimer(grace)
+	defer timer.Stop()
+	select {
+	case <-done:
+	case <-timer.C:
+		p.cancel()
+		<-done
+	}
+	p.cancel()
+	stopRuns()
+	rec.Wait()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	closed := map[*Callee]bool{}
+	for _, q := range p.queues {
+		if c := q.spec.Load().Callee; !closed[c] {
+			closed[c] = true
+			p.retire(c)
+		}
+	}
+	return nil
+}
+
+// Covered tells the pool that the checkpoint covers all events up to and
+// including position: their finished jobs may leave JOBS.
+func (p *Pool) Covered(position uint64) { p.gate.open(position, p.release) }
+
+func (p *Pool) consume(ctx context.Context, part *partition) {
+	wait := time.Duration(0)
+	for ctx.Err() == nil {
+		start := time.Now()
+		err := p.o.Bus.Jobs().Consume(ctx, part.index, p.o.MaxOutstanding, func(d bus.Delivery) { p.deliver(part, d) })
+		if ctx.Err() != nil {
+			return
+		}
+		if time.Since(start) > time.Minute {
+			wait = 0
+		}
+		wait = min(max(2*wait, 100*time.Millisecond), 10*time.Second)
+		p.log.Warn("job consumer stopped, starting it again", "partition", part.index, "error", err, "in", wait)
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait):
+		}
+	}
+}
+
+// deliver takes one record from JOBS into memory.
+func (p *Pool) deliver(part *partition, d bus.Delivery) {
+	if p.closing.Load() {
+		return
+	}
+	rec := d.Record()
+	part.mu.Lock()
+	if old, dup := part.inflight[rec.Seq]; dup {
+		old.delivery = d // the newest delivery is the one to answer
+		part.mu.Unlock()
+		return
+	}
+	t := &task{part: part, seq: rec.Seq, delivery: d}
+	part.inflight[rec.Seq] = t
+	part.mu.Unlock()
+	job, err := DecodeJob(rec.Data)
+	if err != nil {
+		p.log.Error("job record cannot be read; it goes to the dead letters as it is", "jobs_seq", rec.Seq, "error", err)
+		t.job = &Job{Key: fmt.Sprintf("unreadable-%d", rec.Seq), Sensor: "_unreadable", Trigger: "_unreadable", Rendered: rec.Data, Fault: err.Error()}
+		p.work.Go(func() { p.bury(t, t.job.Fault) })
+		return
+	}
+	t.job = job
+	p.admit(t)
+}
+
+// admit puts a task into its trigger's queue, or parks it.
+func (p *Pool) admit(t *task) {
+	ref := TriggerRef{t.job.Sensor, t.job.Trigger}
+	p.mu.RLock()
+	q := p.queues[ref]
+	p.mu.RUnlock()
+	if q == nil { // orphan: it waits, parked, for its trigger to come back
+		p.park(t, nil, WhyOverflow)
+		return
+	}
+	t.q = q
+	if t.job.Fault != "" {
+		p.work.Go(func() { p.bury(t, t.job.Fault) })
+		return
+	}
+	if t.parked == 0 && q.overflows(t) {
+		if q.parkedOverflow() >= p.o.ParkLimit {
+			if spec := q.spec.Load(); spec == nil || !spec.Block {
+				p.work.Go(func() { p.bury(t, fmt.Sprintf("more than %d jobs of this trigger are waiting", p.o.ParkLimit)) })
+			} else { // stays outstanding until there is room
+				time.AfterFunc(time.Second, func() { p.admit(t) })
+			}
+			return
+		}
+		p.park(t, q, WhyOverflow)
+		return
+	}
+	q.push(t)
+}
+
+// park stores the task's job in PARKED and lets it leave where it came from.
+// When the bus refuses, it is tried again later: the job is still in JOBS.
+func (p *Pool) park(t *task, q *queue, why Why) {
+	if t.job.Since.IsZero() {
+		t.job.Since = time.Now()
+	}
+	if q != nil && why == WhyOverflow {
+		q.parking(1)
+	}
+	r := bus.Record{Subject: parkedSubject(t.job.Sensor, t.job.Trigger, why), Data: t.job.Encode(nil)}
+	again := func(err error) {
+		if p.closing.Load() || p.callCtx.Err() != nil {
+			return
+		}
+		p.log.Warn("job cannot be parked, trying again", "sensor", t.job.Sensor, "trigger", t.job.Trigger, "error", err)
+		time.AfterFunc(time.Second, func() { p.park(t, nil, why) })
+	}
+	err := p.o.Bus.Parked().AppendAsync(p.callCtx, r, func(a bus.Ack, err error) {
+		if err != nil {
+			again(err)
+			return
+		}
+		if q == nil { // it may have come into being meanwhile
+			p.mu.RLock()
+			q = p.queues[TriggerRef{t.job.Sensor, t.job.Trigger}]
+			p.mu.RUnlock()
+			if q != nil && why == WhyOverflow {
+				q.parking(1)
+			}
+		}
+		if q != nil {
+			q.parkedAt(why, a.Seq, t.job.NotBefore)
+		}
+		p.finish(t)
+	})
+	if err != nil {
+		again(err)
+	}
+}
+
+// finish ends a task: its job leaves JOBS once the checkpoint covers it, or
+// PARKED at once.
+func (p *Pool) finish(t *task) {
+	if t.parked != 0 {
+		if err := p.o.Bus.Parked().Delete(context.WithoutCancel(p.callCtx), t.parked); err != nil {
+			p.log.Warn("finished job stays parked and will be called again", "sensor", t.job.Sensor, "trigger", t.job.Trigger, "error", err)
+		}
+		return
+	}
+	if p.gate.pass(t) {
+		p.release(t)
+	}
+}
+
+// release removes a task's job from JOBS.
+func (p *Pool) release(t *task) {
+	t.part.mu.Lock()
+	d := t.delivery
+	delete(t.part.inflight, t.seq)
+	if t.counted {
+		if n := t.part.active[t.q] - 1; n > 0 {
+			t.part.active[t.q] = n
+		} else {
+			delete(t.part.active, t.q)
+		}
+	}
+	t.part.mu.Unlock()
+	if err := d.Done(); err != nil && !errors.Is(err, bus.ErrClosed) {
+		p.log.Debug("finished job was not removed and may be called again", "jobs_seq", t.seq, "error", err)
+	}
+}
+
+// keepAlive tells the bus which jobs are still being worked on.
+func (p *Pool) keepAlive(ctx context.Context) {
+	tick := time.NewTicker(p.o.KeepAlive)
+	defer tick.Stop()
+	var due []bus.Delivery
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		for _, part := range p.parts {
+			due = due[:0]
+			part.mu.Lock()
+			for _, t := range part.inflight {
+				due = append(due, t.delivery)
+			}
+			part.mu.Unlock()
+			for _, d := range due {
+				if err := d.InProgress(); err != nil {
+					break // the bus is away; what is delivered again is recognised
+				}
+			}
+		}
+	}
+}
+
+// gate holds finished tasks back until the checkpoint covers them.
+type gate struct {
+	covered atomic.Uint64
+	mu      sync.Mutex
+	waiting []*task
+}
+
+// pass reports whether t may leave now; otherwise it is kept.
+func (g *gate) pass(t *task) bool {
+	if g.covered.Load() >= t.job.Position {
+		return true
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.covered.Load() >= t.job.Position {
+		return true
+	}
+	g.waiting = append(g.waiting, t)
+	return false
+}
+
+// open lets everything up to position leave.
+func (g *gate) open(position uint64, release func(*task)) {
+	g.mu.Lock()
+	g.covered.Store(position)
+	var out []*task
+	keep := g.waiting[:0]
+	for _, t := range g.waiting {
+		if t.job.Position <= position {
+			out = append(out, t)
+		} else {
+			keep = append(keep, t)
+		}
+	}
+	clear(g.waiting[len(keep):])
+	g.waiting = keep
+	g.mu.Unlock()
+	for _, t := range out {
+		release(t)
+	}
+}

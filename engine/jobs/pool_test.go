@@ -1,0 +1,388 @@
+package jobs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/bus/jetstream"
+	"github.com/sensor-engine/engine/sensors"
+	"github.com/sensor-engine/engine/triggers"
+)
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("github.com/nats-io/nats-server/v2/server/ats.init.0.func1"))
+}
+
+// fixture is a pool on a real embedded bus, with one event stored.
+type fixture struct {
+	t    *testing.T
+	bus  bus.Bus
+	pool *Pool
+	seq  uint64
+	stop func()
+}
+
+type directEvents struct{ bus bus.Bus }
+
+func (d directEvents) Event(ctx context.Context, seq uint64) (*bus.Event, error) {
+	r, err := d.bus.Events().Get(ctx, seq)
+	if err != nil {
+		return nil, err
+	}
+	return bus.DecodeEvent(r)
+}
+
+func newFixture(t *testing.T, o Options) *fixture {
+	t.Helper()
+	b, err := jetstream.Open(t.Context(), jetstream.Options{Dir: t.TempDir(), MinFree: -1, Reserve: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = b.Close(context.Background()) })
+	ev := &bus.Event{ID: "1", Source: "/test", Type: "t", EventSource: "shop", EventName: "orders", Data: []byte(`{"n":1}`)}
+	ack, err := b.Events().Append(t.Context(), ev.Record())
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.Bus, o.Events, o.Logger = b, directEvents{b}, slog.New(slog.DiscardHandler)
+	return &fixture{t: t, bus: b, pool: NewPool(o), seq: ack.Seq}
+}
+
+func (f *fixture) run() {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- f.pool.Run(ctx, 2*time.Second) }()
+	f.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			f.t.Error(err)
+		}
+	})
+	f.t.Cleanup(f.stop)
+}
+
+func (f *fixture) enqueue(sensor, trigger, key string, edit func(*Job)) {
+	f.t.Helper()
+	j := &Job{
+		Key: key, Sensor: sensor, Trigger: trigger, Position: f.seq, Last: f.seq, Time: time.Now(),
+		Events: []sensors.Contribution{{Dependency: "order", Seq: f.seq}},
+	}
+	if edit != nil {
+		edit(j)
+	}
+	rec := bus.Record{Subject: j.Subject(f.bus.Jobs().Partitions()), Data: j.Encode(nil)}
+	if _, err := f.bus.Jobs().Append(f.t.Context(), rec); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// until polls a condition.
+func until(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for !ok() {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited too long: %s", what)
+		}
+		<-time.After(2 * time.Millisecond)
+	}
+}
+
+func records(t *testing.T, l bus.Log) uint64 {
+	t.Helper()
+	info, err := l.Info(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.Records
+}
+
+// function is a triggers.Function that notes its calls.
+type function struct {
+	mu     sync.Mutex
+	calls  []string
+	do     func(ctx context.Context, c *triggers.Call) error
+	closed int
+}
+
+func (f *function) Invoke(ctx context.Context, c *triggers.Call) (triggers.Result, error) {
+	f.mu.Lock()
+	f.calls = append(f.calls, fmt.Sprintf("%s#%d", c.Key, c.Attempt))
+	f.mu.Unlock()
+	if f.do != nil {
+		if err := f.do(ctx, c); err != nil {
+			return triggers.Result{}, err
+		}
+	}
+	return triggers.Result{Output: []byte(`{"ok":true}`), ContentType: "application/json", Status: "ok"}, nil
+}
+
+func (f *function) Close() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.closed++
+	return nil
+}
+
+func (f *function) count() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.calls)
+}
+
+func trigger(sensor, name string, fn triggers.Function) *Trigger {
+	return &Trigger{
+		Ref: TriggerRef{sensor, name}, Timeout: 5 * time.Second, Concurrency: 4,
+		Policy: triggers.Policy{Attempts: 3, Backoff: 10 * time.Millisecond, Factor: 1, Max: time.Second},
+		Callee: &Callee{Name: sensor + "." + name, Function: fn, Values: func(_ *triggers.Call, r map[string]any) triggers.Values {
+			return triggers.NewValues(r, nil)
+		}},
+	}
+}
+
+func table(ts ...*Trigger) map[TriggerRef]*Trigger {
+	m := map[TriggerRef]*Trigger{}
+	for _, t := range ts {
+		m[t.Ref] = t
+	}
+	return m
+}
+
+func TestJobLeavesOnlyUnderTheCheckpoint(t *testing.T) {
+	f := newFixture(t, Options{})
+	fn := &function{}
+	f.pool.Apply(table(trigger("s", "a", fn)))
+	f.run()
+	f.enqueue("s", "a", "k1", nil)
+	until(t, "the call", func() bool { return fn.count() == 1 })
+	until(t, "the call's end", func() bool { return f.pool.Status()[0].Stats.Succeeded.Load() == 1 })
+	if n := records(t, f.bus.Jobs()); n != 1 {
+		t.Fatalf("%d jobs in JOBS before the checkpoint covers them, want 1", n)
+	}
+	f.pool.Covered(f.seq)
+	until(t, "JOBS to empty", func() bool { return records(t, f.bus.Jobs()) == 0 })
+	if fn.count() != 1 {
+		t.Fatalf("calls: %v", fn.calls)
+	}
+}
+
+func TestRetryThenDeadLetterThenRedrive(t *testing.T) {
+	f := newFixture(t, Options{})
+	var mu sync.Mutex
+	fail := true
+	fn := &function{do: func(context.Context, *triggers.Call) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if fail {
+			return errors.New("service is down")
+		}
+		return nil
+	}}
+	f.pool.Apply(table(trigger("s", "a", fn)))
+	f.pool.Covered(f.seq)
+	f.run()
+	f.enqueue("s", "a", "k1", nil)
+	until(t, "the dead letter", func() bool { return records(t, f.bus.DeadLetters()) == 1 })
+	if want := []string{"k1#1", "k1#2", "k1#3"}; !slices.Equal(fn.calls, want) {
+		t.Fatalf("calls %v, want %v", fn.calls, want)
+	}
+	until(t, "PARKED to empty", func() bool { return records(t, f.bus.Parked()) == 0 })
+	letters, err := Letters(t.Context(), f.bus, TriggerRef{}, 0, 10)
+	if err != nil || len(letters) != 1 {
+		t.Fatalf("letters %v, error %v", letters, err)
+	}
+	if l := letters[0].Job; l.Error != "service is down" || l.Attempt != 3 || l.Event == nil {
+		t.Fatalf("letter %+v", l)
+	}
+	mu.Lock()
+	fail = false
+	mu.Unlock()
+	if err := Redrive(t.Context(), f.bus, letters[0]); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the redriven call", func() bool { return f.pool.Status()[0].Stats.Succeeded.Load() == 1 })
+	if n := records(t, f.bus.DeadLetters()); n != 0 {
+		t.Fatalf("%d dead letters after the redrive", n)
+	}
+}
+
+func TestPermanentErrorIsNotRetried(t *testing.T) {
+	f := newFixture(t, Options{})
+	fn := &function{do: func(context.Context, *triggers.Call) error { return triggers.Permanentf("no such order") }}
+	f.pool.Apply(table(trigger("s", "a", fn)))
+	f.pool.Covered(f.seq)
+	f.run()
+	f.enqueue("s", "a", "k1", nil)
+	until(t, "the dead letter", func() bool { return records(t, f.bus.DeadLetters()) == 1 })
+	if fn.count() != 1 {
+		t.Fatalf("calls %v", fn.calls)
+	}
+}
+
+func TestPanicIsTheCallsFailure(t *testing.T) {
+	f := newFixture(t, Options{})
+	fn := &function{do: func(_ context.Context, c *triggers.Call) error {
+		if c.Attempt == 1 {
+			panic("boom")
+		}
+		return nil
+	}}
+	f.pool.Apply(table(trigger("s", "a", fn)))
+	f.pool.Covered(f.seq)
+	f.run()
+	f.enqueue("s", "a", "k1", nil)
+	until(t, "the second call", func() bool { return f.pool.Status()[0].Stats.Succeeded.Load() == 1 })
+}
+
+func TestSlowTriggerDoesNotHoldItsPartitionBack(t *testing.T) {
+	f := newFixture(t, Options{MaxOutstanding: 32})
+	release := make(chan struct{})
+	slow := &function{do: func(ctx context.Context, _ *triggers.Call) error {
+		select {
+		case <-release:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}}
+	fast := &function{}
+	// Two triggers in one partition.
+	a := "a"
+	b := ""
+	n := f.bus.Jobs().Partitions()
+	for i := 0; b == ""; i++ {
+		if name := fmt.Sprintf("b%d", i); Partition("s", name, n) == Partition("s", a, n) {
+			b = name
+		}
+	}
+	ts := trigger("s", a, slow)
+	ts.Timeout = time.Minute
+	f.pool.Apply(table(ts, trigger("s", b, fast)))
+	f.pool.Covered(f.seq)
+	f.run()
+	for i := range 200 {
+		f.enqueue("s", a, fmt.Sprintf("slow%d", i), nil)
+	}
+	for i := range 50 {
+		f.enqueue("s", b, fmt.Sprintf("fast%d", i), nil)
+	}
+	until(t, "the fast trigger to finish beside the slow one", func() bool { return fast.count() == 50 })
+	if records(t, f.bus.Parked()) == 0 {
+		t.Fatal("nothing of the slow trigger was parked")
+	}
+	close(release)
+	until(t, "the slow trigger to finish", func() bool { return slow.count() == 200 })
+	until(t, "JOBS and PARKED to empty", func() bool { return records(t, f.bus.Jobs())+records(t, f.bus.Parked()) == 0 })
+	seen := map[string]bool{}
+	for _, c := range slow.calls {
+		if seen[c] {
+			t.Fatalf("%s was called twice", c)
+		}
+		seen[c] = true
+	}
+}
+
+func TestOrphansWaitForTheirTrigger(t *testing.T) {
+	f := newFixture(t, Options{})
+	f.pool.Covered(f.seq)
+	f.run()
+	f.enqueue("s", "a", "k1", nil)
+	until(t, "the orphan to be parked", func() bool { return records(t, f.bus.Parked()) == 1 })
+	orphans, err := f.pool.Orphans(t.Context())
+	if err != nil || orphans[TriggerRef{"s", "a"}] != 1 {
+		t.Fatalf("orphans %v, error %v", orphans, err)
+	}
+	fn := &function{}
+	f.pool.Apply(table(trigger("s", "a", fn)))
+	until(t, "the call after its return", func() bool { return fn.count() == 1 })
+}
+
+func TestOrphansDieAfterTheirTime(t *testing.T) {
+	f := newFixture(t, Options{OrphanTTL: time.Nanosecond})
+	f.pool.Covered(f.seq)
+	f.run()
+	f.enqueue("s", "gone", "k1", nil)
+	until(t, "the dead letter", func() bool { return records(t, f.bus.DeadLetters()) == 1 })
+	until(t, "PARKED to empty", func() bool { return records(t, f.bus.Parked()) == 0 })
+}
+
+func TestReplacedFunctionServesWaitingJobsAndTheOldIsClosed(t *testing.T) {
+	f := newFixture(t, Options{})
+	old := &function{do: func(context.Context, *triggers.Call) error { return errors.New("old and broken") }}
+	fixed := &function{}
+	first := trigger("s", "a", old)
+	first.Policy.Backoff, first.Policy.Attempts = 50*time.Millisecond, 100
+	f.pool.Apply(table(first))
+	f.pool.Covered(f.seq)
+	f.run()
+	f.enqueue("s", "a", "k1", nil)
+	until(t, "a failure", func() bool { return old.count() > 0 })
+	f.pool.Apply(table(trigger("s", "a", fixed)))
+	until(t, "the fixed function", func() bool { return fixed.count() == 1 })
+	until(t, "the old one's end", func() bool {
+		old.mu.Lock()
+		defer old.mu.Unlock()
+		return old.closed == 1
+	})
+	f.stop()
+	if fixed.closed != 1 {
+		t.Fatalf("closed %d times at the end", fixed.closed)
+	}
+}
+
+func TestRunningJobComesBackAfterAStop(t *testing.T) {
+	f := newFixture(t, Options{})
+	started := make(chan struct{}, 1)
+	fn := &function{do: func(ctx context.Context, _ *triggers.Call) error {
+		started <- struct{}{}
+		<-ctx.Done()
+		return ctx.Err()
+	}}
+	ctx, cancel := context.WithCancel(t.Context())
+	f.pool.Apply(table(trigger("s", "a", fn)))
+	f.pool.Covered(f.seq)
+	done := make(chan error, 1)
+	go func() { done <- f.pool.Run(ctx, 10*time.Millisecond) }()
+	f.enqueue("s", "a", "k1", nil)
+	<-started
+	cancel()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	again := &function{}
+	f.pool = NewPool(Options{Bus: f.bus, Events: directEvents{f.bus}, Logger: slog.New(slog.DiscardHandler)})
+	f.pool.Apply(table(trigger("s", "a", again)))
+	f.pool.Covered(f.seq)
+	f.run()
+	until(t, "the call to be made again", func() bool { return again.count() == 1 })
+	if again.calls[0] != "k1#1" {
+		t.Fatalf("call %s: a call cut off by a stop is not an attempt", again.calls[0])
+	}
+}
+
+func TestRunsAreWrittenInBlocks(t *testing.T) {
+	f := newFixture(t, Options{})
+	fn := &function{}
+	f.pool.Apply(table(trigger("s", "a", fn)))
+	f.pool.Covered(f.seq)
+	f.run()
+	for i := range 20 {
+		f.enqueue("s", "a", fmt.Sprintf("k%d", i), nil)
+	}
+	until(t, "the history", func() bool {
+		runs, err := ReadRuns(t.Context(), f.bus, RunFilter{Function: "s.a", Status: StatusSucceeded})
+		return err == nil && len(runs) == 20
+	})
+	if n := records(t, f.bus.Runs()); n >= 20 {
+		t.Errorf("%d history records for 20 runs: they are not in blocks", n)
+	}
+}

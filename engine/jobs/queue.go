@@ -1,0 +1,523 @@
+package jobs
+
+import (
+	"cmp"
+	"container/heap"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/triggers"
+)
+
+// queue holds the jobs of one trigger that are in memory, and knows which of
+// its jobs are parked.
+type queue struct {
+	p    *Pool
+	ref  TriggerRef
+	part *partition
+	spec atomic.Pointer[Trigger]
+	wake chan struct{}
+
+	mu       sync.Mutex
+	ready    []*task // ready[head:] wait for a free slot
+	head     int
+	running  int
+	feeding  bool
+	overflow uint64 // jobs parked as overflow, with those on their way
+	cursor   uint64 // overflow below this sequence was taken
+	retries  retryHeap
+
+	stats Stats
+}
+
+// Stats are the counters of one trigger since the start.
+type Stats struct {
+	Succeeded, Failed, Retried, Dead, Parked atomic.Uint64
+	// Seconds is the time spent in calls, in nanoseconds.
+	Busy atomic.Int64
+	// Buckets count calls by duration; bucket i holds those up to Bounds[i],
+	// the last one the rest.
+	Buckets [len(Bounds) + 1]atomic.Uint64
+}
+
+// Bounds are the upper bounds of the duration buckets, in seconds.
+var Bounds = [...]float64{0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30}
+
+func (s *Stats) observe(d time.Duration) {
+	s.Busy.Add(int64(d))
+	sec := d.Seconds()
+	i := 0
+	for i < len(Bounds) && sec > Bounds[i] {
+		i++
+	}
+	s.Buckets[i].Add(1)
+}
+
+// parkedRetry is one retry that waits in PARKED.
+type parkedRetry struct {
+	due time.Time
+	seq uint64
+}
+
+type retryHeap []parkedRetry
+
+func (h retryHeap) Len() int { return len(h) }
+func (h retryHeap) Less(i, j int) bool {
+	return cmp.Or(h[i].due.Compare(h[j].due), cmp.Compare(h[i].seq, h[j].seq)) < 0
+}
+func (h retryHeap) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
+
+// Push and Pop are for container/heap.
+func (h *retryHeap) Push(x any) { *h = append(*h, x.(parkedRetry)) }
+
+// Pop is for container/heap.
+func (h *retryHeap) Pop() any {
+	old := *h
+	x := old[len(old)-1]
+	*h = old[:len(old)-1]
+	return x
+}
+
+func (q *queue) setSpec(t *Trigger) {
+	q.spec.Store(t)
+	q.mu.Lock()
+	q.startLocked()
+	q.mu.Unlock()
+	q.signal()
+}
+
+// overflows decides whether a new job must be parked: when jobs before it
+// are, or when the partition is nearly full and this trigger holds more than
+// its share. A trigger alone in its partition is never parked: its backlog
+// waits in JOBS.
+func (q *queue) overflows(t *task) bool {
+	q.mu.Lock()
+	behind := q.overflow > 0
+	q.mu.Unlock()
+	if behind {
+		return true
+	}
+	part := q.part
+	part.mu.Lock()
+	defer part.mu.Unlock()
+	limit, held := q.p.o.MaxOutstanding, part.active[q]
+	if part.triggers.Load() > 1 && len(part.inflight) > limit/2 && held >= limit/(2*max(1, len(part.active))) {
+		return true
+	}
+	part.active[q] = held + 1
+	t.counted = true
+	return false
+}
+
+// push takes a task in; it starts at once when a slot is free.
+func (q *queue) push(t *task) {
+	q.mu.Lock()
+	q.ready = append(q.ready, t)
+	q.startLocked()
+	q.mu.Unlock()
+}
+
+// startLocked starts workers for waiting tasks. mu is held.
+func (q *queue) startLocked() {
+	spec := q.spec.Load()
+	if spec == nil {
+		return
+	}
+	for q.running < spec.Concurrency && q.head < len(q.ready) && !q.p.closing.Load() {
+		t := q.popLocked()
+		q.running++
+		q.p.work.Add(1)
+		go q.worker(t)
+	}
+}
+
+func (q *queue) popLocked() *task {
+	t := q.ready[q.head]
+	q.ready[q.head] = nil
+	q.head++
+	if q.head == len(q.ready) {
+		q.ready, q.head = q.ready[:0], 0
+	} else if q.head > 1024 && q.head > len(q.ready)/2 {
+		q.ready = slices.Delete(q.ready, 0, q.head)
+		q.head = 0
+	}
+	return t
+}
+
+// worker runs tasks until none waits or the trigger has more workers than it
+// may have.
+func (q *queue) worker(t *task) {
+	defer q.p.work.Done()
+	for {
+		q.run(t)
+		q.mu.Lock()
+		spec := q.spec.Load()
+		if spec == nil || q.running > spec.Concurrency || q.head == len(q.ready) || q.p.closing.Load() {
+			q.running--
+			parked := q.overflow > 0 || len(q.retries) > 0
+			q.mu.Unlock()
+			if parked {
+				q.signal()
+			}
+			return
+		}
+		t = q.popLocked()
+		low := len(q.ready)-q.head < spec.Concurrency && (q.overflow > 0 || len(q.retries) > 0)
+		q.mu.Unlock()
+		if low {
+			q.signal()
+		}
+	}
+}
+
+// run makes one call and decides what becomes of its job.
+func (q *queue) run(t *task) {
+	p, j := q.p, t.job
+	spec := q.spec.Load()
+	if spec == nil { // the trigger was removed while the job waited
+		p.park(t, nil, WhyOverflow)
+		return
+	}
+	callee := spec.Callee
+	for callee.users.Add(1) <= 0 { // closed meanwhile: a newer table is there
+		callee.users.Add(-1)
+		spec = q.spec.Load()
+		if spec == nil {
+			p.park(t, nil, WhyOverflow)
+			return
+		}
+		callee = spec.Callee
+	}
+	start := time.Now()
+	res, ev, err := q.call(t, spec, callee)
+	took := time.Since(start)
+	if callee.users.Add(-1) == 0 && callee.dead.Load() {
+		p.closeCallee(callee)
+	}
+	if err != nil && p.callCtx.Err() != nil {
+		return // shut down in mid-call: the job is still stored and comes back
+	}
+	j.Attempt++
+	q.stats.observe(took)
+	run := Run{
+		ID: fmt.Sprintf("%s-%d", j.Key, j.Attempt+1000*j.Redrive), Key: j.Key, Function: callee.Name, Sensor: j.Sensor, Trigger: j.Trigger,
+		Attempt: j.Attempt, Redrive: j.Redrive, Spec: j.SpecHash, Correlation: j.Correlation, Started: start, Duration: took, Queued: start.Sub(j.Time),
+	}
+	run.fill(j, ev, res, callee.Mask)
+	if err == nil {
+		run.Status = StatusSucceeded
+		q.stats.Succeeded.Add(1)
+		p.runs.record(&run)
+		p.finish(t)
+		return
+	}
+	j.Error = string(mask(callee.Mask, []byte(err.Error())))
+	run.Error = j.Error
+	q.stats.Failed.Add(1)
+	var permanent *triggers.PermanentError
+	switch {
+	case errors.As(err, &permanent), j.Attempt >= spec.Policy.Attempts:
+		run.Status = StatusDead
+		p.runs.record(&run)
+		p.bury(t, j.Error)
+	default:
+		wait := spec.Policy.Wait(j.Attempt, rand.Float64()) //nolint:gosec // jitter needs no secrecy
+		var later *triggers.RetryAfterError
+		if errors.As(err, &later) {
+			wait = max(wait, min(later.After, time.Hour))
+		}
+		j.NotBefore = time.Now().Add(wait)
+		run.Status, run.Next = StatusRetrying, j.NotBefore
+		p.runs.record(&run)
+		q.stats.Retried.Add(1)
+		p.park(t, q, WhyRetry)
+	}
+}
+
+// call prepares and makes one call. A panic in the function is its failure.
+func (q *queue) call(t *task, spec *Trigger, callee *Callee) (res triggers.Result, ev *bus.Event, err error) {
+	p, j := q.p, t.job
+	ctx, cancel := context.WithTimeout(p.callCtx, spec.Timeout)
+	defer cancel()
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("function panicked: %v", r)
+			p.log.Error("function panicked", "function", callee.Name, "panic", r, "stack", string(debug.Stack()))
+		}
+	}()
+	if j.Event != nil {
+		if ev, err = bus.DecodeEvent(*j.Event); err != nil {
+			return res, nil, &triggers.PermanentError{Err: err}
+		}
+	} else if j.Last != 0 {
+		if ev, err = p.o.Events.Event(ctx, j.Last); err != nil {
+			return res, nil, lost(j.Last, err)
+		}
+	}
+	var rendered map[string]any
+	switch {
+	case j.Late:
+		if rendered, err = q.renderLate(ctx, spec, j); err != nil {
+			return res, ev, err
+		}
+	case len(j.Rendered) > 0:
+		v, err := bus.ParseJSON(j.Rendered)
+		if err != nil {
+			return res, ev, triggers.Permanentf("rendered input of the job: %v", err)
+		}
+		rendered, _ = v.(map[string]any)
+	}
+	c := &triggers.Call{
+		Key: j.Key, Attempt: j.Attempt + 1, Sensor: j.Sensor, Trigger: j.Trigger, Function: callee.Name, Event: ev,
+	}
+	if spec.InputPath != "" {
+		c.Input, c.HasInput = rendered[spec.InputPath]
+	}
+	c.Values = callee.Values(c, rendered)
+	res, err = callee.Function.Invoke(ctx, c)
+	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		err = fmt.Errorf("no answer within the timeout of %v: %w", spec.Timeout, err)
+	}
+	return res, ev, err
+}
+
+func lost(seq uint64, err error) error {
+	if errors.Is(err, bus.ErrNotFound) {
+		return triggers.Permanentf("event %d of this job is no longer stored", seq)
+	}
+	return fmt.Errorf("reading event %d of this job: %w", seq, err)
+}
+
+func (q *queue) renderLate(ctx context.Context, spec *Trigger, j *Job) (map[string]any, error) {
+	if spec.Render == nil {
+		return nil, triggers.Permanentf("the trigger no longer has the templates this job needs")
+	}
+	events := map[string][]*bus.Event{}
+	for _, c := range j.Events {
+		ev, err := q.p.o.Events.Event(ctx, c.Seq)
+		if err != nil {
+			return nil, lost(c.Seq, err)
+		}
+		events[c.Dependency] = append(events[c.Dependency], ev)
+	}
+	m, err := spec.Render(events)
+	if err != nil {
+		return nil, &triggers.PermanentError{Err: err}
+	}
+	return m, nil
+}
+
+// bury moves a job to the dead letters. While these are full or away the job
+// stays where it is and the slot stays taken: the trigger pauses.
+func (p *Pool) bury(t *task, reason string) {
+	j := t.job
+	j.Error = reason
+	j.NotBefore = time.Time{}
+	j.Since = time.Now()
+	if j.Event == nil && j.Last != 0 {
+		// Dead letters outlive the purge of EVENTS, so they carry their event.
+		ctx, cancel := context.WithTimeout(p.callCtx, 5*time.Second)
+		if ev, err := p.o.Events.Event(ctx, j.Last); err == nil && len(ev.Data) < p.o.Bus.MaxPayload()/2 {
+			r := ev.Record()
+			r.Seq, r.Time = ev.Seq, ev.StoredAt
+			j.Event = &r
+		}
+		cancel()
+	}
+	rec := bus.Record{Subject: dlqSubject(j.Sensor, j.Trigger), Data: j.Encode(nil)}
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 10*time.Second) {
+		ctx, cancel := context.WithTimeout(p.callCtx, 10*time.Second)
+		_, err := p.o.Bus.DeadLetters().Append(ctx, rec)
+		cancel()
+		if err == nil {
+			break
+		}
+		if p.callCtx.Err() != nil {
+			return
+		}
+		p.log.Warn("dead letter cannot be stored; its trigger waits", "sensor", j.Sensor, "trigger", j.Trigger, "error", err)
+		select {
+		case <-p.callCtx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+	if t.q != nil {
+		t.q.stats.Dead.Add(1)
+	}
+	p.log.Warn("job given up, it is in the dead letters", "sensor", j.Sensor, "trigger", j.Trigger, "key", j.Key, "attempts", j.Attempt, "reason", reason)
+	p.finish(t)
+}
+
+// parking counts n more overflow jobs on their way to PARKED: later ones
+// must queue behind them.
+func (q *queue) parking(n uint64) {
+	q.mu.Lock()
+	q.overflow += n
+	q.mu.Unlock()
+	q.stats.Parked.Add(n)
+}
+
+func (q *queue) parkedOverflow() uint64 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.overflow
+}
+
+// parkedAt notes where a job is parked and sees that somebody fetches it.
+func (q *queue) parkedAt(why Why, seq uint64, due time.Time) {
+	q.mu.Lock()
+	if why == WhyRetry {
+		heap.Push(&q.retries, parkedRetry{due, seq})
+	}
+	q.feedLocked()
+	q.mu.Unlock()
+	q.signal()
+}
+
+func (q *queue) signal() {
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+}
+
+// feedLocked starts the goroutine that fetches parked jobs, unless it runs.
+// It lives as long as something is parked. mu is held.
+func (q *queue) feedLocked() {
+	if q.feeding || q.p.closing.Load() || (q.overflow == 0 && len(q.retries) == 0) {
+		return
+	}
+	q.feeding = true
+	q.p.work.Add(1)
+	go q.feed()
+}
+
+// feed brings parked jobs back when they are due and there is room.
+func (q *queue) feed() {
+	defer q.p.work.Done()
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		q.mu.Lock()
+		spec := q.spec.Load()
+		if q.p.closing.Load() || (q.overflow == 0 && len(q.retries) == 0) {
+			q.feeding = false
+			q.mu.Unlock()
+			return
+		}
+		wait := time.Second // closing is noticed within this time
+		var seq uint64
+		fetchOverflow := false
+		if spec != nil && q.running+len(q.ready)-q.head < 2*spec.Concurrency {
+			if len(q.retries) > 0 {
+				if until := time.Until(q.retries[0].due); until > 0 {
+					wait = min(wait, until)
+				} else {
+					seq = heap.Pop(&q.retries).(parkedRetry).seq
+				}
+			}
+			fetchOverflow = seq == 0 && q.overflow > 0
+		}
+		cursor := q.cursor
+		q.mu.Unlock()
+		switch {
+		case seq != 0:
+			if !q.fetch(seq) {
+				q.mu.Lock()
+				heap.Push(&q.retries, parkedRetry{time.Now().Add(time.Second), seq})
+				q.mu.Unlock()
+			}
+			continue
+		case fetchOverflow:
+			if q.fetchOverflow(cursor) {
+				continue
+			}
+		}
+		timer.Reset(wait)
+		select {
+		case <-q.wake:
+		case <-timer.C:
+		case <-q.p.callCtx.Done():
+		}
+	}
+}
+
+// fetch loads one parked job into the queue. It reports false when the bus
+// did not answer.
+func (q *queue) fetch(seq uint64) bool {
+	r, err := q.p.o.Bus.Parked().Get(q.p.callCtx, seq)
+	if errors.Is(err, bus.ErrNotFound) {
+		return true // somebody dropped it
+	}
+	if err != nil {
+		return false
+	}
+	q.unpark(r)
+	return true
+}
+
+// fetchOverflow loads the next overflow job at or after cursor. It reports
+// false when there is none yet or the bus did not answer.
+func (q *queue) fetchOverflow(cursor uint64) bool {
+	r, err := q.p.o.Bus.Parked().Next(q.p.callCtx, parkedSubject(q.ref.Sensor, q.ref.Trigger, WhyOverflow), cursor)
+	if err != nil {
+		if errors.Is(err, bus.ErrNotFound) {
+			q.recount()
+		}
+		return false
+	}
+	q.mu.Lock()
+	q.cursor = r.Seq + 1
+	if q.overflow > 0 {
+		q.overflow--
+	}
+	q.mu.Unlock()
+	q.unpark(r)
+	return true
+}
+
+// recount asks the bus how many jobs are parked when memory and bus disagree,
+// for example after jobs were dropped by hand.
+func (q *queue) recount() {
+	subject := parkedSubject(q.ref.Sensor, q.ref.Trigger, WhyOverflow)
+	counts, err := q.p.o.Bus.Parked().Counts(q.p.callCtx, subject)
+	if err != nil {
+		return
+	}
+	q.mu.Lock()
+	if counts[subject] == 0 {
+		q.overflow = 0
+	}
+	q.mu.Unlock()
+}
+
+func (q *queue) unpark(r bus.Record) {
+	job, err := DecodeJob(r.Data)
+	if err != nil {
+		q.p.log.Error("parked job cannot be read", "sensor", q.ref.Sensor, "trigger", q.ref.Trigger, "parked_seq", r.Seq, "error", err)
+		job = &Job{Key: fmt.Sprintf("unreadable-%d", r.Seq), Sensor: q.ref.Sensor, Trigger: q.ref.Trigger, Rendered: r.Data, Fault: err.Error()}
+	}
+	t := &task{job: job, q: q, parked: r.Seq}
+	if job.Fault != "" {
+		q.p.bury(t, job.Fault)
+		return
+	}
+	q.push(t)
+}
+
+// mask applies a masker that may be nil.
+func mask(m func([]byte) []byte, b []byte) []byte {
+	if m == nil || len(b) == 0 {
+		return b
+	}
+	return m(b)
+}

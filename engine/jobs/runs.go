@@ -1,0 +1,347 @@
+package jobs
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unicode/utf8"
+
+	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/triggers"
+)
+
+// The states of a run.
+const (
+	StatusSucceeded = "succeeded"
+	StatusRetrying  = "retrying"
+	StatusDead      = "dead"
+)
+
+// MaxRunOutput is how much of an output or log the history keeps, in bytes.
+const MaxRunOutput = 16 << 10
+
+// Run is the history of one call. Secrets in it are masked.
+type Run struct {
+	ID, Key, Function, Sensor, Trigger string
+	Attempt, Redrive                   int
+	Status                             string
+	Spec, Correlation                  string
+	EventSeq                           uint64
+	EventID, EventType                 string
+	Started                            time.Time
+	Duration, Queued                   time.Duration
+	Next                               time.Time
+	Result                             string
+	Output, Logs                       []byte
+	ContentType                        string
+	Truncated                          bool
+	Error                              string
+}
+
+// fill copies what is kept of a call.
+func (r *Run) fill(j *Job, ev *bus.Event, res triggers.Result, masker func([]byte) []byte) {
+	r.EventSeq = j.Last
+	if ev != nil {
+		r.EventID, r.EventType = ev.ID, ev.Type
+	}
+	r.Result, r.ContentType, r.Truncated = res.Status, res.ContentType, res.Truncated
+	r.Output, r.Logs = mask(masker, res.Output), mask(masker, res.Logs)
+	for _, b := range []*[]byte{&r.Output, &r.Logs} {
+		if len(*b) > MaxRunOutput {
+			*b, r.Truncated = (*b)[:MaxRunOutput], true
+		}
+	}
+}
+
+// AppendJSON appends the run as one JSON object: the form of the history, of
+// the API and of `engine runs -o json`.
+func (r *Run) AppendJSON(b []byte) []byte {
+	b = append(b, `{"id":`...)
+	b = appendString(b, r.ID)
+	field := func(name, v string) {
+		if v != "" {
+			b = append(b, ',', '"')
+			b = append(b, name...)
+			b = append(b, '"', ':')
+			b = appendString(b, v)
+		}
+	}
+	field("key", r.Key)
+	field("function", r.Function)
+	field("sensor", r.Sensor)
+	field("trigger", r.Trigger)
+	field("status", r.Status)
+	b = append(b, `,"attempt":`...)
+	b = strconv.AppendInt(b, int64(r.Attempt), 10)
+	if r.Redrive > 0 {
+		b = append(b, `,"redrive":`...)
+		b = strconv.AppendInt(b, int64(r.Redrive), 10)
+	}
+	field("spec", r.Spec)
+	field("correlation", r.Correlation)
+	if r.EventSeq > 0 {
+		b = append(b, `,"event":{"seq":`...)
+		b = strconv.AppendUint(b, r.EventSeq, 10)
+		field("id", r.EventID)
+		field("type", r.EventType)
+		b = append(b, '}')
+	}
+	b = append(b, `,"started":"`...)
+	b = r.Started.UTC().AppendFormat(b, time.RFC3339Nano)
+	b = append(b, `","durationMs":`...)
+	b = strconv.AppendFloat(b, float64(r.Duration.Microseconds())/1000, 'f', -1, 64)
+	b = append(b, `,"queuedMs":`...)
+	b = strconv.AppendFloat(b, float64(r.Queued.Microseconds())/1000, 'f', -1, 64)
+	if !r.Next.IsZero() {
+		b = append(b, `,"next":"`...)
+		b = r.Next.UTC().AppendFormat(b, time.RFC3339Nano)
+		b = append(b, '"')
+	}
+	field("result", r.Result)
+	if len(r.Output) > 0 {
+		b = append(b, `,"output":`...)
+		if bus.IsJSON(r.ContentType) && !r.Truncated && json.Valid(r.Output) {
+			b = appendCompact(b, r.Output)
+		} else {
+			b = appendString(b, string(r.Output))
+		}
+	}
+	field("logs", string(r.Logs))
+	if r.Truncated {
+		b = append(b, `,"truncated":true`...)
+	}
+	field("error", r.Error)
+	return append(b, '}')
+}
+
+// appendCompact appends valid JSON on one line: a history block has one run a
+// line.
+func appendCompact(b, v []byte) []byte {
+	for _, c := range v {
+		if c == '\n' || c == '\r' { // only possible between tokens
+			c = ' '
+		}
+		b = append(b, c)
+	}
+	return b
+}
+
+// appendString appends s as a JSON string; bytes that are no UTF-8 become
+// U+FFFD.
+func appendString(b []byte, s string) []byte {
+	b = append(b, '"')
+	for i := 0; i < len(s); {
+		c := s[i]
+		switch {
+		case c == '"' || c == '\\':
+			b = append(b, '\\', c)
+		case c < 0x20:
+			b = append(b, fmt.Sprintf(`\u%04x`, c)...)
+		case c < utf8.RuneSelf:
+			b = append(b, c)
+		default:
+			r, n := utf8.DecodeRuneInString(s[i:])
+			b = utf8.AppendRune(b, r)
+			i += n
+			continue
+		}
+		i++
+	}
+	return append(b, '"')
+}
+
+// recorder gathers runs and writes them in blocks, one per function, after
+// 50 ms or 64 KiB. It has no part in correctness: what cannot be written is
+// dropped and counted.
+type recorder struct {
+	b       bus.Bus
+	log     *slog.Logger
+	mu      sync.Mutex
+	blocks  map[string]*block
+	wake    chan struct{}
+	dropped atomic.Uint64
+}
+
+type block struct {
+	data []byte
+	n    int
+}
+
+const (
+	blockAge  = 50 * time.Millisecond
+	blockSize = 64 << 10
+)
+
+func newRecorder(b bus.Bus, log *slog.Logger) *recorder {
+	return &recorder{b: b, log: log, blocks: map[string]*block{}, wake: make(chan struct{}, 1)}
+}
+
+// record adds a run. It never blocks on the bus.
+func (r *recorder) record(run *Run) {
+	r.mu.Lock()
+	bl := r.blocks[run.Function]
+	if bl == nil {
+		bl = &block{}
+		r.blocks[run.Function] = bl
+	}
+	if len(bl.data) > 16*blockSize { // the bus does not keep up
+		r.mu.Unlock()
+		r.dropped.Add(1)
+		return
+	}
+	first := bl.n == 0
+	bl.data = append(run.AppendJSON(bl.data), '\n')
+	bl.n++
+	full := len(bl.data) >= blockSize
+	var out block
+	if full {
+		out = *bl
+		*bl = block{}
+	}
+	r.mu.Unlock()
+	if full {
+		r.write(run.Function, out)
+	} else if first {
+		select {
+		case r.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// run writes what has gathered, until ctx ends; then it writes the rest.
+func (r *recorder) run(ctx context.Context) {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			r.flush()
+			return
+		case <-r.wake:
+		}
+		timer.Reset(blockAge)
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+		}
+		r.flush()
+	}
+}
+
+func (r *recorder) flush() {
+	r.mu.Lock()
+	blocks := r.blocks
+	r.blocks = make(map[string]*block, len(blocks))
+	r.mu.Unlock()
+	for fn, bl := range blocks {
+		if bl.n > 0 {
+			r.write(fn, *bl)
+		}
+	}
+}
+
+func (r *recorder) write(fn string, bl block) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	rec := bus.Record{Subject: bus.RunsPrefix + bus.Token(fn), Data: bl.data}
+	err := r.b.Runs().AppendAsync(ctx, rec, func(_ bus.Ack, err error) {
+		if err != nil {
+			r.dropped.Add(uint64(bl.n))
+		}
+	})
+	if err != nil {
+		r.dropped.Add(uint64(bl.n))
+	}
+}
+
+// RunFilter selects runs; zero fields select all.
+type RunFilter struct {
+	Function, Status, ID, Key string
+	// Limit is the most runs returned, the newest; 0 means 100.
+	Limit int
+}
+
+// StoredRun is one run of the history: its JSON and what is needed to select.
+type StoredRun struct {
+	Seq  uint64
+	JSON json.RawMessage
+}
+
+// ReadRuns returns the newest runs that match, oldest first, reading back to
+// at most 2,000 blocks. It blocks on the bus.
+func ReadRuns(ctx context.Context, b bus.Bus, f RunFilter) ([]StoredRun, error) {
+	if f.Limit <= 0 {
+		f.Limit = 100
+	}
+	filter := bus.RunsPrefix + ">"
+	if f.Function != "" {
+		filter = bus.RunsPrefix + bus.Token(f.Function)
+	}
+	info, err := b.Runs().Info(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if info.Records == 0 {
+		return nil, nil
+	}
+	const step = 200
+	var out []StoredRun
+	for hi, tries := info.Last+1, 0; hi > info.First && tries < 10 && len(out) < f.Limit; tries++ {
+		lo := max(info.First, hi-min(hi, step))
+		part, err := readBlocks(ctx, b, filter, lo, hi, f)
+		if err != nil {
+			return nil, err
+		}
+		out = append(part, out...)
+		hi = lo
+	}
+	if len(out) > f.Limit {
+		out = out[len(out)-f.Limit:]
+	}
+	return out, nil
+}
+
+// readBlocks returns the matching runs of the blocks in [lo, hi).
+func readBlocks(ctx context.Context, b bus.Bus, filter string, lo, hi uint64, f RunFilter) ([]StoredRun, error) {
+	var out []StoredRun
+	for seq := lo; seq < hi; {
+		r, err := b.Runs().Next(ctx, filter, seq)
+		if isNotFound(err) {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		if r.Seq >= hi {
+			break
+		}
+		out = append(out, SplitRuns(r, f)...)
+		seq = r.Seq + 1
+	}
+	return out, nil
+}
+
+// SplitRuns returns the matching runs of one history block.
+func SplitRuns(r bus.Record, f RunFilter) []StoredRun {
+	var out []StoredRun
+	for line := range strings.Lines(string(r.Data)) {
+		line = strings.TrimSuffix(line, "\n")
+		if f.Status != "" || f.ID != "" || f.Key != "" || f.Function != "" {
+			var head struct{ ID, Key, Status, Function string }
+			if json.Unmarshal([]byte(line), &head) != nil ||
+				f.Status != "" && head.Status != f.Status || f.ID != "" && head.ID != f.ID ||
+				f.Key != "" && head.Key != f.Key || f.Function != "" && head.Function != f.Function {
+				continue
+			}
+		}
+		out = append(out, StoredRun{r.Seq, json.RawMessage(line)})
+	}
+	return out
+}
