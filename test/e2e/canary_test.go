@@ -3,8 +3,6 @@ package e2e
 import (
 	"bytes"
 	"encoding/base64"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io/fs"
 	"net/http"
@@ -134,7 +132,11 @@ func TestCanary(t *testing.T) {
 		}
 		said["engine "+strings.Join(args, " ")] = stdout + stderr
 	}
-	for _, id := range letterIDs(t, said["engine dlq list -o json"]) {
+	ids := letterIDs(said["engine dlq list -o json"])
+	if len(ids) == 0 {
+		t.Error("no ids in the list of dead letters")
+	}
+	for _, id := range ids {
 		stdout, stderr, code := e.verb("dlq", "show", id, "-o", "json")
 		if code != 0 {
 			t.Errorf("engine dlq show %s: exit code %d: %s", id, code, stderr)
@@ -182,39 +184,4 @@ func TestCanary(t *testing.T) {
 			t.Errorf("%s does not even have %q:\n%s", where, want, tail(said[where], 5))
 		}
 	}
-}
-
-// letterIDs returns the ids of the dead letters of `dlq list -o json`, a list
-// or one object a line.
-func letterIDs(t *testing.T, out string) (ids []string) {
-	t.Helper()
-	dec := json.NewDecoder(strings.NewReader(out))
-	var walk func(v any)
-	walk = func(v any) {
-		switch v := v.(type) {
-		case []any:
-			for _, x := range v {
-				walk(x)
-			}
-		case map[string]any:
-			if id, ok := v["id"]; ok {
-				ids = append(ids, fmt.Sprint(id))
-				return
-			}
-			for _, x := range v {
-				walk(x)
-			}
-		}
-	}
-	for {
-		var v any
-		if err := dec.Decode(&v); err != nil {
-			break
-		}
-		walk(v)
-	}
-	if len(ids) == 0 {
-		t.Error(errors.New("no ids in the list of dead letters"))
-	}
-	return ids
 }

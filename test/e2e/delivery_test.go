@@ -57,6 +57,9 @@ func TestExactlyOnce(t *testing.T) {
 	rec.await(t, ids)
 	e.stop()
 	rec.check(t, tr, true)
+	if lines := strings.Count(e.log(), "\n"); lines > 200 {
+		t.Errorf("%d lines of log for %d events: events are not logged one by one", lines, tr.limit)
+	}
 
 	// Nothing of it is left to be done.
 	e.start()
