@@ -1,0 +1,439 @@
+// Package listen owns the engine's HTTP listeners: the table of routes that
+// sources and endpoints add and remove while requests are served ([Table]),
+// and the server with its limits ([Server]). It knows no source and no
+// function, and reads no body.
+package listen
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/http"
+	"net/url"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sensor-engine/engine/sources"
+)
+
+// Table is an http.Handler that serves routes which come and go. The patterns
+// and their precedence are those of http.ServeMux, without its redirects: a
+// path that is not clean is not found. Everything is safe for concurrent use;
+// a lookup takes no lock. The zero value is an empty table that is not open.
+type Table struct {
+	// Handover is how long requests for a route that was removed are held in
+	// case it comes back, which is what a changed spec looks like; 0 answers
+	// 404 at once. Logger gets panics of handlers; nil is slog.Default. Set
+	// both before use.
+	Handover time.Duration
+	Logger   *slog.Logger
+
+	opened atomic.Bool
+	tree   atomic.Pointer[tree] // nil when it must be built again
+
+	mu      sync.Mutex
+	routes  []*entry
+	leaving []departure
+	changed chan struct{} // closed when a route is added
+}
+
+// entry is one route that is served.
+type entry struct {
+	owner   string
+	route   sources.Route
+	segs    []sources.Segment
+	names   []string // of the wildcards, "" for a nameless one
+	handler http.Handler
+}
+
+// departure is a removed route that may come back.
+type departure struct {
+	tree  *tree
+	until time.Time
+}
+
+// ConflictError says that a route claims requests of another one.
+type ConflictError struct {
+	// Owner wants Route; Other has OtherRoute.
+	Owner, Other      string
+	Route, OtherRoute sources.Route
+}
+
+// Error names both routes and their owners.
+func (e *ConflictError) Error() string {
+	return fmt.Sprintf("the route %s of %s conflicts with %s of %s: give one of them another path",
+		describe(e.Route), e.Owner, describe(e.OtherRoute), e.Other)
+}
+
+func describe(r sources.Route) string {
+	if len(r.Methods) == 0 {
+		return r.Path
+	}
+	return strings.Join(r.Methods, ",") + " " + r.Path
+}
+
+// Handle serves r with h until remove is called, which may be done twice.
+// owner names it in errors and logs, for example "EventSource/shop orders". A
+// conflict with another owner's route is a *[ConflictError]; routes of the
+// same owner that conflict are replaced, so that a new version of a unit can
+// take over without a gap. Requests on their way when a route goes are still
+// served by its handler.
+func (t *Table) Handle(owner string, r sources.Route, h http.Handler) (remove func(), err error) {
+	segs, err := sources.ParsePath(r.Path)
+	if err != nil {
+		return nil, err
+	}
+	e := &entry{owner: owner, route: r, segs: segs, handler: h}
+	for _, s := range segs {
+		if s.Wild {
+			e.names = append(e.names, s.Text)
+		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	replaced := false
+	for _, o := range t.routes {
+		if !sources.Overlap(o.route.Methods, o.segs, r.Methods, segs) {
+			continue
+		}
+		if o.owner != owner {
+			return nil, &ConflictError{Owner: owner, Route: r, Other: o.owner, OtherRoute: o.route}
+		}
+		replaced = true
+	}
+	if replaced {
+		t.routes = slices.DeleteFunc(t.routes, func(o *entry) bool {
+			return o.owner == owner && sources.Overlap(o.route.Methods, o.segs, r.Methods, segs)
+		})
+	}
+	t.routes = append(t.routes, e)
+	t.tree.Store(nil)
+	if t.changed != nil {
+		close(t.changed)
+		t.changed = nil
+	}
+	return func() { t.remove(e) }, nil
+}
+
+func (t *Table) remove(e *entry) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	i := slices.Index(t.routes, e)
+	if i < 0 {
+		return
+	}
+	t.routes = slices.Delete(t.routes, i, i+1)
+	t.tree.Store(nil)
+	if t.Handover > 0 {
+		t.prune()
+		t.leaving = append(t.leaving, departure{build([]*entry{e}), time.Now().Add(t.Handover)})
+	}
+}
+
+// prune forgets the departures whose time is over. The lock should be held.
+func (t *Table) prune() {
+	now := time.Now()
+	t.leaving = slices.DeleteFunc(t.leaving, func(d departure) bool { return !now.Before(d.until) })
+}
+
+// Open makes the table answer 404 to what it has no route for. Before, it
+// answers 503 with Retry-After: a producer must not take the start of the
+// engine for the end of its route.
+func (t *Table) Open() { t.opened.Store(true) }
+
+// Routes returns the routes that are served, by owner.
+func (t *Table) Routes() map[string][]sources.Route {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	out := make(map[string][]sources.Route, len(t.routes))
+	for _, e := range t.routes {
+		out[e.owner] = append(out[e.owner], e.route)
+	}
+	return out
+}
+
+func (t *Table) current() *tree {
+	if tr := t.tree.Load(); tr != nil {
+		return tr
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	tr := t.tree.Load()
+	if tr == nil {
+		// Built when it is first asked for: a thousand routes that are added
+		// at the start make one tree and not a thousand.
+		tr = build(t.routes)
+		t.tree.Store(tr)
+	}
+	return tr
+}
+
+// ServeHTTP serves the request with the most specific route, whose wildcards
+// r.PathValue returns and whose path is in r.Pattern.
+func (t *Table) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	for {
+		tr := t.current()
+		var space [8]string
+		if e, values := tr.lookup(r.Method, r.URL, space[:0]); e != nil {
+			t.serve(e, values, w, r)
+			return
+		}
+		if t.comesBack(r) {
+			continue
+		}
+		t.refuse(tr, w, r)
+		return
+	}
+}
+
+func (t *Table) serve(e *entry, values []string, w http.ResponseWriter, r *http.Request) {
+	for i, v := range values {
+		if e.names[i] != "" {
+			r.SetPathValue(e.names[i], v)
+		}
+	}
+	r.Pattern = e.route.Path
+	defer func() {
+		v := recover()
+		if v == nil {
+			return
+		}
+		if v != http.ErrAbortHandler { //nolint:errorlint // a panic value, not an error chain
+			log := t.Logger
+			if log == nil {
+				log = slog.Default()
+			}
+			log.Error("panic while serving a request, connection closed", "owner", e.owner, "route", describe(e.route), "panic", v, "stack", string(debug.Stack()))
+		}
+		// How much of an answer was written is unknown: only a broken
+		// connection cannot be taken for success.
+		panic(http.ErrAbortHandler)
+	}()
+	e.handler.ServeHTTP(w, r)
+}
+
+// comesBack waits while a route that fits has just been removed, and reports
+// whether it is worth looking again.
+func (t *Table) comesBack(r *http.Request) bool {
+	if t.Handover <= 0 {
+		return false
+	}
+	t.mu.Lock()
+	t.prune()
+	var until time.Time
+	for _, d := range t.leaving {
+		if e, _ := d.tree.lookup(r.Method, r.URL, nil); e != nil {
+			until = d.until
+		}
+	}
+	if until.IsZero() {
+		t.mu.Unlock()
+		return false
+	}
+	if t.tree.Load() == nil {
+		t.mu.Unlock()
+		return true // something changed since the lookup
+	}
+	if t.changed == nil {
+		t.changed = make(chan struct{})
+	}
+	changed := t.changed
+	t.mu.Unlock()
+	ctx, cancel := context.WithDeadline(r.Context(), until)
+	defer cancel()
+	select {
+	case <-changed:
+		return true
+	case <-ctx.Done():
+		return r.Context().Err() == nil
+	}
+}
+
+func (t *Table) refuse(tr *tree, w http.ResponseWriter, r *http.Request) {
+	h := w.Header()
+	status, text := http.StatusNotFound, "nothing is served at this path"
+	if allowed := tr.allowed(r.URL); len(allowed) > 0 {
+		h.Set("Allow", strings.Join(allowed, ", "))
+		status, text = http.StatusMethodNotAllowed, "this path does not take the method"
+	} else if !t.opened.Load() {
+		h.Set("Retry-After", "1")
+		status, text = http.StatusServiceUnavailable, "the engine is starting or stopping"
+	}
+	h.Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_, _ = w.Write([]byte(`{"error":"` + text + "\"}\n"))
+}
+
+// tree is an immutable set of routes, by method; "" is any method.
+type tree struct {
+	methods map[string]*methodTree
+}
+
+type methodTree struct {
+	exact map[string]*entry // by path, those without wildcards
+	root  node
+}
+
+// node is what can follow a prefix of segments.
+type node struct {
+	literal map[string]*node
+	wild    *node
+	rest    *entry // takes everything that follows
+	end     *entry // nothing follows
+}
+
+func build(routes []*entry) *tree {
+	t := &tree{methods: map[string]*methodTree{}}
+	for _, e := range routes {
+		methods := e.route.Methods
+		if len(methods) == 0 {
+			methods = []string{""}
+		}
+		for _, m := range methods {
+			mt := t.methods[m]
+			if mt == nil {
+				mt = &methodTree{exact: map[string]*entry{}}
+				t.methods[m] = mt
+			}
+			mt.add(e)
+		}
+	}
+	return t
+}
+
+func (mt *methodTree) add(e *entry) {
+	if len(e.names) == 0 {
+		mt.exact[strings.TrimSuffix(e.route.Path, "{$}")] = e
+	}
+	n := &mt.root
+	for _, s := range e.segs {
+		switch {
+		case s.Rest:
+			n.rest = e
+			return
+		case s.Wild:
+			if n.wild == nil {
+				n.wild = &node{}
+			}
+			n = n.wild
+		default:
+			next := n.literal[s.Text]
+			if next == nil {
+				if n.literal == nil {
+					n.literal = map[string]*node{}
+				}
+				next = &node{}
+				n.literal[s.Text] = next
+			}
+			n = next
+		}
+	}
+	n.end = e
+}
+
+// lookup returns the route of a request and appends the values of its
+// wildcards to values.
+func (t *tree) lookup(method string, u *url.URL, values []string) (*entry, []string) {
+	if e, v := t.methods[method].lookup(u, values); e != nil {
+		return e, v
+	}
+	if method == http.MethodHead {
+		if e, v := t.methods[http.MethodGet].lookup(u, values); e != nil {
+			return e, v
+		}
+	}
+	return t.methods[""].lookup(u, values)
+}
+
+func (mt *methodTree) lookup(u *url.URL, values []string) (*entry, []string) {
+	if mt == nil {
+		return nil, nil
+	}
+	// RawPath is set when the path has escapes that matter, such as %2F.
+	if u.RawPath == "" {
+		if e := mt.exact[u.Path]; e != nil {
+			return e, nil
+		}
+	}
+	if !clean(u.Path) {
+		return nil, nil
+	}
+	if u.RawPath == "" {
+		return mt.root.match(u.Path[1:], false, values)
+	}
+	return mt.root.match(u.EscapedPath()[1:], true, values)
+}
+
+// match finds the most specific route for what remains of a path. A tree has
+// one node per prefix, so no node is visited twice.
+func (n *node) match(path string, escaped bool, values []string) (*entry, []string) {
+	seg, tail, more := strings.Cut(path, "/")
+	if escaped {
+		var err error
+		if seg, err = url.PathUnescape(seg); err != nil {
+			return nil, nil
+		}
+	}
+	if next := n.literal[seg]; next != nil {
+		if e, v := next.follow(tail, more, escaped, values); e != nil {
+			return e, v
+		}
+	}
+	if n.wild != nil && seg != "" {
+		if e, v := n.wild.follow(tail, more, escaped, append(values, seg)); e != nil {
+			return e, v
+		}
+	}
+	if n.rest == nil {
+		return nil, nil
+	}
+	if escaped {
+		var err error
+		if path, err = url.PathUnescape(path); err != nil {
+			return nil, nil
+		}
+	}
+	return n.rest, append(values, path)
+}
+
+func (n *node) follow(tail string, more, escaped bool, values []string) (*entry, []string) {
+	if more {
+		return n.match(tail, escaped, values)
+	}
+	return n.end, values
+}
+
+// clean reports whether a path is absolute and has no empty or dot segments,
+// apart from a final slash.
+func clean(path string) bool {
+	if path == "" || path[0] != '/' {
+		return false
+	}
+	for rest, more := path[1:], true; more; {
+		var seg string
+		seg, rest, more = strings.Cut(rest, "/")
+		if seg == "" && more || seg == "." || seg == ".." {
+			return false
+		}
+	}
+	return true
+}
+
+// allowed returns the methods that the path takes, sorted.
+func (t *tree) allowed(u *url.URL) []string {
+	found := map[string]bool{}
+	for m, mt := range t.methods {
+		if e, _ := mt.lookup(u, nil); e != nil {
+			found[m] = true
+			if m == http.MethodGet {
+				found[http.MethodHead] = true
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(found))
+}
