@@ -35,9 +35,9 @@ type Config struct {
 	MaxInFlight int        `yaml:"maxInFlight" doc:"Most requests served at the same time, more are answered 429; default 1024."`
 	Auth        *Auth      `yaml:"auth" doc:"How producers prove who they are; default: no proof."`
 	ID          *ID        `yaml:"id" doc:"Where the producer's own id of an event is, so that a repeated request is not a second event. CloudEvents bring theirs."`
-	Type        string     `yaml:"type" doc:"CloudEvents type of requests that are no CloudEvent; default webhook." example:"com.example.order"`
-	Source      string     `yaml:"source" doc:"CloudEvents source of requests that are no CloudEvent; default /webhook/<eventsource>/<event>." example:"https://shop.example.com"`
-	Subject     string     `yaml:"subject" doc:"CloudEvents subject of requests that are no CloudEvent."`
+	Type        specs.Text `yaml:"type" doc:"CloudEvents type of requests that are no CloudEvent; may contain ${ expr } over the event; default webhook." example:"com.github.${ request.headers[\"x-github-event\"] }"`
+	Source      specs.Text `yaml:"source" doc:"CloudEvents source of requests that are no CloudEvent; may contain ${ expr }; default /webhook/<eventsource>/<event>." example:"https://shop.example.com"`
+	Subject     specs.Text `yaml:"subject" doc:"CloudEvents subject of requests that are no CloudEvent; may contain ${ expr }." example:"${ data.orderId }"`
 	Request     string     `yaml:"request" enum:"auto,always" doc:"Whether method, path, parameters, query and headers are stored with the event: auto (default) when an expression reads request, or always."`
 }
 
@@ -142,8 +142,10 @@ func (c *Config) Validate(ck *specs.Checker) {
 			ck.Errorf("id.header", codeID, "", "%q is no header name", c.ID.Header)
 		}
 	}
-	for field, value := range map[string]string{"type": c.Type, "source": c.Source, "subject": c.Subject} {
-		if len(value) > maxAttribute {
+	attrs, found := compileAttributes(c, ck.Path)
+	ck.Add(found...)
+	for field, a := range map[string]attribute{"type": attrs.typ, "source": attrs.source, "subject": attrs.subject} {
+		if len(a.text) > maxAttribute {
 			ck.Errorf(field, codeValue, "", "must not be longer than %d bytes", maxAttribute)
 		}
 	}

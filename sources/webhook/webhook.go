@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/textproto"
 	"os"
 	"slices"
 	"strconv"
@@ -38,10 +37,9 @@ type source struct {
 	cfg       *Config
 	route     sources.Route
 	params    []string // names of the path parameters
-	typ       string
-	idHeader  string // canonical
-	head      bool   // HEAD is one of the methods
-	bodies    int64  // limit of held
+	attrs     attributes
+	head      bool  // HEAD is one of the methods
+	bodies    int64 // limit of held
 	inFlight  atomic.Int64
 	held      atomic.Int64 // bytes of large bodies
 	inflaters sync.Pool    // of *gzip.Reader
@@ -52,17 +50,15 @@ func newSource(c *Config) (*source, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &source{cfg: c, route: c.route(), typ: c.Type, bodies: max(largeBodies, 4*int64(c.MaxBody))}
+	attrs, ds := compileAttributes(c, func(field string) string { return field })
+	if err := ds.Err(); err != nil {
+		return nil, err
+	}
+	s := &source{cfg: c, route: c.route(), attrs: attrs, bodies: max(largeBodies, 4*int64(c.MaxBody))}
 	for _, seg := range segs {
 		if seg.Wild && seg.Text != "" {
 			s.params = append(s.params, seg.Text)
 		}
-	}
-	if s.typ == "" {
-		s.typ = DefaultType
-	}
-	if c.ID != nil && c.ID.Header != "" {
-		s.idHeader = textproto.CanonicalMIMEHeaderKey(c.ID.Header)
 	}
 	s.head = slices.Contains(s.route.Methods, http.MethodHead)
 	return s, nil
@@ -296,12 +292,9 @@ func (h *handler) events(r *http.Request, body []byte) (*bus.Event, []*bus.Event
 		if ref := binary(ev, r.Header); ref != nil {
 			return nil, nil, ref
 		}
-	} else {
-		ev.Type, ev.Source, ev.Subject = h.typ, h.cfg.Source, h.cfg.Subject
-		if mt == "application/x-www-form-urlencoded" && len(body) > 0 {
-			if ref := form(ev); ref != nil {
-				return nil, nil, ref
-			}
+	} else if mt == "application/x-www-form-urlencoded" && len(body) > 0 {
+		if ref := form(ev); ref != nil {
+			return nil, nil, ref
 		}
 	}
 	if len(ev.Data) == 0 {
@@ -313,23 +306,11 @@ func (h *handler) events(r *http.Request, body []byte) (*bus.Event, []*bus.Event
 		return nil, nil, refuse(http.StatusBadRequest, "the body is not the JSON its content type %s claims", strconv.Quote(contentType))
 	}
 	if !cloud {
-		if ref := h.identify(ev, r); ref != nil {
+		if ref := h.set(ev, r); ref != nil {
 			return nil, nil, ref
 		}
 	}
 	return ev, nil, tooLong(ev)
-}
-
-// identify sets the id of an event that is no CloudEvent.
-func (h *handler) identify(ev *bus.Event, r *http.Request) *refusal {
-	if h.idHeader != "" {
-		if v := r.Header[h.idHeader]; len(v) > 0 && v[0] != "" {
-			ev.ID, ev.ProducerID = v[0], true
-			return nil
-		}
-	}
-	ev.ID = sources.NewID()
-	return nil
 }
 
 // tooLong refuses attributes that would not fit into the headers of a record.

@@ -396,7 +396,7 @@ func TestSecretMissing(t *testing.T) {
 }
 
 func TestCloudEventBinary(t *testing.T) {
-	h := start(t, config(func(c *Config) { c.Type, c.Source = "configured", "/configured" }), nil)
+	h := start(t, config(func(c *Config) { c.Type, c.Source = specs.Text{Value: "configured"}, specs.Text{Value: "/configured"} }), nil)
 	w := post(h, `{"a":1}`, "Content-Type", "application/json", "ce-specversion", "1.0", "ce-id", "A-1", "ce-source", "//x/y",
 		"ce-type", "com.example", "ce-subject", "Euro%20%E2%82%AC", "ce-time", "2026-01-02T03:04:05.6Z",
 		"ce-dataschema", "https://x/schema", "ce-traceparent", "00-1-2-01")
@@ -532,6 +532,54 @@ func TestProducerID(t *testing.T) {
 	post(h, "x")
 	if evs := h.Events(); len(evs) != 3 || !evs[0].ProducerID || evs[1].ProducerID || evs[1].ID == evs[2].ID {
 		t.Errorf("stored %v, want k1 once and two with ids of their own", evs)
+	}
+}
+
+func TestAttributes(t *testing.T) {
+	c := func() *Config {
+		return config(func(c *Config) {
+			c.Type = specs.Text{Value: `github.${ request.headers["x-github-event"] }`}
+			c.Source = specs.Text{Value: "/shops/${ request.params.shop }"}
+			c.Subject = specs.Text{Value: "${ data.order }"}
+			c.ID = &ID{Expression: specs.Expr{Source: "data.id"}}
+			c.Path = "/in/{shop}"
+		})
+	}
+	for _, tt := range []struct {
+		name, body, event             string
+		id, typ, subject, contentType string
+		status                        int
+	}{
+		{"all there", `{"id":1234567890123456789,"order":"o1"}`, "push", "1234567890123456789", "github.push", "o1", "application/json", 202},
+		{"text id", `{"id":"x","order":7}`, "push", "x", "github.push", "7", "application/json", 202},
+		{"missing parts", `{}`, "", "", "webhook", "", "application/json", 202},
+		{"null id", `{"id":null,"order":"o1"}`, "push", "", "github.push", "o1", "application/json", 202},
+		{"empty body", ``, "push", "", "github.push", "", "application/json", 202},
+		{"object as id", `{"id":{},"order":"o1"}`, "push", "", "", "", "application/json", 400},
+		{"number out of range", `{"id":1e999}`, "push", "", "", "", "application/json", 400},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			h := start(t, c(), nil)
+			hdr := []string{"Content-Type", tt.contentType}
+			if tt.event != "" {
+				hdr = append(hdr, "X-GitHub-Event", tt.event)
+			}
+			w := do(h, "POST", "/in/ams", strings.NewReader(tt.body), hdr...)
+			if tt.status != 202 {
+				refused(t, h, w, tt.status)
+				return
+			}
+			ev := only(t, h, w)
+			if tt.id != "" && ev.ID != tt.id || ev.ProducerID != (tt.id != "") || ev.Type != tt.typ || ev.Subject != tt.subject || ev.Source != "/shops/ams" {
+				t.Errorf("stored id %q (producer's: %v) type %q source %q subject %q", ev.ID, ev.ProducerID, ev.Type, ev.Source, ev.Subject)
+			}
+			if ev.Request != nil {
+				t.Error("request stored although no spec wants it")
+			}
+		})
+	}
+	if _, err := newSource(config(func(c *Config) { c.ID = &ID{Expression: specs.Expr{Source: "data."}} })); err == nil {
+		t.Error("a broken expression was taken")
 	}
 }
 

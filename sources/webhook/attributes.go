@@ -1,0 +1,157 @@
+package webhook
+
+import (
+	"errors"
+	"net/http"
+	"net/textproto"
+	"strconv"
+
+	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/sources"
+	"github.com/sensor-engine/engine/specs"
+	"github.com/sensor-engine/engine/specs/expression"
+)
+
+// attributes gives events that are no CloudEvent their context attributes.
+type attributes struct {
+	typ, source, subject attribute
+	idHeader             string // canonical
+	id                   *expression.Program
+	// dynamic is true when anything must be evaluated per event.
+	dynamic, needData, needRequest bool
+}
+
+// attribute is a constant, or a template.
+type attribute struct {
+	text     string
+	template *expression.Template
+}
+
+// compileAttributes compiles what c says of attributes; path gives the full
+// path of a field.
+func compileAttributes(c *Config, path func(field string) string) (attributes, specs.Diagnostics) {
+	a := attributes{}
+	var found specs.Diagnostics
+	scope := expression.EventScope()
+	text := func(t specs.Text, field string) attribute {
+		if t.Path == "" {
+			t.Path = path(field)
+		}
+		tmpl, ds := expression.CompileText(t, scope)
+		found = append(found, ds...)
+		if tmpl == nil {
+			return attribute{}
+		}
+		if tmpl.Constant() {
+			s, err := tmpl.RenderString(nil)
+			if err != nil {
+				s = t.Value
+			}
+			return attribute{text: s}
+		}
+		a.dynamic = true
+		a.needData = a.needData || tmpl.NeedsData()
+		a.needRequest = a.needRequest || tmpl.NeedsRequest()
+		return attribute{template: tmpl}
+	}
+	a.typ, a.source, a.subject = text(c.Type, "type"), text(c.Source, "source"), text(c.Subject, "subject")
+	if a.typ.text == "" {
+		a.typ.text = DefaultType
+	}
+	if c.ID == nil {
+		return a, found
+	}
+	if c.ID.Header != "" {
+		a.idHeader = textproto.CanonicalMIMEHeaderKey(c.ID.Header)
+	}
+	if !c.ID.Expression.IsZero() {
+		p, ds := expression.Compile(c.ID.Expression, path("id.expression"), scope, expression.WantAny)
+		found = append(found, ds...)
+		if a.id = p; p != nil {
+			a.dynamic = true
+			a.needData = a.needData || p.NeedsData()
+			a.needRequest = a.needRequest || p.NeedsRequest()
+		}
+	}
+	return a, found
+}
+
+// set sets id, type, source and subject. What an expression does not find in
+// the event falls back to the default.
+func (h *handler) set(ev *bus.Event, r *http.Request) *refusal {
+	a := &h.attrs
+	ev.Type, ev.Source, ev.Subject = a.typ.text, a.source.text, a.subject.text
+	if a.idHeader != "" {
+		if v := r.Header[a.idHeader]; len(v) > 0 && v[0] != "" {
+			ev.ID, ev.ProducerID = v[0], true
+		}
+	}
+	if a.dynamic {
+		if ref := h.evaluate(ev, r); ref != nil {
+			return ref
+		}
+	}
+	if ev.ID == "" {
+		ev.ID = sources.NewID()
+	}
+	return nil
+}
+
+func (h *handler) evaluate(ev *bus.Event, r *http.Request) *refusal {
+	a := &h.attrs
+	stored := ev.Request
+	if a.needRequest && stored == nil {
+		ev.Request = h.request(r)
+	}
+	env, err := ev.Attributes(a.needData, a.needRequest)
+	ev.Request = stored
+	if err != nil {
+		return refuse(http.StatusBadRequest, "the body cannot be read as data")
+	}
+	for _, t := range []struct {
+		name string
+		from attribute
+		to   *string
+	}{{"type", a.typ, &ev.Type}, {"source", a.source, &ev.Source}, {"subject", a.subject, &ev.Subject}} {
+		if t.from.template == nil {
+			continue
+		}
+		s, err := t.from.template.RenderString(env)
+		switch {
+		case missing(err):
+		case err != nil:
+			return refuse(http.StatusBadRequest, "the %s of the event cannot be made of this request", t.name)
+		case s != "":
+			*t.to = s
+		}
+	}
+	if a.id == nil {
+		return nil
+	}
+	v, err := a.id.Eval(env)
+	if missing(err) || err == nil && v == nil {
+		return nil
+	}
+	switch v := v.(type) {
+	case string:
+		ev.ID = v
+	case int64:
+		ev.ID = strconv.FormatInt(v, 10)
+	case int:
+		ev.ID = strconv.Itoa(v)
+	case float64:
+		ev.ID = strconv.FormatFloat(v, 'g', -1, 64)
+	default:
+		err = errors.ErrUnsupported
+	}
+	if err != nil {
+		return refuse(http.StatusBadRequest, "the id of the event cannot be made of this request")
+	}
+	ev.ProducerID = ev.ID != ""
+	return nil
+}
+
+func missing(err error) bool {
+	var m *expression.MissingError
+	return errors.As(err, &m)
+}
