@@ -6,7 +6,6 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/sensor-engine/engine/specs"
@@ -76,7 +75,11 @@ func (r *Reconciler) classify(l *specs.Loaded) findings {
 			continue
 		}
 		last := r.lastSeen[ref]
-		if i := slices.IndexFunc(broken, func(path string) bool { return within(last, path) }); i >= 0 {
+		i := slices.IndexFunc(broken, func(path string) bool { return within(last, path) })
+		if i < 0 && len(broken) > 0 && !slices.ContainsFunc(l.Roots, func(root specs.Root) bool { return within(last, root.Path) }) {
+			i = 0 // the roots are called otherwise since a restart: any file may be the one
+		}
+		if i >= 0 {
 			f.unparsed[ref] = broken[i]
 		} else {
 			f.gone[ref] = true
@@ -85,10 +88,10 @@ func (r *Reconciler) classify(l *specs.Loaded) findings {
 	return f
 }
 
-// within reports whether file is path or below it: a directory that cannot be
-// read is a broken file, too.
+// within reports whether file is path or below it.
 func within(file, path string) bool {
-	return file == path || strings.HasPrefix(file, strings.TrimSuffix(path, string(filepath.Separator))+string(filepath.Separator))
+	rel, err := filepath.Rel(path, file)
+	return err == nil && filepath.IsLocal(rel)
 }
 
 func (r *Reconciler) noticeAbsence(f findings, now time.Time) {

@@ -50,6 +50,9 @@ func run(t *testing.T, dir string, o WatchOptions, grace time.Duration, stored [
 		}
 	}
 	o.Paths = []string{dir}
+	if o.Quiet == 0 {
+		o.Quiet, o.MaxWait = calm/2, deadline
+	}
 	l.watcher = watch(t, o)
 	again := l.read(r)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -162,7 +165,7 @@ func TestLoopHalfWritten(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "a.yaml")
 	write(t, path, function("f", "one")+function("g", "one"))
-	l := run(t, dir, WatchOptions{Poll: time.Hour}, 0, nil)
+	l := run(t, dir, WatchOptions{Poll: time.Hour, Quiet: DefaultQuiet}, 0, nil)
 
 	text := function("f", "two") + function("g", "two")
 	half := strings.LastIndex(text, "{level") + 3
@@ -173,13 +176,16 @@ func TestLoopHalfWritten(t *testing.T) {
 	must(t, err)
 	second := time.After(500 * time.Millisecond)
 	l.await("stale", func(s state) bool { return s.is("Function/f", Stale) && s.is("Function/g", Stale) })
+	stale := time.Now()
 	<-second
 	_, err = f.WriteString(text[half:])
 	must(t, err)
 	l.await("whole", func(s state) bool { return s.level("g") == "two" })
 
+	settled := time.Since(stale) > DefaultSettle // on a very slow machine it is news
+
 	<-time.After(DefaultSettle + calm)
-	if s := l.state(); len(s.applied) != 2 || len(s.told) > 0 || len(s.applied[1].Of(Changed)) != 2 {
+	if s := l.state(); len(s.applied) != 2 || len(s.told) > 0 && !settled || len(s.applied[1].Of(Changed)) != 2 {
 		t.Errorf("applied %v, told %v", s.applied, s.told)
 	}
 }
@@ -264,7 +270,7 @@ func TestLoopDirectoryGone(t *testing.T) {
 			t.Parallel()
 			dir := mkdir(t, t.TempDir(), "specs")
 			write(t, filepath.Join(dir, "a.yaml"), function("f", "one"))
-			l := run(t, dir, WatchOptions{Poll: 100 * time.Millisecond, NoNotify: !notify}, 0, nil)
+			l := run(t, dir, WatchOptions{Poll: 100 * time.Millisecond, NoNotify: !notify}, time.Minute, nil)
 			must(t, os.RemoveAll(dir))
 			l.await("alarm", func(s state) bool { return len(s.last.Alarms) == 1 && s.is("Function/f", Stale) })
 			write(t, filepath.Join(mkdir(t, dir), "a.yaml"), function("f", "two"))

@@ -26,7 +26,7 @@ var start = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 type tree map[string]string
 
 func (t tree) load() *specs.Loaded {
-	l := &specs.Loaded{Roots: []specs.Root{{Path: "dir", Device: 1}}}
+	l := &specs.Loaded{Roots: []specs.Root{{Path: ".", Device: 1}}}
 	defined := map[specs.Ref]specs.Pos{}
 	for _, path := range slices.Sorted(maps.Keys(t)) {
 		f := specs.File{Path: path}
@@ -195,6 +195,11 @@ func TestReconciler(t *testing.T) {
 			{at: time.Second, tree: tree{"a.yaml": "", "b.yaml": "Function/f@bad"}},
 			{at: 10 * time.Second, tree: tree{"a.yaml": "", "b.yaml": "BROKEN"}},
 			{at: 20 * time.Second, tree: tree{"a.yaml": "", "b.yaml": "BROKEN"}, reboot: true},
+		}},
+		{"root-called-otherwise-after-restart", Options{}, []step{
+			{tree: tree{"a.yaml": "Function/f@1", "b.yaml": "Function/g@1"}},
+			{at: time.Second, tree: tree{"/dir/a.yaml": "BROKEN", "/dir/b.yaml": "Function/g@1"}, reboot: true,
+				change: func(l *specs.Loaded) { l.Roots[0].Path = "/dir" }},
 		}},
 		{"deleted-while-referenced", Options{Grace: 5 * time.Second}, []step{
 			{tree: tree{"a.yaml": shop}},

@@ -70,7 +70,7 @@ func (s *scanner) run() (fingerprint, map[string]*watchedDir) {
 
 func (s *scan) root(root string) {
 	s.watchParent(root)
-	real, err := filepath.EvalSymlinks(root)
+	real, err := realPath(root)
 	if err != nil {
 		s.record("error", root, []byte(errorClass(err)))
 		return
@@ -85,6 +85,19 @@ func (s *scan) root(root string) {
 		s.watchName(real)
 		s.file(root, info)
 	}
+}
+
+// realPath is the absolute path without links, so that a directory has one
+// name however it is reached.
+func realPath(path string) (string, error) {
+	real, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return "", err
+	}
+	if real, err = filepath.Abs(real); err != nil {
+		return "", err
+	}
+	return filepath.EvalSymlinks(real) // the working directory may be a link
 }
 
 // watchParent makes sure that the root itself is noticed when it appears, is
@@ -108,7 +121,7 @@ func (s *scan) watchParent(path string) {
 
 // watchName watches one entry of a directory; false if that does not exist.
 func (s *scan) watchName(path string) bool {
-	dir, err := filepath.EvalSymlinks(filepath.Dir(path))
+	dir, err := realPath(filepath.Dir(path))
 	if err != nil {
 		return false
 	}
@@ -168,7 +181,7 @@ func (s *scan) dir(path, real, root string, open map[string]bool) {
 }
 
 func (s *scan) link(path, link, root string, open map[string]bool) {
-	real, err := filepath.EvalSymlinks(link)
+	real, err := realPath(link)
 	if err != nil {
 		if isSpecFile(path) {
 			s.record("error", path, []byte(errorClass(err)))

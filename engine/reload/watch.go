@@ -206,10 +206,17 @@ func (w *Watcher) look() bool {
 
 // watch makes the notifications cover dirs and reports whether some are new.
 func (w *Watcher) watch(dirs map[string]*watchedDir) bool {
+	if w.notify == nil {
+		return false
+	}
+	listed := map[string]bool{} // an unmount ends a watch without asking
+	for _, path := range w.notify.WatchList() {
+		listed[path] = true
+	}
 	added := false
 	for path, dir := range dirs {
 		old := w.watched[path]
-		if old != nil && os.SameFile(old.info, dir.info) || w.notify == nil {
+		if old != nil && os.SameFile(old.info, dir.info) && listed[path] {
 			continue
 		}
 		if old != nil {
@@ -225,7 +232,7 @@ func (w *Watcher) watch(dirs map[string]*watchedDir) bool {
 		added = true
 	}
 	for path := range w.watched {
-		if dirs[path] == nil && w.notify != nil {
+		if dirs[path] == nil {
 			_ = w.notify.Remove(path) // fails when it was deleted
 		}
 	}
