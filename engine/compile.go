@@ -1,0 +1,342 @@
+package engine
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/engine/fold"
+	"github.com/sensor-engine/engine/engine/jobs"
+	"github.com/sensor-engine/engine/sensors"
+	"github.com/sensor-engine/engine/sources"
+	"github.com/sensor-engine/engine/specs"
+	"github.com/sensor-engine/engine/triggers"
+)
+
+// Defaults of a delivery.
+const (
+	DefaultTimeout     = 30 * time.Second
+	DefaultConcurrency = 16
+)
+
+// CodeRouteConflict marks two events that ask for the same HTTP route.
+const CodeRouteConflict specs.Code = "route-conflict"
+
+// Catalog is what can be used in specs: the source types and function kinds.
+type Catalog struct {
+	Sources   sources.Registry
+	Functions triggers.Registry
+}
+
+// Types returns the catalog for package specs.
+func (c Catalog) Types() specs.Types {
+	return specs.Types{Sources: c.Sources.Types(), Functions: c.Functions.Types()}
+}
+
+// Loader returns a loader of specs that use this catalog.
+func (c Catalog) Loader() specs.Loader { return specs.Loader{Types: c.Types()} }
+
+// Compiler checks and compiles sets of specs. It remembers what it compiled
+// by hash, so that a reload costs what changed. It is not safe for concurrent
+// use.
+type Compiler struct {
+	catalog   Catalog
+	programs  map[specs.Ref]compiledSensor
+	functions map[specs.Ref]compiledFunction
+}
+
+type compiledSensor struct {
+	hash    string
+	program *sensors.Program
+	found   specs.Diagnostics
+}
+
+type compiledFunction struct {
+	hash     string
+	compiled *triggers.Compiled
+	found    specs.Diagnostics
+}
+
+// NewCompiler returns a compiler for a catalog.
+func NewCompiler(c Catalog) *Compiler {
+	return &Compiler{catalog: c, programs: map[specs.Ref]compiledSensor{}, functions: map[specs.Ref]compiledFunction{}}
+}
+
+// Check finds what is wrong with a set as a whole: dangling references, what
+// does not compile, routes in conflict. Resources in invalid are there with
+// errors of their own.
+func (c *Compiler) Check(set *specs.Set, invalid ...specs.Ref) specs.Diagnostics {
+	found := c.catalog.Loader().Check(set, invalid...)
+	for ref, r := range set.Resources {
+		switch spec := r.Spec.(type) {
+		case *specs.Sensor:
+			found = append(found, c.sensor(ref, r, spec).found...)
+		case *specs.Function:
+			found = append(found, c.function(ref, r, spec).found...)
+		}
+	}
+	found = append(found, c.routes(set)...)
+	return found.Sort()
+}
+
+func (c *Compiler) sensor(ref specs.Ref, r *specs.Resource, spec *specs.Sensor) compiledSensor {
+	if was, ok := c.programs[ref]; ok && was.hash == r.Hash && len(was.found) == 0 {
+		return was
+	}
+	p, found := sensors.Compile(r.Metadata.Name, spec)
+	for i := range found {
+		found[i].Ref = ref
+	}
+	cs := compiledSensor{hash: r.Hash, program: p, found: found}
+	c.programs[ref] = cs
+	return cs
+}
+
+func (c *Compiler) function(ref specs.Ref, r *specs.Resource, spec *specs.Function) compiledFunction {
+	if was, ok := c.functions[ref]; ok && was.hash == r.Hash && len(was.found) == 0 {
+		return was
+	}
+	compiled, found := triggers.CompileConfig(spec.Call.Config)
+	for i := range found {
+		found[i].Ref = ref
+	}
+	cf := compiledFunction{hash: r.Hash, compiled: compiled, found: found}
+	c.functions[ref] = cf
+	return cf
+}
+
+// routes finds events whose HTTP routes overlap.
+func (c *Compiler) routes(set *specs.Set) specs.Diagnostics {
+	type claim struct {
+		route sources.Route
+		ref   specs.Ref
+		event specs.SourceEvent
+	}
+	var claims []claim
+	for ref, r := range set.Resources {
+		es, ok := r.Spec.(*specs.EventSource)
+		if !ok {
+			continue
+		}
+		for _, ev := range es.Events {
+			f := c.catalog.Sources.Lookup(ev.Type)
+			if f == nil || f.Routes == nil {
+				continue
+			}
+			for _, rt := range f.Routes(ev.Config) {
+				claims = append(claims, claim{rt, ref, ev})
+			}
+		}
+	}
+	slices.SortFunc(claims, func(a, b claim) int { return strings.Compare(a.event.Pos.String(), b.event.Pos.String()) })
+	var found specs.Diagnostics
+	meet := func(a, b claim) {
+		if !sources.Conflict(a.route, b.route) {
+			return
+		}
+		found = append(found, specs.Diagnostic{
+			Pos: b.event.Pos, Severity: specs.Error, Code: CodeRouteConflict, Ref: b.ref,
+			Path:    fmt.Sprintf("spec.%s.%s", b.event.Type, b.event.Name),
+			Message: fmt.Sprintf("its route %s meets the route %s of %s, event %s, at %s", b.route.Path, a.route.Path, a.ref, a.event.Name, a.event.Pos),
+			Hint:    "give one of them another path or other methods",
+			Related: []specs.Pos{a.event.Pos},
+		})
+	}
+	// Plain paths meet only themselves and patterns, which are few.
+	plain := map[string][]claim{}
+	var patterns []claim
+	for _, cl := range claims {
+		others := patterns
+		if strings.Contains(cl.route.Path, "{") || strings.HasSuffix(cl.route.Path, "/") {
+			for _, same := range plain {
+				others = append(others[:len(others):len(others)], same...)
+			}
+			patterns = append(patterns, cl)
+		} else {
+			others = append(others[:len(others):len(others)], plain[cl.route.Path]...)
+			plain[cl.route.Path] = append(plain[cl.route.Path], cl)
+		}
+		for _, o := range others {
+			meet(o, cl)
+		}
+	}
+	return found
+}
+
+// rules compiles the sensors of a checked set.
+func (c *Compiler) rules(set *specs.Set) *fold.Rules {
+	rules := &fold.Rules{}
+	refs := make([]specs.Ref, 0, len(set.Resources))
+	for ref := range set.Resources {
+		refs = append(refs, ref)
+	}
+	slices.SortFunc(refs, func(a, b specs.Ref) int { return strings.Compare(a.String(), b.String()) })
+	hashes := make([]string, 0, len(refs))
+	for _, ref := range refs {
+		r := set.Resources[ref]
+		if spec, ok := r.Spec.(*specs.Sensor); ok {
+			if cs := c.sensor(ref, r, spec); cs.program != nil {
+				rules.Sensors = append(rules.Sensors, fold.Sensor{Name: ref.Name, Hash: r.Hash, Program: cs.program})
+				hashes = append(hashes, ref.Name+"="+r.Hash)
+			}
+		}
+	}
+	sum := sha256.Sum256([]byte(strings.Join(hashes, "\n")))
+	rules.Hash = hex.EncodeToString(sum[:8])
+	return rules
+}
+
+// forget drops what the compiler remembers of resources not in set.
+func (c *Compiler) forget(set *specs.Set) {
+	for ref := range c.programs {
+		if set.Resources[ref] == nil {
+			delete(c.programs, ref)
+		}
+	}
+	for ref := range c.functions {
+		if set.Resources[ref] == nil {
+			delete(c.functions, ref)
+		}
+	}
+}
+
+// callees makes and keeps the functions that triggers call.
+type callees struct {
+	compiler *Compiler
+	host     triggers.Host
+	log      *slog.Logger
+	secret   func(specs.SecretRef) (string, error)
+	mask     func([]byte) []byte
+	made     map[string]madeCallee // by name of the function or trigger
+}
+
+type madeCallee struct {
+	hash   string
+	callee *jobs.Callee
+}
+
+// table builds the table of triggers for a checked set. What did not change
+// keeps its function. A function that cannot be made is an error, and nothing
+// of the new table stays behind.
+func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, error) {
+	next := map[string]madeCallee{}
+	var fresh []*jobs.Callee
+	table := map[jobs.TriggerRef]*jobs.Trigger{}
+	get := func(name, hash string, call *specs.Call, pos specs.Pos, concurrency int, compiled *triggers.Compiled) (*jobs.Callee, error) {
+		if m, ok := next[name]; ok {
+			return m.callee, nil
+		}
+		if m, ok := c.made[name]; ok && m.hash == hash {
+			next[name] = m
+			return m.callee, nil
+		}
+		f := c.compiler.catalog.Functions.Lookup(call.Kind)
+		if f == nil {
+			return nil, fmt.Errorf("%s: function kind %q does not exist", call.Pos, call.Kind)
+		}
+		fn, err := f.Make(call.Config, triggers.Env{
+			Host: c.host, Dir: filepath.Dir(pos.File), Concurrency: concurrency, Logger: c.log.With("function", name),
+		})
+		if err != nil {
+			return nil, fmt.Errorf("%s: %s: %w", call.Pos, name, err)
+		}
+		callee := &jobs.Callee{Name: name, Function: fn, Mask: c.mask}
+		if compiled == nil {
+			callee.Values = func(_ *triggers.Call, rendered map[string]any) triggers.Values {
+				return triggers.NewValues(rendered, c.secret)
+			}
+		} else {
+			callee.Values = func(call *triggers.Call, _ map[string]any) triggers.Values {
+				return compiled.Values(call, c.secret)
+			}
+		}
+		next[name] = madeCallee{hash, callee}
+		fresh = append(fresh, callee)
+		return callee, nil
+	}
+	for ref, r := range set.Resources {
+		spec, ok := r.Spec.(*specs.Sensor)
+		if !ok {
+			continue
+		}
+		program := c.compiler.sensor(ref, r, spec).program
+		for i := range spec.Triggers {
+			t := &spec.Triggers[i]
+			d := t.Delivery
+			name, hash, call, pos := ref.Name+"."+t.Name, set.HashOf(ref), t.Inline, r.Pos
+			var compiled *triggers.Compiled
+			if call == nil {
+				fref := specs.Ref{Kind: specs.KindFunction, Name: t.Function}
+				fr := set.Resources[fref]
+				if fr == nil {
+					continue // a checked set has it
+				}
+				fspec := fr.Spec.(*specs.Function)
+				d = inherit(d, fspec.Delivery)
+				name, hash, call, pos = t.Function, set.HashOf(fref), &fspec.Call, fr.Pos
+				compiled = c.compiler.function(fref, fr, fspec).compiled
+			}
+			if d.Concurrency == 0 {
+				d.Concurrency = DefaultConcurrency
+			}
+			callee, err := get(name, hash, call, pos, d.Concurrency, compiled)
+			if err != nil {
+				for _, f := range fresh {
+					if cl, ok := f.Function.(interface{ Close() error }); ok {
+						_ = cl.Close()
+					}
+				}
+				return nil, err
+			}
+			jt := &jobs.Trigger{
+				Ref: jobs.TriggerRef{Sensor: ref.Name, Trigger: t.Name}, Callee: callee,
+				Timeout: d.Timeout.D(), Concurrency: d.Concurrency, Policy: triggers.PolicyOf(d.Retry), Block: d.Overflow == "block",
+				Render: func(events map[string][]*bus.Event) (map[string]any, error) { return program.RenderTrigger(i, events) },
+			}
+			if jt.Timeout == 0 {
+				jt.Timeout = DefaultTimeout
+			}
+			if t.Input.Set {
+				jt.InputPath = t.Input.Path
+			}
+			table[jt.Ref] = jt
+		}
+	}
+	c.made = next
+	return table, nil
+}
+
+// needRequest reports whether a Function of a checked set reads `request`.
+func (c *callees) needRequest(set *specs.Set) bool {
+	for ref, r := range set.Resources {
+		if spec, ok := r.Spec.(*specs.Function); ok {
+			if compiled := c.compiler.function(ref, r, spec).compiled; compiled != nil && compiled.NeedsRequest() {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// inherit fills a trigger's delivery in from its function's.
+func inherit(t, f specs.Delivery) specs.Delivery {
+	if t.Timeout == 0 {
+		t.Timeout = f.Timeout
+	}
+	if t.Concurrency == 0 {
+		t.Concurrency = f.Concurrency
+	}
+	if t.Retry == nil {
+		t.Retry = f.Retry
+	}
+	if t.Overflow == "" {
+		t.Overflow = f.Overflow
+	}
+	return t
+}

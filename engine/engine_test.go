@@ -1,0 +1,274 @@
+package engine_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/bus/jetstream"
+	"github.com/sensor-engine/engine/engine"
+	sourcesall "github.com/sensor-engine/engine/sources/all"
+	triggersall "github.com/sensor-engine/engine/triggers/all"
+)
+
+func catalog() engine.Catalog {
+	return engine.Catalog{Sources: sourcesall.All(), Functions: triggersall.All()}
+}
+
+// running is an engine on a real embedded bus, with real files and sockets.
+type running struct {
+	t    *testing.T
+	dir  string // specs
+	data string
+	bus  *jetstream.Bus
+	e    *engine.Engine
+	stop func()
+}
+
+func start(t *testing.T, dir, data string) *running {
+	t.Helper()
+	b, err := jetstream.Open(t.Context(), jetstream.Options{Dir: data, MinFree: -1, Reserve: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &running{t: t, dir: dir, data: data, bus: b}
+	r.e = engine.New(engine.Options{
+		Bus: b, Catalog: catalog(), Paths: []string{dir}, Listen: "127.0.0.1:0",
+		Logger: slog.New(slog.NewTextHandler(testWriter{t}, nil)), LookupEnv: os.LookupEnv, RemovalGrace: 0,
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- r.e.Run(ctx) }()
+	r.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if err := b.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(r.stop)
+	r.until("the engine to be ready", func() bool {
+		ok, _ := r.e.Ready(t.Context())
+		return ok
+	})
+	return r
+}
+
+type testWriter struct{ t *testing.T }
+
+func (w testWriter) Write(b []byte) (int, error) {
+	if os.Getenv("ENGINE_TEST_LOG") != "" {
+		fmt.Fprintf(os.Stderr, "%s", b)
+	}
+	return len(b), nil
+}
+
+func (r *running) until(what string, ok func() bool) {
+	r.t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for !ok() {
+		if time.Now().After(deadline) {
+			_, why := r.e.Ready(r.t.Context())
+			r.t.Fatalf("waited too long for %s; not ready: %v", what, why)
+		}
+		<-time.After(3 * time.Millisecond)
+	}
+}
+
+func (r *running) post(path, body string) (int, string) {
+	r.t.Helper()
+	resp, err := http.Post("http://"+r.e.Addr()+path, "application/json", strings.NewReader(body))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, _ := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(b)
+}
+
+func (r *running) write(name, text string) {
+	r.t.Helper()
+	tmp := filepath.Join(r.dir, "."+name+".tmp")
+	if err := os.WriteFile(tmp, []byte(text), 0o600); err != nil {
+		r.t.Fatal(err)
+	}
+	if err := os.Rename(tmp, filepath.Join(r.dir, name)); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// sink is an HTTP function that remembers what it was sent.
+type sink struct {
+	*httptest.Server
+	mu     sync.Mutex
+	bodies []string
+	keys   []string
+	fail   bool
+}
+
+func newSink(t *testing.T) *sink {
+	s := &sink{}
+	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b, _ := io.ReadAll(r.Body)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.fail {
+			w.WriteHeader(http.StatusInternalServerError)
+			return
+		}
+		s.bodies = append(s.bodies, string(b))
+		s.keys = append(s.keys, r.Header.Get("Idempotency-Key"))
+	}))
+	t.Cleanup(s.Close)
+	return s
+}
+
+func (s *sink) got() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]string(nil), s.bodies...)
+}
+
+const head = "apiVersion: engine/v1\n"
+
+func shop(events ...string) string {
+	var b strings.Builder
+	b.WriteString(head + "kind: EventSource\nmetadata: {name: shop}\nspec:\n  webhook:\n")
+	for _, e := range events {
+		fmt.Fprintf(&b, "    %s: {path: /%s}\n", e, e)
+	}
+	return b.String()
+}
+
+func TestWebhookToFunction(t *testing.T) {
+	s := newSink(t)
+	dir := t.TempDir()
+	r := &running{t: t, dir: dir}
+	r.write("a.yaml", shop("orders")+"---\n"+head+`kind: Sensor
+metadata: {name: big}
+spec:
+  dependencies:
+    - {name: order, source: shop, event: orders, when: data.total > 100}
+  triggers:
+    - name: tell
+      http: {url: `+s.URL+`}
+`)
+	r = start(t, dir, t.TempDir())
+	if code, body := r.post("/orders", `{"total":120}`); code != 202 || !strings.Contains(body, `"id"`) {
+		t.Fatalf("%d %s", code, body)
+	}
+	r.post("/orders", `{"total":20}`)
+	r.post("/orders", `{"total":200}`)
+	r.until("two calls", func() bool { return len(s.got()) == 2 })
+	if got := s.got(); got[0] != `{"total":120}` || got[1] != `{"total":200}` {
+		t.Fatalf("calls %v", got)
+	}
+	r.until("JOBS to empty", func() bool {
+		info, err := r.bus.Jobs().Info(t.Context())
+		return err == nil && info.Records == 0
+	})
+}
+
+func TestTwoDependenciesAcrossARestart(t *testing.T) {
+	s := newSink(t)
+	dir, data := t.TempDir(), t.TempDir()
+	r := &running{t: t, dir: dir}
+	r.write("a.yaml", shop("orders", "payments")+"---\n"+head+`kind: Sensor
+metadata: {name: paid}
+spec:
+  dependencies:
+    - {name: order, source: shop, event: orders}
+    - {name: payment, source: shop, event: payments}
+  correlate: data.id
+  within: 10m
+  triggers:
+    - name: ship
+      http: {url: `+s.URL+`}
+      input: {order: "${ order.data }", amount: "${ payment.data.amount }"}
+`)
+	r = start(t, dir, data)
+	r.post("/orders", `{"id":1,"what":"tea"}`)
+	r.post("/orders", `{"id":2,"what":"milk"}`)
+	r.until("two keys to wait", func() bool {
+		p, err := r.e.Pending(t.Context(), "paid", 10)
+		return err == nil && len(p) == 2
+	})
+	r.stop()
+	r = start(t, dir, data)
+	if code, body := r.post("/payments", `{"id":2,"amount":7}`); code != 202 {
+		t.Fatal(code, body)
+	}
+	r.until("the call", func() bool { return len(s.got()) == 1 })
+	if got, want := s.got()[0], `{"amount":7,"order":{"id":2,"what":"milk"}}`; got != want {
+		t.Fatalf("got %s, want %s", got, want)
+	}
+}
+
+func TestReloadKeepsWhatDidNotChange(t *testing.T) {
+	s := newSink(t)
+	dir := t.TempDir()
+	r := &running{t: t, dir: dir}
+	sensor := func(dep, path string) string {
+		return head + `kind: Sensor
+metadata: {name: s}
+spec:
+  dependencies: [{name: a, source: shop, event: orders}, {name: b, source: shop, event: ` + dep + `}]
+  triggers: [{name: t, http: {url: ` + s.URL + path + `}, input: "${ a.data.n }-${ b.data.n }"}]
+`
+	}
+	r.write("shop.yaml", shop("orders", "payments", "returns"))
+	r.write("sensor.yaml", sensor("payments", "/1"))
+	r = start(t, dir, t.TempDir())
+	r.post("/orders", `{"n":1}`)
+	r.until("the order to wait", func() bool {
+		p, err := r.e.Pending(t.Context(), "s", 1)
+		return err == nil && len(p) == 1
+	})
+	generation := func() int { return r.e.Status(t.Context()).Reload.Generation }
+	g := generation()
+	r.write("sensor.yaml", sensor("payments", "/2")) // same dependencies: state is kept
+	r.until("the reload", func() bool { return generation() > g })
+	r.write("sensor.yaml", "kind: [broken")
+	r.until("the refusal", func() bool { return r.e.Decision().Diagnostics.HasErrors() })
+	r.post("/payments", `{"n":2}`)
+	r.until("the call", func() bool { return len(s.got()) == 1 })
+	if got := s.got()[0]; got != `"1-2"` {
+		t.Fatalf("got %s", got)
+	}
+	r.write("sensor.yaml", sensor("returns", "/3"))
+	r.until("the repair", func() bool { return !r.e.Decision().Diagnostics.HasErrors() })
+	if code, _ := r.post("/orders", `{"n":3}`); code != 202 {
+		t.Fatal(code)
+	}
+	r.post("/returns", `{"n":4}`)
+	r.until("the second call", func() bool { return len(s.got()) == 2 })
+}
+
+func TestEmitReachesASensorByType(t *testing.T) {
+	s := newSink(t)
+	dir := t.TempDir()
+	r := &running{t: t, dir: dir}
+	r.write("a.yaml", head+`kind: Sensor
+metadata: {name: s}
+spec:
+  dependencies: [{name: a, type: "com.example.*"}]
+  triggers: [{name: t, http: {url: `+s.URL+`}}]
+`)
+	r = start(t, dir, t.TempDir())
+	if _, err := r.e.Emit(t.Context(), &bus.Event{Type: "com.example.made", Source: "/cli", Data: []byte(`{"x":1}`)}); err != nil {
+		t.Fatal(err)
+	}
+	r.until("the call", func() bool { return len(s.got()) == 1 })
+}

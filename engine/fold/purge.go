@@ -1,0 +1,162 @@
+package fold
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/engine/jobs"
+)
+
+// Retention says when events may be forgotten.
+type Retention struct {
+	// MaxAge is the age after which an event is purged, 0 for never.
+	MaxAge time.Duration
+	// HighWater is the part of the log's byte limit, 0 to 1, above which the
+	// oldest events are purged; 0 for never.
+	HighWater float64
+	// Every is the time between two looks, default 1 minute.
+	Every time.Duration
+}
+
+// Purge removes old events from EVENTS until ctx ends: by age and above the
+// high-water mark, oldest first, never past what is not yet folded or still
+// referenced by sensor state or jobs.
+func (d *Dispatcher) Purge(ctx context.Context, r Retention) error {
+	if r.Every == 0 {
+		r.Every = time.Minute
+	}
+	tick := time.NewTicker(r.Every)
+	defer tick.Stop()
+	for {
+		if err := d.purgeOnce(ctx, r); err != nil && ctx.Err() == nil {
+			d.log.Warn("old events could not be purged; the next look is soon", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+func (d *Dispatcher) purgeOnce(ctx context.Context, r Retention) error {
+	log := d.o.Bus.Events()
+	info, err := log.Info(ctx)
+	if err != nil || info.Records == 0 {
+		return err
+	}
+	target := info.First
+	if r.MaxAge > 0 && time.Since(info.FirstTime) > r.MaxAge {
+		if target, err = firstAfter(ctx, log, info, time.Now().Add(-r.MaxAge)); err != nil {
+			return err
+		}
+	}
+	over := r.HighWater > 0 && info.MaxBytes > 0 && float64(info.Bytes) > r.HighWater*float64(info.MaxBytes)
+	if over {
+		// Records differ in size: a tenth of the excess in count, then look again.
+		target = max(target, info.First+max(1, info.Records/10))
+	}
+	if target <= info.First {
+		return nil
+	}
+	floor, err := d.floor(ctx)
+	if err != nil {
+		return err
+	}
+	if floor <= info.First {
+		if over {
+			d.o.Alarm("purge-held", fmt.Sprintf("EVENTS is above its high-water mark (%d of %d bytes), but event %d and later ones are still needed by waiting jobs, sensor state or the fold", info.Bytes, info.MaxBytes, floor))
+		}
+		return nil
+	}
+	if err := log.PurgeTo(ctx, min(target, floor)); err != nil {
+		return err
+	}
+	if over && target < floor {
+		return d.purgeOnce(ctx, r)
+	}
+	return nil
+}
+
+// firstAfter returns the sequence of the first record stored after t.
+func firstAfter(ctx context.Context, log bus.Log, info bus.LogInfo, t time.Time) (uint64, error) {
+	lo, hi := info.First, info.Last+1
+	for lo < hi {
+		mid := lo + (hi-lo)/2
+		r, err := log.Next(ctx, bus.EventsPrefix+">", mid)
+		if errors.Is(err, bus.ErrNotFound) {
+			hi = mid
+			continue
+		}
+		if err != nil {
+			return 0, err
+		}
+		if r.Time.After(t) {
+			hi = mid
+		} else {
+			lo = r.Seq + 1
+		}
+	}
+	return lo, nil
+}
+
+// floor is the first event that must not be purged.
+func (d *Dispatcher) floor(ctx context.Context) (uint64, error) {
+	_, covered := d.Position()
+	floor := covered + 1
+	err := d.do(ctx, func(s *session) error {
+		for _, en := range s.keys {
+			for _, seq := range en.state.Refs() {
+				floor = min(floor, seq)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	for _, l := range []bus.Log{d.o.Bus.Jobs(), d.o.Bus.Parked()} {
+		if floor, err = jobsFloor(ctx, l, floor); err != nil {
+			return 0, err
+		}
+	}
+	return floor, nil
+}
+
+// jobsFloor lowers floor to the first event a job of log refers to.
+func jobsFloor(ctx context.Context, log bus.Log, floor uint64) (uint64, error) {
+	info, err := log.Info(ctx)
+	if err != nil || info.Records == 0 {
+		return floor, err
+	}
+	rd, err := log.Read(ctx, 0, "")
+	if err != nil {
+		return floor, err
+	}
+	defer rd.Close()
+	for at := uint64(0); at < info.Last; {
+		wait, cancel := context.WithTimeout(ctx, 2*time.Second)
+		recs, err := rd.Next(wait, 1024)
+		cancel()
+		if err != nil {
+			if ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
+				return floor, nil // the rest was worked off meanwhile
+			}
+			return floor, err
+		}
+		for _, r := range recs {
+			at = r.Seq
+			j, err := jobs.DecodeJob(r.Data)
+			if err != nil || j.Event != nil {
+				continue
+			}
+			if n := j.MinSeq(); n > 0 {
+				floor = min(floor, n)
+			}
+		}
+	}
+	return floor, nil
+}

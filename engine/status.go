@@ -1,0 +1,241 @@
+package engine
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/sensor-engine/engine/engine/fold"
+	"github.com/sensor-engine/engine/engine/jobs"
+	"github.com/sensor-engine/engine/engine/reload"
+	"github.com/sensor-engine/engine/specs"
+)
+
+// Status is the state of the engine at one moment.
+type Status struct {
+	Version   string            `json:"version"`
+	Started   time.Time         `json:"started"`
+	Ready     bool              `json:"ready"`
+	NotReady  []string          `json:"notReady,omitempty"`
+	Bus       BusStatus         `json:"bus"`
+	Fold      FoldStatus        `json:"fold"`
+	Reload    ReloadStatus      `json:"reload"`
+	Alarms    []Alarm           `json:"alarms,omitempty"`
+	Resources []ResourceStatus  `json:"resources"`
+	Problems  specs.Diagnostics `json:"problems,omitempty"`
+}
+
+// BusStatus is the state of the bus.
+type BusStatus struct {
+	OK     bool      `json:"ok"`
+	Reason string    `json:"reason,omitempty"`
+	Since  time.Time `json:"since,omitzero"`
+}
+
+// FoldStatus is where the fold stands.
+type FoldStatus struct {
+	// Folded and Covered are sequences of EVENTS: the last one folded and the
+	// last one under the checkpoint.
+	Folded    uint64 `json:"folded"`
+	Covered   uint64 `json:"covered"`
+	Unmatched uint64 `json:"unmatched"`
+	// Error is why the fold does not work, "" when it does.
+	Error string `json:"error,omitempty"`
+}
+
+// ResourceStatus is the state of one resource.
+type ResourceStatus struct {
+	Kind   specs.Kind `json:"kind"`
+	Name   string     `json:"name"`
+	State  string     `json:"state"`
+	Reason string     `json:"reason,omitempty"`
+	Place  string     `json:"place"`
+	Hash   string     `json:"hash,omitempty"`
+	// Until is when a resource that is being removed ends.
+	Until    time.Time         `json:"until,omitzero"`
+	Labels   map[string]string `json:"labels,omitempty"`
+	Events   []EventStatus     `json:"events,omitempty"`
+	Sensor   *SensorStatus     `json:"sensor,omitempty"`
+	Triggers []TriggerStatus   `json:"triggers,omitempty"`
+	UsedBy   []string          `json:"usedBy,omitempty"`
+}
+
+// EventStatus is the state of one event of an EventSource.
+type EventStatus struct {
+	Name       string    `json:"name"`
+	Type       string    `json:"type"`
+	State      UnitState `json:"state"`
+	Detail     string    `json:"detail,omitempty"`
+	Since      time.Time `json:"since,omitzero"`
+	Restarts   int       `json:"restarts,omitempty"`
+	Stored     uint64    `json:"stored"`
+	Duplicates uint64    `json:"duplicates,omitempty"`
+	Refused    uint64    `json:"refused,omitempty"`
+	Last       time.Time `json:"last,omitzero"`
+}
+
+// SensorStatus are the counters of a sensor since the start of the engine.
+type SensorStatus struct {
+	Matched    uint64 `json:"matched"`
+	Fired      uint64 `json:"fired"`
+	Missing    uint64 `json:"missing,omitempty"`
+	Failed     uint64 `json:"failed,omitempty"`
+	Superseded uint64 `json:"superseded,omitempty"`
+	Expired    uint64 `json:"expired,omitempty"`
+}
+
+// TriggerStatus is the state of one trigger.
+type TriggerStatus struct {
+	Name      string `json:"name"`
+	Function  string `json:"function"`
+	Running   int    `json:"running"`
+	Waiting   int    `json:"waiting"`
+	Overflow  uint64 `json:"overflow,omitempty"`
+	Retries   int    `json:"retries,omitempty"`
+	Succeeded uint64 `json:"succeeded"`
+	Failed    uint64 `json:"failed"`
+	Dead      uint64 `json:"dead"`
+}
+
+// Ready reports whether the engine does its whole work; otherwise the reasons
+// why not. It blocks on the bus, shortly.
+func (e *Engine) Ready(ctx context.Context) (bool, []string) {
+	var why []string
+	e.mu.Lock()
+	if !e.ready {
+		why = append(why, "starting")
+	}
+	if e.o.Strict && e.decision.Diagnostics.HasErrors() {
+		why = append(why, "specs have errors (--strict)")
+	}
+	for k, u := range e.units {
+		if state, detail, _, _ := u.status(); state != UnitRunning {
+			why = append(why, fmt.Sprintf("source %s/%s is %s: %s", k.source, k.event, state, detail))
+		}
+	}
+	e.mu.Unlock()
+	if h := e.o.Bus.Health(); !h.OK {
+		why = append(why, "bus: "+h.Reason)
+	}
+	if !e.fold.Ready() {
+		why = append(why, "the fold is recovering")
+	} else if lag, err := e.fold.Lag(ctx); err != nil {
+		why = append(why, "the fold's lag is unknown: "+err.Error())
+	} else if lag > e.o.MaxLag {
+		why = append(why, fmt.Sprintf("the fold is %v behind", lag.Round(time.Millisecond)))
+	}
+	slices.Sort(why)
+	return len(why) == 0, why
+}
+
+// Status tells how everything is. It blocks on the bus, shortly.
+func (e *Engine) Status(ctx context.Context) Status {
+	ready, why := e.Ready(ctx)
+	h := e.o.Bus.Health()
+	folded, covered := e.fold.Position()
+	s := Status{
+		Version: e.o.Version, Started: e.start, Ready: ready, NotReady: why,
+		Bus:  BusStatus{OK: h.OK, Reason: h.Reason, Since: h.Since},
+		Fold: FoldStatus{Folded: folded, Covered: covered, Unmatched: e.fold.Unmatched()},
+	}
+	if err := e.fold.Failing(); err != nil {
+		s.Fold.Error = err.Error()
+	}
+	triggers := map[string][]TriggerStatus{}
+	for _, t := range e.pool.Status() {
+		triggers[t.Ref.Sensor] = append(triggers[t.Ref.Sensor], TriggerStatus{
+			Name: t.Ref.Trigger, Function: t.Function, Running: t.Running, Waiting: t.Waiting, Overflow: t.Overflow, Retries: t.Retries,
+			Succeeded: t.Stats.Succeeded.Load(), Failed: t.Stats.Failed.Load(), Dead: t.Stats.Dead.Load(),
+		})
+	}
+	sensorStats := e.fold.SensorStats()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	s.Reload = e.reload
+	for _, a := range e.alarms {
+		s.Alarms = append(s.Alarms, a)
+	}
+	slices.SortFunc(s.Alarms, func(a, b Alarm) int { return cmp.Compare(a.Code, b.Code) })
+	s.Problems = e.decision.Diagnostics
+	usedBy := map[specs.Ref][]string{}
+	for ref, r := range e.applied.Resources {
+		for _, u := range r.Uses {
+			usedBy[u] = append(usedBy[u], ref.String())
+		}
+	}
+	for _, st := range e.decision.Statuses {
+		rs := ResourceStatus{
+			Kind: st.Ref.Kind, Name: st.Ref.Name, State: string(st.State), Reason: string(st.Reason), Until: st.Until,
+		}
+		if st.Detail != "" {
+			rs.Reason += ": " + st.Detail
+		}
+		if r := e.applied.Resources[st.Ref]; r != nil {
+			rs.Place, rs.Hash, rs.Labels = fmt.Sprintf("%s:%d", r.Pos.File, r.Pos.Line), r.Hash, r.Metadata.Labels
+			switch spec := r.Spec.(type) {
+			case *specs.EventSource:
+				rs.Events = e.eventStatus(st.Ref.Name, spec)
+			case *specs.Sensor:
+				if st := sensorStats[st.Ref.Name]; st != nil {
+					rs.Sensor = &SensorStatus{
+						Matched: st.Matched.Load(), Fired: st.Fired.Load(), Missing: st.Missing.Load(), Failed: st.Failed.Load(),
+						Superseded: st.Superseded.Load(), Expired: st.Expired.Load(),
+					}
+				}
+				rs.Triggers = triggers[st.Ref.Name]
+				slices.SortFunc(rs.Triggers, func(a, b TriggerStatus) int { return cmp.Compare(a.Name, b.Name) })
+			}
+		}
+		rs.UsedBy = usedBy[st.Ref]
+		slices.Sort(rs.UsedBy)
+		s.Resources = append(s.Resources, rs)
+	}
+	return s
+}
+
+// eventStatus is the state of an EventSource's events. mu is held.
+func (e *Engine) eventStatus(source string, spec *specs.EventSource) []EventStatus {
+	out := make([]EventStatus, 0, len(spec.Events))
+	for _, ev := range spec.Events {
+		k := unitKey{source, ev.Name}
+		es := EventStatus{Name: ev.Name, Type: ev.Type, State: UnitStopped}
+		if u := e.units[k]; u != nil {
+			es.State, es.Detail, es.Since, es.Restarts = u.status()
+		}
+		if st := e.stats[k]; st != nil {
+			es.Stored, es.Duplicates, es.Refused = st.Stored.Load(), st.Duplicates.Load(), st.Refused.Load()
+			if n := st.LastStored.Load(); n > 0 {
+				es.Last = time.Unix(0, n)
+			}
+		}
+		out = append(out, es)
+	}
+	return out
+}
+
+// Resource returns what runs of a resource, or nil.
+func (e *Engine) Resource(ref specs.Ref) *specs.Resource {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.applied.Resources[ref]
+}
+
+// Pending returns up to limit correlation keys of a sensor that wait for more.
+func (e *Engine) Pending(ctx context.Context, sensor string, limit int) ([]fold.Pending, error) {
+	return e.fold.Pending(ctx, sensor, limit)
+}
+
+// Jobs gives access to queues, parked jobs and dead letters.
+func (e *Engine) Jobs() *jobs.Pool { return e.pool }
+
+// Decision is what followed from the last read of the files.
+func (e *Engine) Decision() reload.Decision {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.decision
+}
+
+// Mask hides the values of secrets in use.
+func (e *Engine) Mask(b []byte) []byte { return e.o.Masker.Mask(b) }
