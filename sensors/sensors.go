@@ -2,7 +2,21 @@
 // compiling a Sensor, routing events to it, the state kept per correlation
 // key, the step, and the verdicts that explain it. It is pure: no I/O, no
 // goroutines, no clock; the same input gives the same output in the running
-// engine, in tests and in replay.
+// engine, in tests and in replay. It must not know queues, functions, stores
+// or the bus behind an event.
+//
+// One event goes through three calls. [Index.Lookup] names the programs that
+// may want it; [Program.Route] says for which dependencies and which
+// correlation key one of them does, sharing a [View] of the event between
+// programs; [Program.Step] takes the [KeyState] of that key and the event to
+// the next state and the firings. Time is an input of Step like any other:
+// [Program.NextWake] says when a step without an event is due.
+//
+// What is kept is kept per trigger: each has its own view of what has arrived,
+// and a firing takes away, from its own trigger's view only, the events it
+// used. An event waits until it is used, replaced by a newer one (pick:
+// latest), or has waited for the whole window: an event stored at T with
+// within W takes part up to, and not at, T+W.
 package sensors
 
 import (
@@ -32,7 +46,8 @@ const (
 	Missing
 	// Failed: the expression failed; Detail says how.
 	Failed
-	// Superseded: a newer event replaced the kept one.
+	// Superseded: a newer event replaced the kept one, or pushed the oldest of
+	// [MaxKept] out.
 	Superseded
 	// Expired: a kept event waited longer than the window.
 	Expired
@@ -73,6 +88,8 @@ type Input struct {
 	Deps []int
 	// Time is the log time of the step: the event's, or the deadline.
 	Time time.Time
+	// Explain asks for the verdicts Waiting and Fired too.
+	Explain bool
 }
 
 // Contribution is one event that took part in a firing.

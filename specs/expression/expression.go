@@ -21,6 +21,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 
@@ -63,11 +64,11 @@ const (
 
 // Program is a compiled expression. It is safe for concurrent use.
 type Program struct {
-	code        *vm.Program
-	source      string
-	want        Want
-	names       []string
-	data, reqst bool
+	code   *vm.Program
+	source string
+	want   Want
+	names  []string
+	reads  reads
 
 	vms sync.Pool // *vm.VM
 
@@ -94,9 +95,30 @@ type compilation struct {
 	scope Scope
 	found specs.Diagnostics
 
-	names       []string
-	data, reqst bool
+	names []string
+	reads reads
 }
+
+// reads is what an expression may read of events: attributes by name, or all.
+type reads struct {
+	names []string
+	all   bool
+}
+
+func (r *reads) add(name string) {
+	if !slices.Contains(r.names, name) {
+		r.names = append(r.names, name)
+	}
+}
+
+func (r *reads) merge(o reads) {
+	r.all = r.all || o.all
+	for _, n := range o.names {
+		r.add(n)
+	}
+}
+
+func (r *reads) has(name string) bool { return r.all || slices.Contains(r.names, name) }
 
 func (c *compilation) errorAt(loc file.Location, code specs.Code, hint, format string, args ...any) {
 	line, col := lineCol(c.expr.Source, loc.From)
@@ -166,8 +188,7 @@ func (c *compilation) compile(want Want) *Program {
 		return nil
 	}
 	link(code)
-	p := &Program{code: code, source: src, want: want, names: c.names, data: c.data, reqst: c.reqst}
-	return p
+	return &Program{code: code, source: src, want: want, names: c.names, reads: c.reads}
 }
 
 // parseError reports what expr's parser found.
@@ -267,10 +288,16 @@ func link(code *vm.Program) {
 }
 
 // NeedsData reports whether an evaluation may read an event's payload.
-func (p *Program) NeedsData() bool { return p.data }
+func (p *Program) NeedsData() bool { return p.reads.has("data") }
 
 // NeedsRequest reports whether an evaluation may read an event's HTTP request.
-func (p *Program) NeedsRequest() bool { return p.reqst }
+func (p *Program) NeedsRequest() bool { return p.reads.has("request") }
+
+// Attributes returns the attributes of events that an evaluation may read; the
+// environment need not hold others. all is true when it may read any. In a
+// firing scope no attribute at all means that only the arrival of the
+// dependencies counts.
+func (p *Program) Attributes() (names []string, all bool) { return p.reads.names, p.reads.all }
 
 // Dependencies returns the names of the dependencies the expression refers to,
 // in the order of their first use, as declared.

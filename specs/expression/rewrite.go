@@ -106,7 +106,7 @@ func (c *compilation) identifier(node *ast.Node, n *ast.IdentifierNode, boolean 
 			ast.Patch(node, arrived(n, d.List))
 			return
 		}
-		c.data, c.reqst = true, true
+		c.reads.all = true
 		return
 	}
 	switch {
@@ -114,16 +114,14 @@ func (c *compilation) identifier(node *ast.Node, n *ast.IdentifierNode, boolean 
 		c.errorAt(n.Location(), CodeNotBoolean, "ask for one of its attributes, such as "+n.Value+".data",
 			"%s is the event itself, not true or false", n.Value)
 	case c.scope.alias[n.Value]:
-		c.data, c.reqst = true, true
+		c.reads.all = true
 		id := *n
 		id.Value = "$env"
 		ast.Patch(node, &id)
 	case n.Value == "$env":
 		c.errorAt(n.Location(), CodeUnknownName, "", "unknown name $env")
-	case c.scope.deps == nil && n.Value == "data":
-		c.data = true
-	case c.scope.deps == nil && n.Value == "request":
-		c.reqst = true
+	case c.scope.deps == nil:
+		c.reads.add(n.Value)
 	}
 }
 
@@ -156,8 +154,7 @@ func (c *compilation) member(node *ast.Node, n *ast.MemberNode) {
 	}
 	if d, ok := c.scope.deps[id.Value]; ok {
 		c.refer(d)
-		c.data = c.data || prop.Value == "data"
-		c.reqst = c.reqst || prop.Value == "request"
+		c.reads.add(prop.Value)
 		return
 	}
 	if !c.scope.alias[id.Value] {

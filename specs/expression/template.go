@@ -13,9 +13,10 @@ import (
 // Template is a compiled value whose strings may hold expressions. It is safe
 // for concurrent use.
 type Template struct {
-	root          node
-	constant      bool
-	data, request bool
+	root     node
+	constant bool
+	reads    reads
+	names    []string
 }
 
 // node is one value of a template.
@@ -68,9 +69,10 @@ func CompileText(t specs.Text, sc Scope) (*Template, specs.Diagnostics) {
 
 // builder compiles one template.
 type builder struct {
-	scope         Scope
-	found         specs.Diagnostics
-	data, request bool
+	scope Scope
+	found specs.Diagnostics
+	reads reads
+	names []string
 }
 
 func (b *builder) template(root any, path string) (*Template, specs.Diagnostics) {
@@ -79,7 +81,7 @@ func (b *builder) template(root any, path string) (*Template, specs.Diagnostics)
 		return nil, b.found
 	}
 	_, constant := n.(fixed)
-	return &Template{root: n, constant: constant, data: b.data, request: b.request}, b.found
+	return &Template{root: n, constant: constant, reads: b.reads, names: b.names}, b.found
 }
 
 func (b *builder) node(v any, path string) node {
@@ -141,8 +143,12 @@ func (b *builder) text(t specs.Text, path string) node {
 		prog, ds := Compile(specs.Expr{Source: p.text, Pos: pos}, path, b.scope, WantAny)
 		b.found = append(b.found, ds...)
 		if prog != nil {
-			b.data = b.data || prog.data
-			b.request = b.request || prog.reqst
+			b.reads.merge(prog.reads)
+			for _, n := range prog.names {
+				if !slices.Contains(b.names, n) {
+					b.names = append(b.names, n)
+				}
+			}
 		}
 		out = append(out, part{prog: prog})
 	}
@@ -170,10 +176,18 @@ func lineColByte(s string, offset int) (line, col int) {
 func (t *Template) Constant() bool { return t.constant }
 
 // NeedsData reports whether rendering may read an event's payload.
-func (t *Template) NeedsData() bool { return t.data }
+func (t *Template) NeedsData() bool { return t.reads.has("data") }
 
 // NeedsRequest reports whether rendering may read an event's HTTP request.
-func (t *Template) NeedsRequest() bool { return t.request }
+func (t *Template) NeedsRequest() bool { return t.reads.has("request") }
+
+// Attributes returns the attributes of events that rendering may read, as
+// [Program.Attributes] does.
+func (t *Template) Attributes() (names []string, all bool) { return t.reads.names, t.reads.all }
+
+// Dependencies returns the names of the dependencies the template refers to,
+// in the order of their first use, as declared.
+func (t *Template) Dependencies() []string { return t.names }
 
 // Render gives the value: nil, bool, int64, float64, string, []any or
 // map[string]any of the same. Parts of it may belong to env; it must not be

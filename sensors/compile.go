@@ -1,0 +1,384 @@
+package sensors
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"math/bits"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/sensor-engine/engine/specs"
+	"github.com/sensor-engine/engine/specs/expression"
+)
+
+// MaxDependencies is the most dependencies of one sensor.
+const MaxDependencies = 64
+
+// tableDeps is the most dependencies of a condition that is decided by a
+// table, when only their arrival counts.
+const tableDeps = 8
+
+// Program is a compiled sensor. It is not changed after it was made and is
+// safe for concurrent use.
+type Program struct {
+	name        string
+	deps        []dependency
+	correlate   *expression.Program
+	routeNeed   need // what correlate reads
+	within      time.Duration
+	triggers    []trigger
+	names       []string // of the triggers
+	fingerprint string
+}
+
+// dependency is one compiled dependency.
+type dependency struct {
+	name, ident                  string
+	source, event, kind, subject pattern
+	when                         *expression.Program
+	need                         need // what when reads
+	pick                         specs.Pick
+}
+
+// trigger is one compiled trigger.
+type trigger struct {
+	name string
+	// refs has a bit for each dependency the condition refers to.
+	refs uint64
+	cond *expression.Program
+	// table decides by arrival alone: bit i is the result when the set i of
+	// the dependencies in refs, in ascending order, has arrived. nil when the
+	// condition reads events.
+	table    []bool
+	condNeed need
+	// templates to render, in the order of the spec; need is what they and the
+	// condition read of the events.
+	templates []template
+	need      need
+	// queued is true when a referenced dependency keeps more than one event, so
+	// that one step may fire more than once.
+	queued bool
+}
+
+type template struct {
+	path string
+	text bool
+	tmpl *expression.Template
+}
+
+// Compile compiles a sensor that is valid in itself. Diagnostics carry no
+// resource; the program is nil when there are errors.
+func Compile(name string, s *specs.Sensor) (*Program, specs.Diagnostics) {
+	c := &compilation{spec: s, program: &Program{name: name, within: s.Within.D()}}
+	c.compile()
+	if c.found.HasErrors() {
+		return nil, c.found.Sort()
+	}
+	return c.program, c.found.Sort()
+}
+
+type compilation struct {
+	spec    *specs.Sensor
+	program *Program
+	scope   expression.Scope
+	byName  map[string]int
+	found   specs.Diagnostics
+}
+
+func (c *compilation) report(sev specs.Severity, pos specs.Pos, code specs.Code, path, hint, format string, args ...any) {
+	c.found = append(c.found, specs.Diagnostic{
+		Pos: pos, Severity: sev, Code: code, Path: path, Message: fmt.Sprintf(format, args...), Hint: hint,
+	})
+}
+
+func (c *compilation) expr(e specs.Expr, path string, sc expression.Scope, want expression.Want) *expression.Program {
+	p, ds := expression.Compile(e, path, sc, want)
+	c.found = append(c.found, ds...)
+	return p
+}
+
+func (c *compilation) compile() {
+	s, p := c.spec, c.program
+	if len(s.Dependencies) > MaxDependencies {
+		c.report(specs.Error, s.Dependencies[MaxDependencies].Pos, CodeTooMany, "spec.dependencies",
+			"split the sensor", "%d dependencies, the limit is %d", len(s.Dependencies), MaxDependencies)
+		return
+	}
+	c.byName = make(map[string]int, len(s.Dependencies))
+	known := make([]expression.Dep, 0, len(s.Dependencies))
+	for i := range s.Dependencies {
+		d := &s.Dependencies[i]
+		c.dependency(i, d)
+		c.byName[d.Name] = i
+		known = append(known, expression.Dep{Name: d.Name, List: d.Pick == specs.PickAll})
+	}
+	c.scope = expression.FiringScope(known...)
+	if !s.Correlate.IsZero() {
+		if p.correlate = c.expr(s.Correlate, "spec.correlate", expression.EventScope(), expression.WantAny); p.correlate != nil {
+			p.routeNeed.add(p.correlate)
+		}
+	}
+	var shared *expression.Program
+	if !s.Condition.IsZero() {
+		shared = c.condition(s.Condition, "spec.condition")
+	}
+	var used uint64
+	for i := range s.Triggers {
+		t := c.trigger(i, &s.Triggers[i], shared)
+		used |= t.refs
+		p.triggers = append(p.triggers, t)
+		p.names = append(p.names, t.name)
+	}
+	if !c.found.HasErrors() {
+		for i := range s.Dependencies {
+			if used&(1<<i) == 0 {
+				c.report(specs.Warning, s.Dependencies[i].Pos, CodeUnusedDependency, fmt.Sprintf("spec.dependencies[%d]", i),
+					"name it in a condition or remove it", "no condition refers to %s", s.Dependencies[i].Name)
+			}
+		}
+	}
+	p.fingerprint = fingerprint(s)
+}
+
+func (c *compilation) dependency(i int, d *specs.Dependency) {
+	path := fmt.Sprintf("spec.dependencies[%d]", i)
+	if expression.Reserved(expression.Ident(d.Name)) {
+		c.report(specs.Error, d.Pos, CodeReservedName, path+".name", "choose another name",
+			"%s has another meaning in expressions", d.Name)
+	}
+	out := dependency{
+		name: d.Name, ident: expression.Ident(d.Name), pick: d.Pick,
+		source: newPattern(d.Source), event: newPattern(d.Event), kind: newPattern(d.Type), subject: newPattern(d.Subject),
+	}
+	if out.pick == "" {
+		out.pick = specs.PickLatest
+	}
+	if !d.When.IsZero() {
+		if out.when = c.expr(d.When, path+".when", expression.EventScope(d.Name), expression.WantBool); out.when != nil {
+			out.need.add(out.when)
+		}
+	}
+	c.program.deps = append(c.program.deps, out)
+}
+
+func (c *compilation) condition(e specs.Expr, path string) *expression.Program {
+	p := c.expr(e, path, c.scope, expression.WantBool)
+	if p != nil && len(p.Dependencies()) == 0 {
+		c.report(specs.Error, e.Pos.At(1, 1), CodeNoDependency, path, "name the dependencies it waits for",
+			"the condition refers to no dependency, so no event would make it fire")
+		return nil
+	}
+	return p
+}
+
+func (c *compilation) trigger(i int, s *specs.Trigger, shared *expression.Program) trigger {
+	path := fmt.Sprintf("spec.triggers[%d]", i)
+	t := trigger{name: s.Name, cond: shared}
+	switch {
+	case !s.Condition.IsZero():
+		t.cond = c.condition(s.Condition, path+".condition")
+	case c.spec.Condition.IsZero():
+		t.refs = 1<<len(c.spec.Dependencies) - 1
+		if len(c.spec.Dependencies) > tableDeps {
+			t.cond = c.expr(all(c.spec.Dependencies), path+".condition", c.scope, expression.WantBool)
+		} else {
+			t.table = make([]bool, 1<<len(c.spec.Dependencies))
+			t.table[len(t.table)-1] = true
+		}
+	}
+	if t.cond != nil && t.table == nil {
+		for _, name := range t.cond.Dependencies() {
+			t.refs |= 1 << c.byName[name]
+		}
+		t.condNeed.add(t.cond)
+		if t.condNeed.none() && bits.OnesCount64(t.refs) <= tableDeps {
+			t.table = c.program.tabulate(&t)
+		}
+	}
+	t.need = t.condNeed
+	if s.Input.Set {
+		tmpl, ds := expression.CompileTemplate(s.Input, c.scope)
+		c.template(&t, s.Input.Path, s.Input.Pos, false, tmpl, ds)
+	}
+	if s.Inline != nil {
+		c.config(&t, reflect.ValueOf(s.Inline.Config))
+	}
+	for d := range c.program.deps {
+		if t.refs&(1<<d) != 0 && c.program.deps[d].pick == specs.PickFirst {
+			t.queued = true
+		}
+	}
+	return t
+}
+
+// all is the default condition.
+func all(deps []specs.Dependency) specs.Expr {
+	names := make([]string, len(deps))
+	for i := range deps {
+		names[i] = expression.Ident(deps[i].Name)
+	}
+	return specs.Expr{Source: strings.Join(names, " && ")}
+}
+
+// tabulate evaluates a condition that only asks what has arrived for every
+// case there is.
+func (p *Program) tabulate(t *trigger) []bool {
+	table := make([]bool, 1<<bits.OnesCount64(t.refs))
+	for i := range table {
+		env := make(map[string]any, 8)
+		bit := 0
+		for d := range p.deps {
+			if t.refs&(1<<d) == 0 {
+				continue
+			}
+			if i&(1<<bit) != 0 {
+				env[p.deps[d].ident] = p.deps[d].mark()
+			}
+			bit++
+		}
+		ok, err := t.cond.Bool(env)
+		if err != nil { // not about arrival alone after all
+			return nil
+		}
+		table[i] = ok
+	}
+	return table
+}
+
+// mark stands for an arrived event of which nothing is read.
+func (d *dependency) mark() any {
+	if d.pick == specs.PickAll {
+		return []any{nil}
+	}
+	return map[string]any{}
+}
+
+// config compiles all templates below v, in the order of fields and keys.
+func (c *compilation) config(t *trigger, v reflect.Value) {
+	switch v.Kind() {
+	case reflect.Pointer, reflect.Interface:
+		if !v.IsNil() {
+			c.config(t, v.Elem())
+		}
+	case reflect.Slice, reflect.Array:
+		for i := range v.Len() {
+			c.config(t, v.Index(i))
+		}
+	case reflect.Map:
+		keys := v.MapKeys()
+		slices.SortFunc(keys, func(a, b reflect.Value) int { return strings.Compare(a.String(), b.String()) })
+		for _, k := range keys {
+			c.config(t, v.MapIndex(k))
+		}
+	case reflect.Struct:
+		switch f := v.Interface().(type) {
+		case specs.Text:
+			tmpl, ds := expression.CompileText(f, c.scope)
+			if tmpl == nil || !tmpl.Constant() {
+				c.template(t, f.Path, f.Pos.Pos, true, tmpl, ds)
+			}
+		case specs.Template:
+			if !f.Set {
+				return
+			}
+			tmpl, ds := expression.CompileTemplate(f, c.scope)
+			if tmpl == nil || !tmpl.Constant() {
+				c.template(t, f.Path, f.Pos, false, tmpl, ds)
+			}
+		default:
+			for i := range v.NumField() {
+				if v.Type().Field(i).IsExported() {
+					c.config(t, v.Field(i))
+				}
+			}
+		}
+	}
+}
+
+func (c *compilation) template(t *trigger, path string, pos specs.Pos, text bool, tmpl *expression.Template, ds specs.Diagnostics) {
+	c.found = append(c.found, ds...)
+	if tmpl == nil {
+		return
+	}
+	if t.refs != 0 {
+		for _, name := range tmpl.Dependencies() {
+			if t.refs&(1<<c.byName[name]) == 0 {
+				c.report(specs.Error, pos, CodeNeverArrives, path, "name it in the condition, or read a dependency the condition names",
+					"the template reads %s, but the condition of trigger %s does not wait for it", name, t.name)
+			}
+		}
+	}
+	t.need.add(tmpl)
+	t.templates = append(t.templates, template{path: path, text: text, tmpl: tmpl})
+}
+
+// fingerprint covers what kept events depend on: the dependencies, their order
+// and the correlation. Triggers and the window may change around kept state.
+func fingerprint(s *specs.Sensor) string {
+	h := sha256.New()
+	put := func(s string) {
+		h.Write(strconv.AppendInt(nil, int64(len(s)), 10))
+		h.Write([]byte{':'})
+		h.Write([]byte(s))
+	}
+	put(s.Correlate.Source)
+	for i := range s.Dependencies {
+		d := &s.Dependencies[i]
+		pick := d.Pick
+		if pick == "" {
+			pick = specs.PickLatest
+		}
+		for _, v := range []string{d.Name, d.Source, d.Event, d.Type, d.Subject, d.When.Source, string(pick)} {
+			put(v)
+		}
+	}
+	return hex.EncodeToString(h.Sum(nil)[:12])
+}
+
+// Name is the sensor's name.
+func (p *Program) Name() string { return p.name }
+
+// Triggers returns the names of the triggers by index. The caller must not
+// change the slice.
+func (p *Program) Triggers() []string { return p.names }
+
+// Dependencies returns the names of the dependencies by index.
+func (p *Program) Dependencies() []string {
+	out := make([]string, len(p.deps))
+	for i := range p.deps {
+		out[i] = p.deps[i].name
+	}
+	return out
+}
+
+// StateFingerprint identifies what kept state depends on. State of a program
+// with the same fingerprint can be kept when a sensor is replaced; it must be
+// dropped otherwise.
+func (p *Program) StateFingerprint() string { return p.fingerprint }
+
+// need is the set of event attributes that expressions read.
+type need struct {
+	names []string
+	all   bool
+}
+
+type reader interface {
+	Attributes() (names []string, all bool)
+}
+
+func (n *need) add(r reader) {
+	names, all := r.Attributes()
+	n.all = n.all || all
+	set := make(map[string]bool, len(n.names)+len(names))
+	for _, name := range slices.Concat(n.names, names) {
+		set[name] = true
+	}
+	n.names = slices.Sorted(maps.Keys(set))
+}
+
+func (n *need) none() bool { return !n.all && len(n.names) == 0 }

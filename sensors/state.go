@@ -1,0 +1,286 @@
+package sensors
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/sensor-engine/engine/bus"
+)
+
+// MaxKept is the most events that wait for one dependency of one trigger under
+// one correlation key. Beyond it the oldest is given up.
+const MaxKept = 10_000
+
+// KeyState is what a sensor keeps under one correlation key. The zero value is
+// the empty state. It is handed over: [Program.Step] and [Program.Adopt] take
+// a state's memory over and the result replaces it, so a KeyState that went in
+// must not be used again. It holds events by reference; they are not changed.
+type KeyState struct {
+	// names are the triggers the views belong to, by index.
+	names []string
+	views []triggerView
+	seen  uint64
+}
+
+// triggerView is what has arrived and was not used, as one trigger sees it, in
+// the order of arrival.
+type triggerView []kept
+
+type kept struct {
+	dep int
+	seq uint64
+	at  int64 // log time in nanoseconds since 1970
+	ev  *bus.Event
+}
+
+// Empty reports whether nothing is kept.
+func (s *KeyState) Empty() bool {
+	return !slices.ContainsFunc(s.views, func(v triggerView) bool { return len(v) > 0 })
+}
+
+// Seen is the sequence of the last event this state took in, 0 when the state
+// is empty. A step with an event up to it changes nothing.
+func (s *KeyState) Seen() uint64 { return s.seen }
+
+// Refs returns the sequences of the kept events, ascending, each once.
+func (s *KeyState) Refs() []uint64 {
+	var out []uint64
+	for _, v := range s.views {
+		for i := range v {
+			out = append(out, v[i].seq)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// MinRef is the smallest sequence of the kept events, 0 for none: the log must
+// keep what follows.
+func (s *KeyState) MinRef() uint64 {
+	least := uint64(0)
+	for _, v := range s.views {
+		for i := range v {
+			if least == 0 || v[i].seq < least {
+				least = v[i].seq
+			}
+		}
+	}
+	return least
+}
+
+// Kept is one kept event, for people.
+type Kept struct {
+	Trigger    string
+	Dependency int
+	Seq        uint64
+	Since      time.Time
+}
+
+// Kept lists what is kept, by trigger, in the order of arrival.
+func (s *KeyState) Kept() []Kept {
+	var out []Kept
+	for i, v := range s.views {
+		for _, k := range v {
+			out = append(out, Kept{s.names[i], k.dep, k.seq, time.Unix(0, k.at).UTC()})
+		}
+	}
+	return out
+}
+
+// Hydrate attaches the events of a decoded state. event returns the event with
+// a sequence, or nil when it is no longer stored: then it is not kept any more.
+func (s *KeyState) Hydrate(event func(seq uint64) *bus.Event) {
+	for i, v := range s.views {
+		n := 0
+		for _, k := range v {
+			if k.ev == nil {
+				k.ev = event(k.seq)
+			}
+			if k.ev != nil {
+				v[n] = k
+				n++
+			}
+		}
+		s.views[i] = v[:n]
+	}
+	if s.Empty() {
+		*s = KeyState{}
+	}
+}
+
+// Adopt returns the state as p sees it, after the sensor was replaced by one
+// with the same [Program.StateFingerprint]: the views of triggers that are
+// gone, and events a trigger no longer refers to, are not kept. A trigger that
+// is new begins with nothing.
+func (p *Program) Adopt(s KeyState) KeyState {
+	if len(s.views) == 0 {
+		return KeyState{}
+	}
+	if len(p.names) == len(s.names) && &p.names[0] == &s.names[0] {
+		return s
+	}
+	out := KeyState{names: p.names, views: make([]triggerView, len(p.triggers)), seen: s.seen}
+	for i, v := range s.views {
+		t := slices.Index(p.names, s.names[i])
+		if t < 0 {
+			continue
+		}
+		out.views[t] = slices.DeleteFunc(v, func(k kept) bool {
+			return k.dep >= len(p.deps) || p.triggers[t].refs&(1<<k.dep) == 0
+		})
+	}
+	if out.Empty() {
+		return KeyState{}
+	}
+	return out
+}
+
+// NextWake is the earliest time at which a kept event has waited for the whole
+// window; ok is false when none is due ever. A [Program.Step] without an event
+// at that time gives it up.
+func (p *Program) NextWake(s KeyState) (at time.Time, ok bool) {
+	if p.within <= 0 {
+		return time.Time{}, false
+	}
+	var first int64
+	for _, v := range s.views {
+		// The first to arrive is the first to expire.
+		if len(v) > 0 && (!ok || v[0].at < first) {
+			first, ok = v[0].at, true
+		}
+	}
+	if !ok {
+		return time.Time{}, false
+	}
+	return time.Unix(0, first).Add(p.within).UTC(), true
+}
+
+const stateVersion = 1
+
+// Append appends the stored form of the state: references only. [DecodeKeyState]
+// reads it; it is valid for programs with the same [Program.StateFingerprint].
+func (s *KeyState) Append(b []byte) []byte {
+	views := 0
+	for _, v := range s.views {
+		if len(v) > 0 {
+			views++
+		}
+	}
+	b = append(b, stateVersion)
+	b = binary.AppendUvarint(b, s.seen)
+	b = binary.AppendUvarint(b, uint64(views))
+	for i, v := range s.views {
+		if len(v) == 0 {
+			continue
+		}
+		b = binary.AppendUvarint(b, uint64(len(s.names[i])))
+		b = append(b, s.names[i]...)
+		b = binary.AppendUvarint(b, uint64(len(v)))
+		for _, k := range v {
+			b = binary.AppendUvarint(b, uint64(k.dep))
+			b = binary.AppendUvarint(b, k.seq)
+			b = binary.AppendVarint(b, k.at)
+		}
+	}
+	return b
+}
+
+// DecodeKeyState reads what [KeyState.Append] wrote. The events must be
+// attached with [KeyState.Hydrate] before the next step.
+func DecodeKeyState(b []byte) (KeyState, error) {
+	d := decoder{b: b}
+	if v := d.byte(); d.err == nil && v != stateVersion {
+		return KeyState{}, fmt.Errorf("sensor state has version %d, this engine reads version %d", v, stateVersion)
+	}
+	s := KeyState{seen: d.uvarint()}
+	for range d.count(1) {
+		name := string(d.bytes(d.count(1)))
+		view := make(triggerView, 0, min(d.count(3), MaxKept))
+		for range d.last {
+			k := kept{dep: int(d.uvarint() & (MaxDependencies - 1)), seq: d.uvarint(), at: d.varint()} //nolint:gosec // masked
+			if len(view) > 0 && k.at < view[len(view)-1].at {
+				d.err = errOrder
+			}
+			if d.err != nil {
+				return KeyState{}, d.err
+			}
+			view = append(view, k)
+		}
+		if slices.Contains(s.names, name) || len(view) == 0 {
+			d.err = errOrder
+		}
+		s.names, s.views = append(s.names, name), append(s.views, view)
+	}
+	if d.err == nil && len(d.b) > 0 {
+		d.err = errors.New("sensor state has more bytes than it should")
+	}
+	if d.err != nil {
+		return KeyState{}, d.err
+	}
+	if len(s.views) == 0 {
+		return KeyState{}, nil
+	}
+	return s, nil
+}
+
+var (
+	errShort = errors.New("sensor state ends too early")
+	errOrder = errors.New("sensor state is out of order")
+)
+
+// decoder reads the stored form; after the first error everything is zero.
+type decoder struct {
+	b    []byte
+	last int
+	err  error
+}
+
+func (d *decoder) byte() byte {
+	if len(d.b) == 0 {
+		d.err = errShort
+		return 0
+	}
+	v := d.b[0]
+	d.b = d.b[1:]
+	return v
+}
+
+func (d *decoder) uvarint() uint64 {
+	v, n := binary.Uvarint(d.b)
+	if n <= 0 {
+		d.b, d.err = nil, errShort
+		return 0
+	}
+	d.b = d.b[n:]
+	return v
+}
+
+func (d *decoder) varint() int64 {
+	v, n := binary.Varint(d.b)
+	if n <= 0 {
+		d.b, d.err = nil, errShort
+		return 0
+	}
+	d.b = d.b[n:]
+	return v
+}
+
+// count reads the number of things that follow, of at least size bytes each.
+func (d *decoder) count(size int) int {
+	n := d.uvarint()
+	if n > uint64(len(d.b)/size) {
+		d.b, d.err = nil, errShort
+		n = 0
+	}
+	d.last = int(n) //nolint:gosec // at most len(d.b)
+	return d.last
+}
+
+func (d *decoder) bytes(n int) []byte {
+	v := d.b[:n]
+	d.b = d.b[n:]
+	return v
+}

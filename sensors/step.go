@@ -1,0 +1,388 @@
+package sensors
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"math/bits"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/specs"
+	"github.com/sensor-engine/engine/specs/expression"
+)
+
+// MaxRendered is about how many bytes of JSON a firing carries; see
+// [Firing.Late].
+const MaxRendered = 64 << 10
+
+// Step takes the state of one correlation key and an input to the next state,
+// what fires, in the order of triggers, and what there is to say about it. It
+// takes st over. The result depends on its arguments alone.
+//
+// Of the verdicts, Waiting and Fired are only given when the input asks for
+// them.
+func (p *Program) Step(st KeyState, in Input) (KeyState, []Firing, []Verdict) {
+	st = p.Adopt(st)
+	if in.Event != nil && in.Event.Seq <= st.seen {
+		return st, nil, nil
+	}
+	s := step{p: p, in: &in, st: st, now: in.Time.UnixNano()}
+	s.expire()
+	if in.Event != nil {
+		var deps uint64
+		for _, d := range in.Deps {
+			deps |= 1 << d
+		}
+		for i := range p.triggers {
+			if arrived := deps & p.triggers[i].refs; arrived != 0 {
+				s.trigger(i, arrived)
+			}
+		}
+		s.st.seen = in.Event.Seq
+	}
+	if s.st.Empty() {
+		s.st = KeyState{}
+	}
+	return s.st, s.firings, s.verdicts
+}
+
+// step is one Step under way.
+type step struct {
+	p        *Program
+	in       *Input
+	st       KeyState
+	now      int64
+	firings  []Firing
+	verdicts []Verdict
+	scratch  [4]kept
+}
+
+// expire gives up what has waited for the whole window.
+func (s *step) expire() {
+	if s.p.within <= 0 {
+		return
+	}
+	limit := s.now - int64(s.p.within)
+	for i, v := range s.st.views {
+		n := 0
+		for n < len(v) && v[n].at <= limit {
+			s.verdicts = append(s.verdicts, Verdict{
+				Outcome: Expired, Dependency: s.p.deps[v[n].dep].name, Trigger: s.p.names[i], Seq: v[n].seq,
+				Detail: "waited for " + s.p.within.String(),
+			})
+			n++
+		}
+		if n > 0 {
+			s.st.views[i] = slices.Delete(v, 0, n)
+		}
+	}
+}
+
+// trigger shows the event to one trigger, for the dependencies in arrived.
+func (s *step) trigger(i int, arrived uint64) {
+	t := &s.p.triggers[i]
+	var view triggerView
+	if len(s.st.views) > 0 {
+		view = s.st.views[i]
+	}
+	if len(view) == 0 {
+		// What fires at once is never kept.
+		used := s.scratch[:0]
+		for d := arrived; d != 0; d &= d - 1 {
+			used = append(used, s.keep(bits.TrailingZeros64(d)))
+		}
+		if s.decide(t, arrived, used) {
+			s.fire(i, t, used)
+			return
+		}
+		view = slices.Clone(used)
+	} else {
+		for d := arrived; d != 0; d &= d - 1 {
+			view = s.add(t, view, bits.TrailingZeros64(d))
+		}
+		for {
+			used, have := s.choose(t, view)
+			if have == 0 || !s.decide(t, have, used) {
+				break
+			}
+			s.fire(i, t, used)
+			view = slices.DeleteFunc(view, func(k kept) bool {
+				return slices.ContainsFunc(used, func(u kept) bool { return u.dep == k.dep && u.seq == k.seq })
+			})
+			if !t.queued {
+				break
+			}
+		}
+	}
+	if len(s.st.views) == 0 {
+		s.st.names, s.st.views = s.p.names, make([]triggerView, len(s.p.triggers))
+	}
+	s.st.views[i] = view
+}
+
+// keep is the input's event, kept for dependency d.
+func (s *step) keep(d int) kept {
+	return kept{dep: d, seq: s.in.Event.Seq, at: s.now, ev: s.in.Event}
+}
+
+// add puts the input's event into a view for dependency d.
+func (s *step) add(t *trigger, view triggerView, d int) triggerView {
+	room := 1
+	if s.p.deps[d].pick != specs.PickLatest {
+		room = MaxKept
+	}
+	n, oldest := 0, -1
+	for i := range view {
+		if view[i].dep == d {
+			if n++; oldest < 0 {
+				oldest = i
+			}
+		}
+	}
+	if n >= room {
+		s.verdicts = append(s.verdicts, Verdict{
+			Outcome: Superseded, Dependency: s.p.deps[d].name, Trigger: t.name, Seq: view[oldest].seq,
+		})
+		view = slices.Delete(view, oldest, oldest+1)
+	}
+	k := s.keep(d)
+	if len(view) > 0 { // time never goes back
+		k.at = max(k.at, view[len(view)-1].at)
+	}
+	return append(view, k)
+}
+
+// choose picks from a view the events a firing would use, in the order of
+// dependencies, then of arrival, and tells which dependencies have one.
+func (s *step) choose(t *trigger, view triggerView) (used []kept, have uint64) {
+	used = s.scratch[:0]
+	for refs := t.refs; refs != 0; refs &= refs - 1 {
+		d := bits.TrailingZeros64(refs)
+		for i := range view {
+			if view[i].dep != d {
+				continue
+			}
+			used = append(used, view[i])
+			have |= 1 << d
+			if s.p.deps[d].pick != specs.PickAll {
+				break
+			}
+		}
+	}
+	return used, have
+}
+
+// decide reports whether the condition holds for the events chosen.
+func (s *step) decide(t *trigger, have uint64, used []kept) bool {
+	if t.table != nil {
+		i, bit := 0, 0
+		for refs := t.refs; refs != 0; refs &= refs - 1 {
+			if have&(refs&-refs) != 0 {
+				i |= 1 << bit
+			}
+			bit++
+		}
+		if t.table[i] {
+			return true
+		}
+		s.waiting(t, have)
+		return false
+	}
+	env, err := s.p.environment(t, &t.condNeed, used)
+	ok := false
+	if err == nil {
+		ok, err = t.cond.Bool(env)
+	}
+	switch {
+	case ok:
+	case err == nil, s.p.absent(err, t.refs&^have):
+		s.waiting(t, have)
+	default:
+		v := verdictOf(err, "", s.in.Event.Seq)
+		v.Trigger = t.name
+		s.verdicts = append(s.verdicts, v)
+	}
+	return ok
+}
+
+// absent reports whether an error only says that one of the dependencies in
+// missing has not arrived.
+func (p *Program) absent(err error, missing uint64) bool {
+	var m *expression.MissingError
+	if !errors.As(err, &m) {
+		return false
+	}
+	for d := missing; d != 0; d &= d - 1 {
+		if p.deps[bits.TrailingZeros64(d)].ident == m.Path {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *step) waiting(t *trigger, have uint64) {
+	if !s.in.Explain {
+		return
+	}
+	var names []string
+	for d := t.refs &^ have; d != 0; d &= d - 1 {
+		names = append(names, s.p.deps[bits.TrailingZeros64(d)].name)
+	}
+	v := Verdict{Outcome: Waiting, Trigger: t.name, Seq: s.in.Event.Seq, Detail: "the condition does not hold"}
+	if len(names) > 0 {
+		v.Detail += "; not arrived: " + strings.Join(names, ", ")
+	}
+	s.verdicts = append(s.verdicts, v)
+}
+
+// environment makes the environment of a condition or template.
+func (p *Program) environment(t *trigger, n *need, used []kept) (map[string]any, error) {
+	env := make(map[string]any, bits.OnesCount64(t.refs))
+	for i := range used {
+		d := &p.deps[used[i].dep]
+		o, err := object(used[i].ev, n)
+		if err != nil {
+			return nil, err
+		}
+		if d.pick == specs.PickAll {
+			list, _ := env[d.ident].([]any)
+			env[d.ident] = append(list, o)
+		} else {
+			env[d.ident] = o
+		}
+	}
+	return env, nil
+}
+
+func (s *step) fire(i int, t *trigger, used []kept) {
+	f := Firing{
+		Trigger: t.name, TriggerIndex: i, Correlation: s.in.Key, Time: s.in.Time,
+		Key: s.firingKey(t, used), Events: make([]Contribution, len(used)),
+	}
+	for j := range used {
+		f.Events[j] = Contribution{Dependency: s.p.deps[used[j].dep].name, Seq: used[j].seq}
+		if f.Event == nil || used[j].seq > f.Event.Seq {
+			f.Event = used[j].ev
+		}
+	}
+	if len(t.templates) > 0 {
+		env, err := s.p.environment(t, &t.need, used)
+		if err == nil {
+			f.Rendered, err = t.render(env)
+		} else {
+			err = &renderError{t.templates[0].path, err}
+		}
+		switch {
+		case err != nil:
+			f.Err = err
+		case exceeds(f.Rendered, MaxRendered):
+			f.Rendered, f.Late = nil, true
+		}
+	}
+	if s.in.Explain {
+		s.verdicts = append(s.verdicts, Verdict{Outcome: Fired, Trigger: t.name, Seq: s.in.Event.Seq, Detail: f.Key})
+	}
+	s.firings = append(s.firings, f)
+}
+
+// renderError says which template could not be rendered.
+type renderError struct {
+	path string
+	err  error
+}
+
+// Error is the path and the reason.
+func (e *renderError) Error() string { return e.path + ": " + e.err.Error() }
+
+// Unwrap returns the reason.
+func (e *renderError) Unwrap() error { return e.err }
+
+func (t *trigger) render(env map[string]any) (map[string]any, error) {
+	out := make(map[string]any, len(t.templates))
+	for i := range t.templates {
+		tm := &t.templates[i]
+		var v any
+		var err error
+		if tm.text {
+			v, err = tm.tmpl.RenderString(env)
+		} else {
+			v, err = tm.tmpl.Render(env)
+		}
+		if err != nil {
+			return nil, err
+		}
+		out[tm.path] = v
+	}
+	return out, nil
+}
+
+// RenderTrigger renders the templates of a trigger again, for a firing that is
+// [Firing.Late]. events are the contributing events by the name of their
+// dependency, in the order of [Firing.Events].
+func (p *Program) RenderTrigger(trigger int, events map[string][]*bus.Event) (map[string]any, error) {
+	t := &p.triggers[trigger]
+	var used []kept
+	for d := range p.deps {
+		for _, ev := range events[p.deps[d].name] {
+			used = append(used, kept{dep: d, seq: ev.Seq, ev: ev})
+		}
+	}
+	env, err := p.environment(t, &t.need, used)
+	if err != nil {
+		return nil, err
+	}
+	return t.render(env)
+}
+
+// firingKey is the hash of what makes a firing this one and no other.
+func (s *step) firingKey(t *trigger, used []kept) string {
+	var array [256]byte
+	b := array[:0]
+	for _, text := range [...]string{s.in.LogID, s.p.name, t.name, s.in.Key} {
+		b = binary.AppendUvarint(b, uint64(len(text)))
+		b = append(b, text...)
+	}
+	b = binary.AppendUvarint(b, uint64(len(used)))
+	for i := range used {
+		b = binary.AppendUvarint(b, used[i].seq)
+	}
+	deadline := int64(0)
+	if s.in.Event == nil {
+		deadline = s.now
+	}
+	b = binary.AppendVarint(b, deadline)
+	sum := sha256.Sum256(b)
+	return base64.RawURLEncoding.EncodeToString(sum[:18])
+}
+
+// exceeds reports whether v as JSON has more than about limit bytes.
+func exceeds(v any, limit int) bool {
+	weigh(v, &limit)
+	return limit < 0
+}
+
+func weigh(v any, left *int) {
+	*left -= 2
+	if *left < 0 {
+		return
+	}
+	switch v := v.(type) {
+	case string:
+		*left -= len(v)
+	case int64, float64, bool, time.Time:
+		*left -= 6
+	case []any:
+		for _, e := range v {
+			weigh(e, left)
+		}
+	case map[string]any:
+		for k, e := range v {
+			*left -= len(k) + 4
+			weigh(e, left)
+		}
+	}
+}

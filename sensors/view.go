@@ -1,0 +1,130 @@
+package sensors
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/sensor-engine/engine/bus"
+)
+
+// View is one event on its way past the programs that may want it. What
+// expressions read of it is made once, however many programs read it. A View
+// belongs to one goroutine.
+type View struct {
+	event *bus.Event
+	env   map[string]any
+	full  bool
+
+	matches  []Match
+	verdicts []Verdict
+	few      [2]Match
+	fewer    [2]Verdict
+}
+
+// NewView returns a view of ev, which must not be changed any more.
+func NewView(ev *bus.Event) *View { return &View{event: ev} }
+
+// Event is the event viewed.
+func (v *View) Event() *bus.Event { return v.event }
+
+// environment returns the event as expressions see it, with at least what is
+// needed. An error says that a needed part does not parse.
+func (v *View) environment(n *need) (map[string]any, error) {
+	if v.env == nil {
+		v.env = make(map[string]any, 8)
+	}
+	if v.full || n.none() {
+		return v.env, nil
+	}
+	names := n.names
+	if n.all {
+		names = attributeNames
+	}
+	for _, name := range names {
+		if _, ok := v.env[name]; ok {
+			continue
+		}
+		value, err := attribute(v.event, name)
+		if err != nil {
+			return v.env, err
+		}
+		v.env[name] = value
+	}
+	v.full = n.all
+	return v.env, nil
+}
+
+// attributeNames are all attributes of an event.
+var attributeNames = []string{
+	"data", "datacontenttype", "dataschema", "extensions", "id", "request", "source", "subject", "time", "type",
+}
+
+// object returns an event as an object with what is needed.
+func object(ev *bus.Event, n *need) (map[string]any, error) {
+	names := n.names
+	if n.all {
+		names = attributeNames
+	}
+	out := make(map[string]any, len(names))
+	for _, name := range names {
+		value, err := attribute(ev, name)
+		if err != nil {
+			return nil, err
+		}
+		out[name] = value
+	}
+	return out, nil
+}
+
+// attribute returns one attribute as expressions see it; what is no attribute
+// is nil.
+func attribute(ev *bus.Event, name string) (any, error) {
+	switch name {
+	case "id":
+		return ev.ID, nil
+	case "type":
+		return ev.Type, nil
+	case "source":
+		return ev.Source, nil
+	case "subject":
+		return ev.Subject, nil
+	case "time":
+		return zoned(ev.Time), nil
+	case "datacontenttype":
+		return ev.DataContentType, nil
+	case "dataschema":
+		return ev.DataSchema, nil
+	case "extensions":
+		ext := make(map[string]any, len(ev.Extensions))
+		for k, v := range ev.Extensions {
+			ext[k] = v
+		}
+		return ext, nil
+	case "data":
+		v, err := ev.Value()
+		if err != nil {
+			return nil, fmt.Errorf("event %d: %w", ev.Seq, err)
+		}
+		return v, nil
+	case "request":
+		if len(ev.Request) == 0 {
+			return nil, nil
+		}
+		v, err := bus.ParseJSON(ev.Request)
+		if err != nil {
+			return nil, fmt.Errorf("request of event %d: %w", ev.Seq, err)
+		}
+		return v, nil
+	}
+	return nil, nil
+}
+
+// zoned gives a time the offset it was written with and no zone rules: parsing
+// may have attached the machine's own zone, whose rules differ elsewhere.
+func zoned(t time.Time) time.Time {
+	_, offset := t.Zone()
+	if offset == 0 {
+		return t.UTC()
+	}
+	return t.In(time.FixedZone("", offset))
+}
