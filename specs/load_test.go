@@ -363,7 +363,7 @@ func TestLoadCancelled(t *testing.T) {
 	}
 }
 
-// TestFileWithErrorsIsOneProblem makes sure that an error found while parsing
+// TestErrorsBelongToTheirDocument makes sure that an error found while parsing
 // invalidates its own document only.
 func TestErrorsBelongToTheirDocument(t *testing.T) {
 	got := loader().LoadBytes("x.yaml", []byte(tick("a")+"---\n"+tick("b")+"spec: {}\n---\n"+tick("c")))

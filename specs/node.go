@@ -186,7 +186,8 @@ func (l *lines) from(n, col int) string {
 	return s
 }
 
-// at turns a byte offset into line and column.
+// at turns a byte offset into line and column; a line break belongs to the
+// column after the line's last character.
 func (l *lines) at(offset int) (line, col int) {
 	offset = min(max(offset, 0), len(l.text))
 	lo, hi := 0, len(l.start)
@@ -197,7 +198,8 @@ func (l *lines) at(offset int) (line, col int) {
 			hi = mid
 		}
 	}
-	return lo + 1, utf8.RuneCountInString(l.text[l.start[lo]:offset]) + 1
+	end := min(offset, l.start[lo]+len(l.line(lo+1)))
+	return lo + 1, utf8.RuneCountInString(l.text[l.start[lo]:end]) + 1
 }
 
 // document returns the lines of the document that has its first value on line

@@ -155,8 +155,11 @@ func (s *source) checkEncoding(data []byte) bool {
 var (
 	yamlLine      = regexp.MustCompile(`^yaml: (?:line (\d+): )?`)
 	unknownAnchor = regexp.MustCompile(`unknown anchor '(.*)' referenced`)
-	// unquoted are values that YAML reads as something else than text.
-	unquoted = regexp.MustCompile("(?:^|[:\\-,\\[{])\\s+([!&*%@`].*|[^\"'\\s#]*\\$\\{.*)$")
+	// Values that YAML does not read as text, and what it then complains of.
+	unquotedSign  = regexp.MustCompile("(?:^|[:\\-,]\\s|[\\[{])\\s*([!&*%@`].*)$")
+	signProblem   = regexp.MustCompile(`alphabetic|anchor|any token|tag|'!'|whitespace`)
+	unquotedBrace = regexp.MustCompile(`(?:^|[:\-,]\s|[\[{])\s*([^"'\s#\[{,]*\$\{.*)$`)
+	braceProblem  = regexp.MustCompile(`',' or|mapping values`)
 )
 
 // syntaxError reports what the parser said. The parser tells no column and
@@ -164,20 +167,31 @@ var (
 // a reader that counts how much was asked for.
 func (s *source) syntaxError(err error, data []byte) {
 	msg := yamlLine.ReplaceAllString(err.Error(), "")
-	line, col := s.lines.at(faultOffset(data) - 1)
-	hint := ""
+	offset := faultOffset(data) - 1
 	if m := unknownAnchor.FindStringSubmatch(msg); m != nil {
-		hint = "put the value in quotes if * belongs to it"
-		if i := strings.Index(s.lines.from(line, 1), "*"+m[1]); i >= 0 {
-			col = utf8.RuneCountInString(s.lines.line(line)[:i]) + 1
+		if i := strings.LastIndex(s.lines.text[:max(offset, 0)], "*"+m[1]); i >= 0 {
+			offset = i
 		}
 	}
+	line, col := s.lines.at(offset)
 	text := s.lines.line(line)
-	if m := unquoted.FindStringSubmatchIndex(text); m != nil {
-		col = utf8.RuneCountInString(text[:m[2]]) + 1
-		hint = "put the value in quotes: " + quoteHint(text[m[2]:m[3]])
-	} else if i := leadingTab(text); i >= 0 && strings.Contains(msg, "tab") || i >= 0 && strings.Contains(msg, "start any token") {
-		col, hint = i+1, "indent with spaces, not tabs"
+	quotes := func(m []int) (col int, hint string) {
+		return utf8.RuneCountInString(text[:m[2]]) + 1, "put the value in quotes: " + quoteHint(text[m[2]:m[3]])
+	}
+	hint := ""
+	sign, brace := unquotedSign.FindStringSubmatchIndex(text), unquotedBrace.FindStringSubmatchIndex(text)
+	switch {
+	case len(text) > 4096:
+	case sign != nil && signProblem.MatchString(msg):
+		col, hint = quotes(sign)
+	case brace != nil && braceProblem.MatchString(msg):
+		col, hint = quotes(brace)
+	case leadingTab(text) >= 0:
+		col, hint = leadingTab(text)+1, "indent with spaces, not tabs"
+	case strings.Contains(msg, "end of stream"):
+		hint = "a quote is not closed"
+	case strings.Contains(msg, "expected key") || strings.Contains(msg, "'-' indicator"):
+		col, hint = len(text)-len(strings.TrimLeft(text, " "))+1, "check the indentation"
 	}
 	s.report(line, col, CodeSyntax, hint, "not valid YAML: %s", msg)
 }
