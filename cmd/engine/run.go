@@ -1,0 +1,428 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sensor-engine/engine/bus/jetstream"
+	"github.com/sensor-engine/engine/bus/lock"
+	"github.com/sensor-engine/engine/engine"
+	"github.com/sensor-engine/engine/engine/api"
+	"github.com/sensor-engine/engine/engine/fold"
+	"github.com/sensor-engine/engine/engine/listen"
+	"github.com/sensor-engine/engine/engine/secrets"
+	sourcetypes "github.com/sensor-engine/engine/sources/all"
+	"github.com/sensor-engine/engine/sources/webhook"
+	"github.com/sensor-engine/engine/specs"
+	functionkinds "github.com/sensor-engine/engine/triggers/all"
+)
+
+// runFlags are the settings of an engine.
+type runFlags struct {
+	data, listen, api                                string
+	bus, busCreds, busCA, busCert, busKey, prefix    string
+	replicas                                         int
+	sync                                             bool
+	logFormat, logLevel                              string
+	strict                                           bool
+	removalGrace, poll, maxLag, grace, eventsAge     durationFlag
+	token, tokenFile                                 string
+	hosts                                            []string
+	events, jobs, parked, dead, runs, state, payload sizeFlag
+}
+
+// catalog is what specs can use.
+func catalog() engine.Catalog {
+	return engine.Catalog{Sources: sourcetypes.All(), Functions: functionkinds.All()}
+}
+
+func (e *env) runVerb() *cobra.Command {
+	f := &runFlags{
+		removalGrace: durationFlag(5 * time.Second), poll: durationFlag(10 * time.Second),
+		maxLag: durationFlag(10 * time.Second), grace: durationFlag(10 * time.Second), eventsAge: durationFlag(7 * 24 * time.Hour),
+		events: 10 << 30, jobs: 4 << 30, parked: 4 << 30, dead: 1 << 30, runs: 1 << 30, state: 4 << 30,
+		logFormat: "text", logLevel: "info",
+	}
+	cmd := &cobra.Command{
+		Use:   "run [PATH…]",
+		Short: "Run the engine on files and directories of specs",
+		Long: `Runs what the specs in the given files and directories (default: the current
+directory) say, and follows their changes: what changed is applied at once, a
+mistake leaves the last good version running and says where it is.
+
+SIGINT or SIGTERM stop it: no new events, calls on their way may end. A second
+signal ends it at once; nothing is lost by that. SIGHUP reads the files again.`,
+		Example: `  engine run examples/quickstart
+  engine run ./specs --data /var/lib/engine --log-format json
+  engine run ./specs --bus nats://nats:4222 --bus-creds engine.creds --bus-replicas 3`,
+		RunE: func(cmd *cobra.Command, paths []string) error {
+			if len(paths) == 0 {
+				paths = []string{"."}
+			}
+			return e.run(cmd.Context(), f, paths)
+		},
+	}
+	fs := cmd.Flags()
+	fs.StringVar(&f.data, "data", ".engine", "directory of everything the engine keeps; one engine per directory")
+	fs.StringVar(&f.listen, "listen", "127.0.0.1:12000", "address where webhooks arrive")
+	fs.StringVar(&f.api, "api", "127.0.0.1:8180", "address of the API, /metrics, /healthz and /readyz")
+	fs.StringVar(&f.token, "api-token", "", "token that clients of the API must present; needed when --api is not a loopback address; better given by its variable or --api-token-file")
+	fs.StringVar(&f.tokenFile, "api-token-file", "", "file that holds the token of the API")
+	fs.StringSliceVar(&f.hosts, "api-hosts", nil, "further host names under which the API is asked")
+	fs.StringVar(&f.bus, "bus", "", "URL of an existing NATS server with JetStream, several joined with commas; default: embedded in --data")
+	fs.StringVar(&f.busCreds, "bus-creds", "", "credentials file for --bus")
+	fs.StringVar(&f.busCA, "bus-ca", "", "PEM file of the authorities that may sign the certificate of --bus")
+	fs.StringVar(&f.busCert, "bus-cert", "", "PEM file of the client certificate for --bus")
+	fs.StringVar(&f.busKey, "bus-key", "", "PEM file of the key of --bus-cert")
+	fs.StringVar(&f.prefix, "bus-prefix", "", "prefix of stream names and subjects, so that several engines share one account")
+	fs.IntVar(&f.replicas, "bus-replicas", 1, "copies of each stream on an external cluster, 1 to 5")
+	fs.BoolVar(&f.sync, "sync-always", false, "embedded bus: write every event through to the disk before it is acknowledged; survives a power cut, at about 1,000 events/s")
+	fs.Var(&f.payload, "max-payload", "largest event in bytes with its headers; default: 8MiB, or more when a webhook's maxBody asks for it")
+	fs.Var(&f.events, "events-max-bytes", "size of the log of events; above 80 % the oldest are removed")
+	fs.Var(&f.eventsAge, "events-max-age", "age at which events are removed; 0 for never")
+	fs.Var(&f.jobs, "jobs-max-bytes", "size of the queue of jobs")
+	fs.Var(&f.parked, "parked-max-bytes", "size of the store of jobs that wait for a retry or a slow function")
+	fs.Var(&f.dead, "dlq-max-bytes", "size of the store of dead letters")
+	fs.Var(&f.runs, "runs-max-bytes", "size of the history of runs; the oldest are dropped")
+	fs.Var(&f.state, "state-max-bytes", "size of the state of sensors, cursors and accepted specs")
+	fs.Var(&f.removalGrace, "removal-grace", "how long a resource that is no longer in the files keeps running")
+	fs.Var(&f.poll, "poll", "how often the files are looked at without a notification")
+	fs.Var(&f.maxLag, "max-lag", "how far the evaluation of events may be behind while /readyz says ready")
+	fs.Var(&f.grace, "grace", "how long calls may take to end at a stop")
+	fs.BoolVar(&f.strict, "strict", false, "specs with errors make /readyz fail")
+	fs.Var(&choiceFlag{&f.logFormat, []string{"text", "json"}}, "log-format", "form of the log on standard error")
+	fs.Var(&choiceFlag{&f.logLevel, []string{"debug", "info", "warn", "error"}}, "log-level", "least level that is logged")
+	share(fs)
+	return cmd
+}
+
+// busTimeout bounds the wait for an external bus at the start.
+const busTimeout = 10 * time.Second
+
+// run runs one engine until ctx ends or a signal comes.
+func (e *env) run(ctx context.Context, f *runFlags, paths []string) (err error) {
+	masker := &secrets.Masker{}
+	log := e.logger(f, masker)
+	token, err := f.apiToken()
+	if err != nil {
+		return err
+	}
+	masker.Add(token)
+	f.api = strings.TrimSuffix(strings.TrimPrefix(f.api, "http://"), "/") // ENGINE_API serves clients too
+	for flag, addr := range map[string]string{"--listen": f.listen, "--api": f.api} {
+		if _, _, err := net.SplitHostPort(addr); err != nil {
+			return usagef("%s %q is not an address such as 127.0.0.1:12000: %v", flag, addr, err)
+		}
+	}
+	if !api.Loopback(f.api) && token == "" {
+		return usagef("--api %s can be reached from other machines, so it needs a token: set ENGINE_API_TOKEN or --api-token-file, or use a loopback address", f.api)
+	}
+
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	ended := make(chan struct{})
+	defer close(ended)
+	go e.signals(log, stop, ended)
+
+	if err := readable(paths); err != nil {
+		return err
+	}
+	held, err := lock.Acquire(f.data)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, held.Release()) }()
+
+	cat := catalog()
+	// The API comes first: who asks while a large store is read gets an answer.
+	front := &front{}
+	front.set(api.Starting())
+	apiServer, err := listen.Listen(ctx, f.api, front, listen.Options{Flag: "--api", Logger: log})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		shut, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_ = apiServer.Shutdown(shut) // what follows live events is cut off
+	}()
+
+	loaded, err := cat.Loader().Load(ctx, paths...)
+	if err != nil {
+		return err
+	}
+	if err := f.fitPayload(loaded); err != nil {
+		return err
+	}
+	b, err := f.openBus(ctx, log)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		shut, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+		defer cancel()
+		err = errors.Join(err, b.Close(shut))
+	}()
+
+	eng := engine.New(engine.Options{
+		Bus: b, Catalog: cat, Paths: paths, Listen: f.listen, Logger: log, LookupEnv: e.lookup, Masker: masker,
+		RemovalGrace: time.Duration(f.removalGrace), Poll: time.Duration(f.poll), Grace: time.Duration(f.grace), MaxLag: time.Duration(f.maxLag),
+		Retention: fold.Retention{MaxAge: time.Duration(f.eventsAge), HighWater: 0.8},
+		Strict:    f.strict, Version: e.version,
+	})
+	streams, endStreams := context.WithCancel(ctx)
+	defer endStreams()
+	front.set(api.New(eng, api.Options{
+		Addr: apiServer.Addr(), Hosts: f.hosts, Token: token, Catalog: cat, Logger: log, Done: streams.Done(),
+	}))
+	forget, err := announce(f.data, apiServer.Addr(), token)
+	if err != nil {
+		return err
+	}
+	defer forget()
+	log.Info("engine "+e.version+" starts", "data", f.data, "listen", f.listen, "api", "http://"+apiServer.Addr())
+	go e.hints(ctx, eng, cat, loaded, log)
+	go e.hangups(eng, log, ended)
+	err = eng.Run(ctx)
+	if err == nil {
+		log.Info("engine stopped")
+	}
+	return err
+}
+
+// logger logs to standard error, through the masker.
+func (e *env) logger(f *runFlags, m *secrets.Masker) *slog.Logger {
+	var level slog.Level
+	_ = level.UnmarshalText([]byte(f.logLevel)) // one of the flag's choices
+	o := &slog.HandlerOptions{Level: level}
+	w := m.Writer(e.stderr)
+	if f.logFormat == "json" {
+		return slog.New(slog.NewJSONHandler(w, o))
+	}
+	return slog.New(slog.NewTextHandler(w, o))
+}
+
+// apiToken is the token of the API, "" for none.
+func (f *runFlags) apiToken() (string, error) {
+	if f.tokenFile == "" {
+		return f.token, nil
+	}
+	if f.token != "" {
+		return "", usagef("--api-token and --api-token-file are both given")
+	}
+	b, err := os.ReadFile(f.tokenFile)
+	if err != nil {
+		return "", fmt.Errorf("token of the API: %w", err)
+	}
+	token := strings.TrimSpace(string(b))
+	if token == "" {
+		return "", fmt.Errorf("token of the API: %s is empty", f.tokenFile)
+	}
+	return token, nil
+}
+
+// signals ends the engine at the first signal and the process at the second.
+func (e *env) signals(log *slog.Logger, stop func(), ended <-chan struct{}) {
+	c := make(chan os.Signal, 2)
+	signal.Notify(c, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(c)
+	var first time.Time
+	for {
+		select {
+		case s := <-c:
+			// A terminal or supervisor may send one signal twice: to the process
+			// and to its group.
+			if !first.IsZero() && time.Since(first) < 300*time.Millisecond {
+				continue
+			}
+			if !first.IsZero() {
+				log.Warn("second signal: ending at once", "signal", s.String())
+				e.exit(exitFailure)
+				return
+			}
+			first = time.Now()
+			log.Info("stopping; another signal ends at once", "signal", s.String())
+			stop()
+		case <-ended:
+			return
+		}
+	}
+}
+
+// hangups reads the files again at each SIGHUP.
+func (e *env) hangups(eng *engine.Engine, log *slog.Logger, ended <-chan struct{}) {
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, syscall.SIGHUP)
+	defer signal.Stop(c)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	for {
+		select {
+		case <-c:
+			go func() {
+				if _, err := eng.Reload(ctx, false); err != nil {
+					log.Error("reload failed", "error", err)
+				}
+			}()
+		case <-ended:
+			return
+		}
+	}
+}
+
+// readable finds paths that are not there before anything is started.
+func readable(paths []string) error {
+	for _, p := range paths {
+		file, err := os.Open(p)
+		if err != nil {
+			return fmt.Errorf("specs: %w", err)
+		}
+		_ = file.Close()
+	}
+	return nil
+}
+
+const (
+	defaultPayload  = 8 << 20
+	maxPayload      = 64 << 20
+	payloadHeadroom = 256 << 10 // attributes and the stored request
+)
+
+// fitPayload makes the payload limit of the embedded bus follow the largest
+// body that a webhook takes.
+func (f *runFlags) fitPayload(l *specs.Loaded) error {
+	need, pos := 0, specs.Pos{}
+	for _, r := range l.Resources {
+		es, ok := r.Spec.(*specs.EventSource)
+		if !ok {
+			continue
+		}
+		for _, ev := range es.Events {
+			if c, ok := ev.Config.(*webhook.Config); ok && int(c.MaxBody)+payloadHeadroom > need {
+				need, pos = int(c.MaxBody)+payloadHeadroom, ev.Pos
+			}
+		}
+	}
+	switch {
+	case need > maxPayload:
+		return fmt.Errorf("%s: maxBody is larger than the bus can take; at most %s", pos, specs.Size(maxPayload-payloadHeadroom))
+	case f.payload == 0 && f.bus == "":
+		f.payload = sizeFlag(max(need, defaultPayload))
+	case f.payload == 0:
+		f.payload = sizeFlag(need)
+	case need > int(f.payload):
+		return fmt.Errorf("%s: maxBody needs --max-payload of at least %d bytes", pos, need)
+	}
+	return nil
+}
+
+// openBus opens the bus. An external one is waited for, for a while.
+func (f *runFlags) openBus(ctx context.Context, log *slog.Logger) (*jetstream.Bus, error) {
+	o := jetstream.Options{
+		URL: f.bus, Credentials: f.busCreds, TLS: jetstream.TLS{CA: f.busCA, Cert: f.busCert, Key: f.busKey},
+		Prefix: f.prefix, Replicas: f.replicas, SyncAlways: f.sync, MaxPayload: int(f.payload), Logger: log,
+		Limits: jetstream.Limits{
+			Events: int64(f.events), Jobs: int64(f.jobs), Parked: int64(f.parked), DeadLetters: int64(f.dead),
+			Runs: int64(f.runs), State: int64(f.state),
+		},
+	}
+	if f.bus == "" {
+		o.Dir = filepath.Join(f.data, "bus")
+		return jetstream.Open(ctx, o)
+	}
+	ctx, cancel := context.WithTimeout(ctx, busTimeout)
+	defer cancel()
+	return jetstream.Open(ctx, o)
+}
+
+// front is a handler that can be exchanged while it serves.
+type front struct{ h atomic.Pointer[http.Handler] }
+
+func (f *front) set(h http.Handler) { f.h.Store(&h) }
+
+// ServeHTTP passes the request on.
+func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) { (*f.h.Load()).ServeHTTP(w, r) }
+
+// maxHints is the most webhooks that are printed at the start.
+const maxHints = 10
+
+// hints logs how to reach the webhooks, as soon as they can be reached.
+func (e *env) hints(ctx context.Context, eng *engine.Engine, cat engine.Catalog, l *specs.Loaded, log *slog.Logger) {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for len(eng.Routes()) == 0 {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+	urls := webhookURLs(cat, l, eng.Addr())
+	for i, u := range urls {
+		if i == maxHints {
+			log.Info(fmt.Sprintf("and %d more webhooks: engine get eventsource", len(urls)-i))
+			break
+		}
+		log.Info("webhook", "event", u.event, "try", u.curl())
+	}
+}
+
+// webhookURL is where an event can be sent.
+type webhookURL struct{ event, method, url string }
+
+func (u webhookURL) curl() string {
+	if u.method == http.MethodPost {
+		return "curl -d '{}' " + u.url
+	}
+	return "curl -X " + u.method + " " + u.url
+}
+
+// webhookURLs lists where events can be sent to a listener on addr.
+func webhookURLs(cat engine.Catalog, l *specs.Loaded, addr string) (out []webhookURL) {
+	for _, r := range l.Resources {
+		es, ok := r.Spec.(*specs.EventSource)
+		if !ok {
+			continue
+		}
+		for _, ev := range es.Events {
+			t := cat.Sources.Lookup(ev.Type)
+			if t == nil || t.Routes == nil {
+				continue
+			}
+			for _, route := range t.Routes(ev.Config) {
+				method := http.MethodPost
+				if len(route.Methods) > 0 && !slices.Contains(route.Methods, method) {
+					method = route.Methods[0]
+				}
+				out = append(out, webhookURL{r.Metadata.Name + "/" + ev.Name, method, "http://" + reachable(addr) + route.Path})
+			}
+		}
+	}
+	return out
+}
+
+// reachable turns an address that means all of a machine's into one to ask.
+func reachable(addr string) string {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return addr
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	return net.JoinHostPort(host, port)
+}
