@@ -11,11 +11,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/sensor-engine/engine/bus"
@@ -70,8 +72,8 @@ const (
 	hdrTime        = "Ce-Time"
 	hdrSchema      = "Ce-Dataschema"
 
-	// maxHeaders is the most headers the engine itself sets, extensions apart.
-	maxHeaders = 12
+	// defaultDirect is the default of function.maxDirect.
+	defaultDirect = 64 << 10
 	// maxDrain is how much of an answer beyond [triggers.MaxOutput] is read to
 	// keep the connection, in bytes; a longer answer costs the connection.
 	maxDrain = 256 << 10
@@ -80,21 +82,28 @@ const (
 )
 
 type function struct {
-	cfg       *Config
+	cfg *Config
+	// pool serves plain HTTP, transport everything else: TLS, HTTP/2, proxies,
+	// large bodies.
+	pool      *pool
 	transport *http.Transport
+	// maxDirect is the largest body sent over the pool, in bytes: a larger one
+	// needs someone to listen for an early answer while it is written.
+	maxDirect int
 	// target is nil when the URL is known only at the time of a call.
 	target *target
 	host   *specs.TextOrSecret
-	// fixed are the headers whose values are the same for every call; shared
-	// by all requests, which only read them.
+	// fixed are the headers whose values are the same for every call.
 	fixed    []fixedHeader
 	rendered []renderedHeader
-	v1       []string
+	// given are the names of both; the engine's own headers give way.
+	given   map[string]bool
+	buffers sync.Pool // of *[]byte
 }
 
 type fixedHeader struct {
 	name  string
-	value []string
+	value string
 }
 
 type renderedHeader struct {
@@ -108,6 +117,10 @@ type target struct {
 	basic string // Authorization of the URL's user, "" for none
 	// label names the call in errors: method and URL without user and query.
 	label string
+	// addr and head are for the pool: the address to dial and the request
+	// line and Host header; addr is "" when the transport must be used.
+	addr string
+	head []byte
 }
 
 func newFunction(cfg *Config, env triggers.Env) (*function, error) {
@@ -120,8 +133,11 @@ func newFunction(cfg *Config, env triggers.Env) (*function, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &function{cfg: cfg, transport: tr, v1: []string{"1.0"}}
-	agent := true
+	f := &function{
+		cfg: cfg, transport: tr, maxDirect: defaultDirect, given: map[string]bool{},
+		pool: &pool{dial: tr.DialContext, maxIdle: tr.MaxIdleConnsPerHost, idle: map[string][]*conn{}},
+	}
+	f.buffers.New = func() any { b := make([]byte, 0, 2048); return &b }
 	for _, name := range sortedKeys(cfg.Headers) {
 		v, key := cfg.Headers[name], http.CanonicalHeaderKey(name)
 		value, constant := triggers.Constant(v)
@@ -129,14 +145,14 @@ func newFunction(cfg *Config, env triggers.Env) (*function, error) {
 		case key == "Host":
 			f.host = &v
 		case constant:
-			f.fixed = append(f.fixed, fixedHeader{key, []string{value}})
+			f.fixed = append(f.fixed, fixedHeader{key, value})
 		default:
 			f.rendered = append(f.rendered, renderedHeader{key, v})
 		}
-		agent = agent && key != hdrAgent
+		f.given[key] = true
 	}
-	if agent {
-		f.fixed = append(f.fixed, fixedHeader{hdrAgent, []string{"sensor-engine"}})
+	if !f.given[hdrAgent] {
+		f.fixed = append(f.fixed, fixedHeader{hdrAgent, "sensor-engine"})
 	}
 	if raw, ok := triggers.Constant(cfg.URL); ok {
 		if f.target, err = newTarget(cfg.Method, raw, true); err != nil {
@@ -148,6 +164,7 @@ func newFunction(cfg *Config, env triggers.Env) (*function, error) {
 
 // Close closes the connections that are idle.
 func (f *function) Close() error {
+	f.pool.close()
 	f.transport.CloseIdleConnections()
 	return nil
 }
@@ -176,15 +193,27 @@ func newTarget(method, raw string, showPath bool) (*target, error) {
 		u.User = nil
 	}
 	u.Fragment, u.RawFragment = "", ""
+	u.RawQuery = strings.ReplaceAll(u.RawQuery, " ", "%20")
 	t.req = http.Request{Method: method, URL: u, Host: u.Host, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
+	if proxy, err := http.ProxyFromEnvironment(&t.req); u.Scheme == "http" && proxy == nil && err == nil && plainHost(u.Host) {
+		t.addr = u.Host
+		if u.Port() == "" {
+			t.addr = net.JoinHostPort(u.Hostname(), "80")
+		}
+		t.head = fmt.Appendf(nil, "%s %s HTTP/1.1\r\nHost: %s\r\n", method, u.RequestURI(), u.Host)
+	}
 	return t, nil
 }
 
-// exchange holds what one request needs besides the header map, in one
-// allocation.
-type exchange struct {
-	body bytes.Reader
-	vals [maxHeaders]string
+// plainHost reports whether a host can be sent and dialled as it is written.
+func plainHost(s string) bool {
+	for i := 0; i < len(s); i++ {
+		c := s[i]
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && strings.IndexByte(".-_:[]", c) < 0 {
+			return false
+		}
+	}
+	return !strings.HasSuffix(s, ":")
 }
 
 // Invoke sends the request and reads the answer.
@@ -199,7 +228,15 @@ func (f *function) Invoke(ctx context.Context, c *triggers.Call) (triggers.Resul
 			return triggers.Result{}, &triggers.PermanentError{Err: fmt.Errorf("rendered %w", err)}
 		}
 	}
-	req, err := f.request(ctx, t, c)
+	body, contentType, err := f.body(c)
+	if err != nil {
+		return triggers.Result{}, err
+	}
+	if t.addr != "" && f.host == nil && len(body) <= f.maxDirect {
+		return f.direct(ctx, t, c, body, contentType)
+	}
+
+	req, err := f.request(ctx, t, c, body, contentType)
 	if err != nil {
 		return triggers.Result{}, err
 	}
@@ -209,19 +246,57 @@ func (f *function) Invoke(ctx context.Context, c *triggers.Call) (triggers.Resul
 	if err != nil {
 		return triggers.Result{}, fmt.Errorf("%s: %w", t.label, cause(ctx, err))
 	}
-	res := triggers.Result{Status: statusText(resp.StatusCode)}
+	res, _, err := result(ctx, t.label, resp)
+	_ = resp.Body.Close()
+	return res, err
+}
+
+// direct makes the exchange over the pool.
+func (f *function) direct(ctx context.Context, t *target, c *triggers.Call, body []byte, contentType string) (triggers.Result, error) {
+	buffer := f.buffers.Get().(*[]byte)
+	defer f.buffers.Put(buffer)
+	b := append((*buffer)[:0], t.head...)
+	err := f.headers(t, c, contentType, func(name, value string) {
+		b = append(b, name...)
+		b = append(b, ": "...)
+		b = append(b, value...)
+		b = append(b, "\r\n"...)
+	})
+	if err != nil {
+		return triggers.Result{}, err
+	}
+	if len(body) > 0 || f.cfg.Method == http.MethodPost || f.cfg.Method == http.MethodPut || f.cfg.Method == http.MethodPatch {
+		b = append(b, "Content-Length: "...)
+		b = strconv.AppendInt(b, int64(len(body)), 10)
+		b = append(b, "\r\n"...)
+	}
+	b = append(b, "\r\n"...)
+	b = append(b, body...)
+	*buffer = b
+
+	resp, cn, err := f.pool.exchange(ctx, t.addr, b, &t.req)
+	if err != nil {
+		return triggers.Result{}, fmt.Errorf("%s: %w", t.label, cause(ctx, err))
+	}
+	res, complete, err := result(ctx, t.label, resp)
+	f.pool.release(cn, complete && !resp.Close)
+	return res, err
+}
+
+// result reads an answer; complete tells that nothing of it is left unread.
+func result(ctx context.Context, label string, resp *http.Response) (res triggers.Result, complete bool, err error) {
+	res.Status = statusText(resp.StatusCode)
 	if v := resp.Header[hdrContentType]; len(v) > 0 {
 		res.ContentType = v[0]
 	}
-	res.Output, res.Truncated, err = readBody(resp)
-	_ = resp.Body.Close()
-	if failure := statusError(t.label, res.Status, resp); failure != nil {
-		return res, failure
+	res.Output, res.Truncated, complete, err = readBody(resp)
+	if failure := statusError(label, res.Status, resp); failure != nil {
+		return res, complete, failure
 	}
 	if err != nil {
-		return res, fmt.Errorf("%s answered %s, but reading the answer failed: %w", t.label, res.Status, cause(ctx, err))
+		return res, complete, fmt.Errorf("%s answered %s, but reading the answer failed: %w", label, res.Status, cause(ctx, err))
 	}
-	return res, nil
+	return res, complete, nil
 }
 
 // cause prefers the deadline to the symptom it leaves in the transport.
@@ -232,26 +307,29 @@ func cause(ctx context.Context, err error) error {
 	return err
 }
 
-// request builds the request of one call.
-func (f *function) request(ctx context.Context, t *target, c *triggers.Call) (*http.Request, error) {
-	x := new(exchange)
-	next := 0
-	extensions := 0
-	if c.Event != nil {
-		extensions = len(c.Event.Extensions)
+// body returns what is sent and its media type.
+func (f *function) body(c *triggers.Call) (data []byte, contentType string, err error) {
+	switch {
+	case c.HasInput:
+		if data, err = json.Marshal(c.Input); err != nil {
+			return nil, "", triggers.Permanentf("input is not JSON: %w", err)
+		}
+		return data, "application/json", nil
+	case c.Event != nil && f.cfg.Method != http.MethodGet && f.cfg.Method != http.MethodHead:
+		return c.Event.Data, headerText(c.Event.DataContentType), nil
 	}
-	h := make(http.Header, maxHeaders+len(f.fixed)+len(f.rendered)+extensions)
+	return nil, "", nil
+}
+
+// headers calls add for each header of one call but Host and Content-Length.
+func (f *function) headers(t *target, c *triggers.Call, contentType string, add func(name, value string)) error {
 	set := func(name, value string) {
-		if value != "" {
-			x.vals[next] = value
-			h[name] = x.vals[next : next+1 : next+1]
-			next++
+		if value != "" && (len(f.given) == 0 || !f.given[name]) {
+			add(name, value)
 		}
 	}
-
-	var data []byte
 	if ev := c.Event; ev != nil {
-		h[hdrSpec] = f.v1
+		set(hdrSpec, "1.0")
 		set(hdrID, bus.EscapeHeader(ev.ID))
 		set(hdrSource, bus.EscapeHeader(ev.Source))
 		set(hdrType, bus.EscapeHeader(ev.Type))
@@ -261,35 +339,43 @@ func (f *function) request(ctx context.Context, t *target, c *triggers.Call) (*h
 			set(hdrTime, ev.Time.Format(time.RFC3339Nano))
 		}
 		for k, v := range ev.Extensions {
-			h[http.CanonicalHeaderKey("ce-"+k)] = []string{bus.EscapeHeader(v)}
-		}
-		if !c.HasInput && f.cfg.Method != http.MethodGet && f.cfg.Method != http.MethodHead {
-			data = ev.Data
-			set(hdrContentType, headerText(ev.DataContentType))
+			if validName(k) {
+				set(extensionHeader(k), bus.EscapeHeader(v))
+			}
 		}
 	}
-	if c.HasInput {
-		var err error
-		if data, err = json.Marshal(c.Input); err != nil {
-			return nil, triggers.Permanentf("input is not JSON: %w", err)
-		}
-		set(hdrContentType, "application/json")
-	}
+	set(hdrContentType, contentType)
 	set(hdrKey, headerText(c.Key))
 	set(hdrAttempt, strconv.Itoa(c.Attempt))
 	set(hdrAuth, t.basic)
 	for i := range f.fixed {
-		h[f.fixed[i].name] = f.fixed[i].value
+		add(f.fixed[i].name, f.fixed[i].value)
 	}
 	for i := range f.rendered {
 		r := &f.rendered[i]
 		v, err := headerValue(r.name, r.value, c.Values)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		h[r.name] = []string{v}
+		add(r.name, v)
 	}
+	return nil
+}
 
+// extensionHeader is the header of an extension attribute, in canonical form.
+func extensionHeader(name string) string {
+	if name == "traceparent" {
+		return "Ce-Traceparent"
+	}
+	return http.CanonicalHeaderKey("ce-" + name)
+}
+
+// request builds the request of one call for the transport.
+func (f *function) request(ctx context.Context, t *target, c *triggers.Call, body []byte, contentType string) (*http.Request, error) {
+	h := make(http.Header, 16)
+	if err := f.headers(t, c, contentType, func(name, value string) { h[name] = []string{value} }); err != nil {
+		return nil, err
+	}
 	req := t.req.WithContext(ctx)
 	req.Header = h
 	if f.host != nil {
@@ -299,14 +385,13 @@ func (f *function) request(ctx context.Context, t *target, c *triggers.Call) (*h
 		}
 		req.Host = v
 	}
-	if len(data) > 0 {
-		x.body.Reset(data)
-		// net/http knows this type as one in memory and sends headers and body
-		// in one write; with a type of our own it would flush in between.
-		req.Body, req.ContentLength = io.NopCloser(&x.body), int64(len(data))
-		// With GetBody and an idempotency key the transport itself repeats a
+	if len(body) > 0 {
+		// net/http knows these types as ones in memory and sends headers and
+		// body in one write. With GetBody and an idempotency key it repeats a
 		// request that met a connection the server had just closed.
-		req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil }
+		req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
+		req.Body, _ = req.GetBody()
+		req.ContentLength = int64(len(body))
 	}
 	return req, nil
 }
@@ -340,24 +425,27 @@ func headerText(s string) string {
 	return bus.EscapeHeader(s)
 }
 
-// readBody keeps up to MaxOutput of the answer and drains a little more.
-func readBody(resp *http.Response) (data []byte, truncated bool, err error) {
+// readBody keeps up to MaxOutput of the answer and drains a little more;
+// complete tells that the end was reached.
+func readBody(resp *http.Response) (data []byte, truncated, complete bool, err error) {
 	n := resp.ContentLength
 	switch {
-	case n == 0 || resp.Body == http.NoBody || resp.StatusCode == http.StatusSwitchingProtocols:
-		return nil, false, nil
+	case resp.StatusCode == http.StatusSwitchingProtocols:
+		return nil, false, false, nil
+	case n == 0 || resp.Body == http.NoBody:
+		return nil, false, true, nil
 	case n > 0 && n <= triggers.MaxOutput:
 		data = make([]byte, n)
 		got, err := io.ReadFull(resp.Body, data)
-		return data[:got], false, err
+		return data[:got], false, err == nil, err
 	}
 	data, err = io.ReadAll(io.LimitReader(resp.Body, triggers.MaxOutput))
 	if err != nil || len(data) < triggers.MaxOutput {
-		return data, false, err
+		return data, false, err == nil, err
 	}
 	// What does not fit is no failure: it only decides about the connection.
-	rest, _ := io.CopyN(io.Discard, resp.Body, maxDrain)
-	return data, rest > 0, nil
+	rest, err := io.CopyN(io.Discard, resp.Body, maxDrain)
+	return data, rest > 0, errors.Is(err, io.EOF), nil
 }
 
 // statusText is "200 OK" from our own table: a server's words are not trusted

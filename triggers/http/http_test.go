@@ -5,9 +5,11 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -37,7 +39,23 @@ func newTest(t testing.TB, cfg *Config, concurrency int) *function {
 	return f
 }
 
-func TestRequest(t *testing.T) {
+type maker func(t testing.TB, cfg *Config, concurrency int) *function
+
+// paths runs a test over the pool and over the transport.
+func paths(t *testing.T, test func(t *testing.T, newTest maker)) {
+	t.Run("pool", func(t *testing.T) { test(t, newTest) })
+	t.Run("transport", func(t *testing.T) {
+		test(t, func(t testing.TB, cfg *Config, concurrency int) *function {
+			f := newTest(t, cfg, concurrency)
+			f.maxDirect = -1
+			return f
+		})
+	})
+}
+
+func TestRequest(t *testing.T) { paths(t, testRequest) }
+
+func testRequest(t *testing.T, newTest maker) {
 	type seen struct {
 		method, body string
 		header       http.Header
@@ -127,7 +145,9 @@ func TestRequest(t *testing.T) {
 	}
 }
 
-func TestStatus(t *testing.T) {
+func TestStatus(t *testing.T) { paths(t, testStatus) }
+
+func testStatus(t *testing.T, newTest maker) {
 	for code, want := range map[int]string{
 		200: "", 201: "", 204: "", 299: "",
 		301: "permanent", 304: "permanent", 400: "permanent", 404: "permanent", 410: "permanent", 422: "permanent",
@@ -183,7 +203,9 @@ func TestRetryAfter(t *testing.T) {
 	}
 }
 
-func TestDeadline(t *testing.T) {
+func TestDeadline(t *testing.T) { paths(t, testDeadline) }
+
+func testDeadline(t *testing.T, newTest maker) {
 	release := make(chan struct{})
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/body" {
@@ -205,11 +227,7 @@ func TestDeadline(t *testing.T) {
 }
 
 func BenchmarkInvoke(b *testing.B) {
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		io.Copy(io.Discard, r.Body)
-		io.WriteString(w, `{"ok":true}`)
-	}))
-	defer srv.Close()
+	addr := answering(b)
 	ev := event()
 	ctx, cancel := context.WithTimeout(b.Context(), time.Hour)
 	defer cancel()
@@ -218,22 +236,23 @@ func BenchmarkInvoke(b *testing.B) {
 		{"Ce-Time", "1970-01-01T00:00:01Z"}, {"Ce-Traceparent", "00-ab-cd-01"}, {"Content-Type", "application/json"},
 		{"Idempotency-Key", "0123456789abcdef"}, {"Engine-Attempt", "1"}, {"User-Agent", "sensor-engine"},
 	}
-	b.Run("function", func(b *testing.B) {
-		f := newTest(b, &Config{URL: text(srv.URL + "/orders")}, 16)
-		c := &triggers.Call{Key: "0123456789abcdef", Attempt: 1, Event: ev}
-		b.ReportAllocs()
-		for b.Loop() {
-			if _, err := f.Invoke(ctx, c); err != nil {
-				b.Fatal(err)
-			}
+	call := func(maxDirect int) func(b *testing.B) {
+		return func(b *testing.B) {
+			f := newTest(b, &Config{URL: text("http://" + addr + "/orders")}, 16)
+			f.maxDirect = maxDirect
+			c := &triggers.Call{Key: "0123456789abcdef", Attempt: 1, Event: ev}
+			measure(b, func() {
+				if _, err := f.Invoke(ctx, c); err != nil {
+					b.Fatal(err)
+				}
+			})
 		}
-	})
-	// The same request, headers too, with the least net/http allows: the ceiling.
+	}
+	// The same request with what net/http offers.
 	bare := func(do func(*http.Request) (*http.Response, error)) func(b *testing.B) {
 		return func(b *testing.B) {
-			b.ReportAllocs()
-			for b.Loop() {
-				req, err := http.NewRequestWithContext(ctx, "POST", srv.URL+"/orders", bytes.NewReader(ev.Data))
+			measure(b, func() {
+				req, err := http.NewRequestWithContext(ctx, "POST", "http://"+addr+"/orders", bytes.NewReader(ev.Data))
 				if err != nil {
 					b.Fatal(err)
 				}
@@ -246,11 +265,62 @@ func BenchmarkInvoke(b *testing.B) {
 				}
 				_, _ = io.ReadAll(resp.Body)
 				_ = resp.Body.Close()
-			}
+			})
 		}
 	}
 	tr := &http.Transport{MaxIdleConnsPerHost: 16, DisableCompression: true}
 	defer tr.CloseIdleConnections()
+	b.Run("pool", call(defaultDirect))
+	b.Run("transport", call(-1))
 	b.Run("bare roundtrip", bare(tr.RoundTrip))
 	b.Run("bare client", bare((&http.Client{Transport: tr}).Do))
+}
+
+// measure reports the processor time of an operation too: the time of the
+// clock says little on a machine that does other things.
+func measure(b *testing.B, op func()) {
+	cpu := func() time.Duration {
+		var u syscall.Rusage
+		if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+			b.Fatal(err)
+		}
+		return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	}
+	b.ReportAllocs()
+	begin := cpu()
+	for b.Loop() {
+		op()
+	}
+	b.ReportMetric(float64(cpu()-begin)/float64(b.N), "cpu-ns/op")
+}
+
+// answering is a server that does next to nothing: it takes each read for one
+// whole request.
+func answering(t testing.TB) string {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = ln.Close() })
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				buf := make([]byte, 8192)
+				for {
+					if _, err := c.Read(buf); err != nil {
+						return
+					}
+					if _, err := io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 11\r\nDate: Thu, 01 Jan 1970 00:00:00 GMT\r\n\r\n{\"ok\":true}"); err != nil {
+						return
+					}
+				}
+			}()
+		}
+	}()
+	return ln.Addr().String()
 }

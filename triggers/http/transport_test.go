@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"math/big"
 	"net"
 	"net/http"
@@ -49,7 +50,9 @@ func secret() specs.TextOrSecret {
 
 // Calls up to the concurrency share that many connections, whatever the size
 // and the status of the answers.
-func TestReuse(t *testing.T) {
+func TestReuse(t *testing.T) { paths(t, testReuse) }
+
+func testReuse(t *testing.T, newTest maker) {
 	const concurrency = 20
 	var conns atomic.Int64
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -93,7 +96,9 @@ func TestReuse(t *testing.T) {
 	}
 }
 
-func TestOutput(t *testing.T) {
+func TestOutput(t *testing.T) { paths(t, testOutput) }
+
+func testOutput(t *testing.T, newTest maker) {
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var n int
 		_, _ = fmt.Sscan(r.URL.Query().Get("n"), &n)
@@ -143,7 +148,9 @@ func TestOutput(t *testing.T) {
 
 // A server that closes an idle connection just when it is used again is no
 // failed attempt.
-func TestStaleConnection(t *testing.T) {
+func TestStaleConnection(t *testing.T) { paths(t, testStaleConnection) }
+
+func testStaleConnection(t *testing.T, newTest maker) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -213,7 +220,9 @@ func TestErrorsAreSilent(t *testing.T) {
 	}
 }
 
-func TestRedirectsAreNotFollowed(t *testing.T) {
+func TestRedirectsAreNotFollowed(t *testing.T) { paths(t, testRedirectsAreNotFollowed) }
+
+func testRedirectsAreNotFollowed(t *testing.T, newTest maker) {
 	var other atomic.Int64
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/" {
@@ -261,7 +270,7 @@ func TestTLS(t *testing.T) {
 	}))
 	srv.TLS = &tls.Config{ClientAuth: tls.RequestClientCert}
 	srv.EnableHTTP2 = true
-	srv.Config.ErrorLog = nil
+	srv.Config.ErrorLog = log.New(io.Discard, "", 0)
 	srv.StartTLS()
 	defer srv.Close()
 	write("ca.pem", "CERTIFICATE", srv.Certificate().Raw)
