@@ -81,6 +81,9 @@ type Factory struct {
 	// Routes tells the HTTP routes a config asks for, so that conflicts are
 	// found at validation; nil when the type has none.
 	Routes func(config any) []Route
+	// MaxEvent tells how many bytes of data one event of a config can have, so
+	// that the bus is made to take it; nil when events are small.
+	MaxEvent func(config any) int64
 	// Make makes the source of a config that passed validation. It does no I/O.
 	Make func(config any) (Source, error)
 	// Single is true when only one replica may run the source.

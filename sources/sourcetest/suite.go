@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"reflect"
 	"regexp"
@@ -185,7 +186,7 @@ func (c Case) checkExample(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, d := range loaded.Diagnostics {
+	for _, d := range append(loaded.Diagnostics, loader.Check(loaded.Set(), loaded.Invalid...)...) {
 		t.Error(d)
 	}
 	var routes []sources.Route
@@ -261,6 +262,39 @@ func (c Case) checkFaults(t *testing.T) {
 	for _, id := range acknowledged {
 		if !stored[id] {
 			t.Errorf("event %s was acknowledged to its producer, but is not stored", id)
+		}
+	}
+}
+
+// Diagnostics loads each testdata/*.yaml with the type and compares what is
+// wrong with it, places included, with the file of the same name that ends in
+// .golden, or writes that file when update is true.
+func Diagnostics(t *testing.T, f sources.Factory, update bool) {
+	paths, err := filepath.Glob("testdata/*.yaml")
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("no testdata/*.yaml (%v)", err)
+	}
+	for _, path := range paths {
+		loaded, err := specs.Loader{Types: specs.Types{Sources: []specs.Type{f.Type}}}.Load(t.Context(), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var b strings.Builder
+		for _, d := range loaded.Diagnostics {
+			b.WriteString(d.String() + "\n")
+		}
+		golden := strings.TrimSuffix(path, ".yaml") + ".golden"
+		if update {
+			if err := os.WriteFile(golden, []byte(b.String()), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(golden) //nolint:gosec // a file of the test
+		if err != nil {
+			t.Fatalf("%v (run with -update)", err)
+		}
+		if b.String() != string(want) {
+			t.Errorf("%s:\n got\n%s\nwant\n%s", path, b.String(), want)
 		}
 	}
 }

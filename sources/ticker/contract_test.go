@@ -1,6 +1,7 @@
 package ticker
 
 import (
+	"flag"
 	"testing"
 	"time"
 
@@ -27,3 +28,7 @@ func TestContract(t *testing.T) {
 		},
 	})
 }
+
+var update = flag.Bool("update", false, "write the golden files")
+
+func TestDiagnostics(t *testing.T) { sourcetest.Diagnostics(t, Factory(), *update) }

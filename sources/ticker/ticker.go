@@ -20,11 +20,6 @@ import (
 const DefaultType = "ticker.tick"
 
 const (
-	codeInterval specs.Code = "ticker-interval"
-	codeData     specs.Code = "ticker-data"
-
-	// minEvery keeps a slip of the pen from flooding the log.
-	minEvery = 10 * time.Millisecond
 	// firstRetry and lastRetry bound the wait between two tries to store a tick.
 	firstRetry = 100 * time.Millisecond
 	lastRetry  = 10 * time.Second
@@ -35,8 +30,8 @@ const (
 
 // Config is one ticker of an EventSource.
 type Config struct {
-	Every     specs.Duration `yaml:"every" doc:"Time between two ticks." example:"10s"`
-	Seconds   int            `yaml:"seconds" doc:"Time between two ticks in seconds, instead of every."`
+	Every     specs.Duration `yaml:"every" min:"10ms" doc:"Time between two ticks." example:"10s"`
+	Seconds   int            `yaml:"seconds" min:"1" doc:"Time between two ticks in seconds, instead of every."`
 	Immediate bool           `yaml:"immediate" doc:"Whether the first tick comes at the start and not one interval later."`
 	Jitter    specs.Duration `yaml:"jitter" doc:"Each tick comes late by a random time up to this; the next one is not moved by it." example:"500ms"`
 	Data      specs.Value    `yaml:"data" doc:"Data of each tick; default: an object with time, count and, when ticks were left out, missed."`
@@ -62,17 +57,13 @@ func Factory() sources.Factory {
 func (c *Config) Validate(ck *specs.Checker) {
 	switch {
 	case (c.Every == 0) == (c.Seconds == 0):
-		ck.Errorf("", codeInterval, "for example every: 10s", "needs exactly one of every and seconds")
-	case c.Seconds < 0:
-		ck.Errorf("seconds", codeInterval, "", "must be more than 0")
-	case c.Every != 0 && c.Every.D() < minEvery:
-		ck.Errorf("every", codeInterval, "", "must be at least %v", minEvery)
-	case c.Jitter < 0 || c.Jitter.D() > c.interval():
-		ck.Errorf("jitter", codeInterval, "", "must be between 0 and the interval, %v", c.interval())
+		ck.Errorf("", specs.CodeInvalidValue, "for example every: 10s", "needs exactly one of every and seconds")
+	case c.Jitter.D() > c.interval():
+		ck.Errorf("jitter", specs.CodeInvalidValue, "", "must be between 0 and the interval, %v", c.interval())
 	}
 	if c.Data.Set {
 		if _, err := json.Marshal(c.Data.Root); err != nil {
-			ck.Errorf("data", codeData, "", "cannot be written as JSON: %v", err)
+			ck.Errorf("data", specs.CodeInvalidValue, "", "cannot be written as JSON: %v", err)
 		}
 	}
 }

@@ -15,14 +15,6 @@ import (
 	"github.com/sensor-engine/engine/specs"
 )
 
-// Codes of the diagnostics of a webhook.
-const (
-	codePath  specs.Code = "webhook-path"
-	codeAuth  specs.Code = "webhook-auth"
-	codeID    specs.Code = "webhook-id"
-	codeValue specs.Code = "webhook-value"
-)
-
 // DefaultType is the CloudEvents type of events whose request and spec name
 // none.
 const DefaultType = "webhook"
@@ -31,8 +23,8 @@ const DefaultType = "webhook"
 type Config struct {
 	Path        string     `yaml:"path" required:"true" doc:"Path on the engine's listener; {name} matches one segment, a final {name...} the rest." example:"/orders/{shop}"`
 	Methods     []string   `yaml:"methods" doc:"HTTP methods that are accepted; default POST." example:"[POST, PUT]"`
-	MaxBody     specs.Size `yaml:"maxBody" doc:"Largest body, also after decompression; default 1MiB." example:"256KiB"`
-	MaxInFlight int        `yaml:"maxInFlight" doc:"Most requests served at the same time, more are answered 429; default 1024."`
+	MaxBody     specs.Size `yaml:"maxBody" min:"1" doc:"Largest body, also after decompression; default 1MiB." example:"256KiB"`
+	MaxInFlight int        `yaml:"maxInFlight" min:"1" doc:"Most requests served at the same time, more are answered 429; default 1024."`
 	Auth        *Auth      `yaml:"auth" doc:"How producers prove who they are; default: no proof."`
 	ID          *ID        `yaml:"id" doc:"Where the producer's own id of an event is, so that a repeated request is not a second event. CloudEvents bring theirs."`
 	Type        specs.Text `yaml:"type" doc:"CloudEvents type of requests that are no CloudEvent; may contain ${ expr } over the event; default webhook." example:"com.github.${ request.headers[\"x-github-event\"] }"`
@@ -68,7 +60,7 @@ type HMAC struct {
 type Timestamp struct {
 	Header    string         `yaml:"header" required:"true" doc:"Header that holds the time: Unix seconds or milliseconds, or RFC 3339." example:"X-Slack-Request-Timestamp"`
 	Prefix    string         `yaml:"prefix" doc:"What stands before the time, in a header of several values." example:"t="`
-	Tolerance specs.Duration `yaml:"tolerance" doc:"Largest difference to the engine's clock; default 5m."`
+	Tolerance specs.Duration `yaml:"tolerance" min:"1s" doc:"Largest difference to the engine's clock; default 5m."`
 	Format    string         `yaml:"format" doc:"The text that is signed, with {timestamp} and {body}; default {timestamp}.{body}." example:"v0:{timestamp}:{body}"`
 }
 
@@ -97,6 +89,7 @@ func Factory() sources.Factory {
 		},
 		DefaultType: DefaultType,
 		Routes:      func(config any) []sources.Route { return []sources.Route{config.(*Config).route()} },
+		MaxEvent:    func(config any) int64 { return int64(config.(*Config).MaxBody) },
 		Make:        func(config any) (sources.Source, error) { return newSource(config.(*Config)) },
 	}
 }
@@ -112,24 +105,20 @@ func (c *Config) route() sources.Route {
 // Validate reports what the types of the fields cannot say.
 func (c *Config) Validate(ck *specs.Checker) {
 	if _, err := sources.ParsePath(c.Path); err != nil {
-		ck.Errorf("path", codePath, "write it as /orders, /orders/{shop} or /files/{path...}", "%v", err)
+		ck.Errorf("path", specs.CodeInvalidValue, "write it as /orders, /orders/{shop} or /files/{path...}", "%v", err)
 	}
 	for i, m := range c.Methods {
 		field := fmt.Sprintf("methods[%d]", i)
 		switch {
-		case !token(m) || m != strings.ToUpper(m):
-			ck.Errorf(field, codeValue, "write it in capitals: "+strings.ToUpper(m), "%q is no HTTP method", m)
+		case !token(m):
+			ck.Errorf(field, specs.CodeInvalidValue, "for example POST", "%q is no HTTP method", m)
+		case m != strings.ToUpper(m):
+			ck.Errorf(field, specs.CodeInvalidValue, "write "+strings.ToUpper(m), "HTTP methods are in capitals, not %q", m)
 		case m == http.MethodConnect || m == http.MethodTrace:
-			ck.Errorf(field, codeValue, "", "the method %s cannot carry an event", m)
+			ck.Errorf(field, specs.CodeInvalidValue, "", "the method %s cannot carry an event", m)
 		case slices.Index(c.Methods, m) < i:
-			ck.Errorf(field, codeValue, "", "the method %s is there twice", m)
+			ck.Errorf(field, specs.CodeInvalidValue, "", "the method %s is there twice", m)
 		}
-	}
-	if c.MaxBody <= 0 {
-		ck.Errorf("maxBody", codeValue, "for example 1MiB", "must be more than 0")
-	}
-	if c.MaxInFlight <= 0 {
-		ck.Errorf("maxInFlight", codeValue, "", "must be more than 0")
 	}
 	if c.Auth != nil {
 		c.Auth.validate(ck)
@@ -137,16 +126,16 @@ func (c *Config) Validate(ck *specs.Checker) {
 	if c.ID != nil {
 		switch {
 		case (c.ID.Header == "") == c.ID.Expression.IsZero():
-			ck.Errorf("id", codeID, "for example {header: Idempotency-Key}", "needs exactly one of header and expression")
+			ck.Errorf("id", specs.CodeInvalidValue, "for example {header: Idempotency-Key}", "needs exactly one of header and expression")
 		case c.ID.Header != "" && !token(c.ID.Header):
-			ck.Errorf("id.header", codeID, "", "%q is no header name", c.ID.Header)
+			ck.Errorf("id.header", specs.CodeInvalidValue, "", "%q is no header name", c.ID.Header)
 		}
 	}
 	attrs, found := compileAttributes(c, ck.Path)
 	ck.Add(found...)
 	for field, a := range map[string]attribute{"type": attrs.typ, "source": attrs.source, "subject": attrs.subject} {
 		if len(a.text) > maxAttribute {
-			ck.Errorf(field, codeValue, "", "must not be longer than %d bytes", maxAttribute)
+			ck.Errorf(field, specs.CodeInvalidValue, "", "must not be longer than %d bytes", maxAttribute)
 		}
 	}
 }
@@ -159,30 +148,27 @@ func (a *Auth) validate(ck *specs.Checker) {
 		}
 	}
 	if n != 1 {
-		ck.Errorf("auth", codeAuth, "leave auth out for no authentication", "needs exactly one of bearer, basic and hmac, has %d", n)
+		ck.Errorf("auth", specs.CodeInvalidValue, "leave auth out for no authentication", "needs exactly one of bearer, basic and hmac, has %d", n)
 	}
 	if a.Basic != nil && strings.Contains(a.Basic.Username, ":") {
-		ck.Errorf("auth.basic.username", codeAuth, "", "a user name of basic authentication cannot have a colon")
+		ck.Errorf("auth.basic.username", specs.CodeInvalidValue, "", "a user name of basic authentication cannot have a colon")
 	}
 	h := a.HMAC
 	if h == nil {
 		return
 	}
 	if !token(h.Header) {
-		ck.Errorf("auth.hmac.header", codeAuth, "for example X-Signature", "%q is no header name", h.Header)
+		ck.Errorf("auth.hmac.header", specs.CodeInvalidValue, "for example X-Signature", "%q is no header name", h.Header)
 	}
 	t := h.Timestamp
 	if t == nil {
 		return
 	}
 	if !token(t.Header) {
-		ck.Errorf("auth.hmac.timestamp.header", codeAuth, "for example X-Timestamp", "%q is no header name", t.Header)
-	}
-	if t.Tolerance < 0 {
-		ck.Errorf("auth.hmac.timestamp.tolerance", codeAuth, "for example 5m", "must not be negative")
+		ck.Errorf("auth.hmac.timestamp.header", specs.CodeInvalidValue, "for example X-Timestamp", "%q is no header name", t.Header)
 	}
 	if f := t.Format; f != "" && (strings.Count(f, "{body}") != 1 || strings.Count(f, "{timestamp}") != 1) {
-		ck.Errorf("auth.hmac.timestamp.format", codeAuth, "for example v0:{timestamp}:{body}", "must have {timestamp} and {body}, each once")
+		ck.Errorf("auth.hmac.timestamp.format", specs.CodeInvalidValue, "for example v0:{timestamp}:{body}", "must have {timestamp} and {body}, each once")
 	}
 }
 

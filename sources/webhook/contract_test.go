@@ -2,6 +2,7 @@ package webhook
 
 import (
 	"encoding/json"
+	"flag"
 	"fmt"
 	"net/http"
 	"testing"
@@ -46,3 +47,7 @@ func TestContract(t *testing.T) {
 		},
 	})
 }
+
+var update = flag.Bool("update", false, "write the golden files")
+
+func TestDiagnostics(t *testing.T) { sourcetest.Diagnostics(t, Factory(), *update) }
