@@ -203,8 +203,13 @@ func TestIdle(t *testing.T) {
 		check := func(idle int, gone int64) {
 			t.Helper()
 			synctest.Wait()
+			p.mu.Lock()
+			defer p.mu.Unlock()
 			if n := len(p.idle[tgt.addr]); n != idle || closed.Load() != gone {
 				t.Errorf("%d idle and %d closed, want %d and %d", n, closed.Load(), idle, gone)
+			}
+			if idle == 0 && p.timer != nil && !p.closed {
+				t.Error("the timer runs for nothing")
 			}
 		}
 		hold(3)
@@ -217,9 +222,6 @@ func TestIdle(t *testing.T) {
 		check(1, 2)
 		time.Sleep(2 * idleTimeout)
 		check(0, 3)
-		if p.timer != nil {
-			t.Error("the timer runs for nothing")
-		}
 		hold(2)
 		p.release(held[0], true)
 		held = held[1:]
