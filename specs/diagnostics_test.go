@@ -19,9 +19,9 @@ import (
 var update = flag.Bool("update", false, "write the golden files")
 
 // codes reads the codes from the source, so that none can be forgotten.
-func codes(t *testing.T) []string {
+func codes(t *testing.T, file string) []string {
 	t.Helper()
-	f, err := parser.ParseFile(token.NewFileSet(), "codes.go", nil, 0)
+	f, err := parser.ParseFile(token.NewFileSet(), file, nil, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,7 +86,7 @@ func TestDiagnostics(t *testing.T) {
 			return []string{filepath.Join(dir, "root")}
 		},
 	}
-	for _, code := range codes(t) {
+	for _, code := range codes(t, "codes.go") {
 		t.Run(code, func(t *testing.T) {
 			l := loader()
 			var ds specs.Diagnostics
@@ -131,7 +131,7 @@ func TestEveryCodeIsDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, code := range codes(t) {
+	for _, code := range append(codes(t, "codes.go"), codes(t, "expression/codes.go")...) {
 		if !bytes.Contains(doc, []byte("\n### "+code+"\n")) {
 			t.Errorf("docs/diagnostics.md has no section %q", code)
 		}

@@ -190,6 +190,9 @@ func (l *lines) from(n, col int) string {
 // column after the line's last character.
 func (l *lines) at(offset int) (line, col int) {
 	offset = min(max(offset, 0), len(l.text))
+	for offset > 0 && offset < len(l.text) && !utf8.RuneStart(l.text[offset]) {
+		offset--
+	}
 	lo, hi := 0, len(l.start)
 	for hi-lo > 1 {
 		if mid := (lo + hi) / 2; l.start[mid] <= offset {
