@@ -3,20 +3,58 @@ package specs
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 )
 
-// Loader turns files into resources. The zero limits mean the defaults. It is
-// a value without state: the same files give the same result, and it may be
-// used from many goroutines.
+// Loader turns files into resources. The zero limits mean the defaults. The same
+// files give the same result, and it may be used from many goroutines.
 type Loader struct {
 	Types Types
 	// MaxFileSize, MaxNodes and MaxDepth bound one file: bytes (default
 	// 4 MiB), YAML nodes with aliases expanded (default 1,000,000), nesting
 	// (default 100).
 	MaxFileSize, MaxNodes, MaxDepth int
+	// Cache, when it is set, spares Load the files that are as they were. It
+	// must not be shared by Loaders with different types or limits.
+	Cache *Cache
+}
+
+// Cache remembers what the files of the last Load gave, so that the next one
+// parses only those whose content changed; the resources of the others are the
+// same pointers, which is safe because resources are never changed. The zero
+// Cache is empty and ready, and safe for concurrent use.
+type Cache struct {
+	mu    sync.Mutex
+	files map[string]cachedFile
+}
+
+type cachedFile struct {
+	sum    [sha256.Size]byte
+	parsed parsedFile
+}
+
+func (c *Cache) get(name string, sum [sha256.Size]byte) (parsedFile, bool) {
+	if c == nil {
+		return parsedFile{}, false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f, ok := c.files[name]
+	return f.parsed, ok && f.sum == sum
+}
+
+// replace forgets all files but these.
+func (c *Cache) replace(files map[string]cachedFile) {
+	if c == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.files = files
 }
 
 // Loaded is everything one read of the roots gave.
@@ -72,16 +110,24 @@ func (l Loader) Load(ctx context.Context, paths ...string) (*Loaded, error) {
 	out := &Loaded{}
 	w := walker{limit: l.limits().size, seen: map[string]bool{}}
 	table := typeTable{}
+	files := map[string]cachedFile{}
 	var parsed []parsedFile
 	for _, path := range paths {
 		root, err := w.root(ctx, path, func(name string, data []byte) {
-			parsed = append(parsed, l.parseFile(Pos{File: name}, data, table))
+			sum := sha256.Sum256(data)
+			p, ok := l.Cache.get(name, sum)
+			if !ok {
+				p = l.parseFile(Pos{File: name}, data, table)
+			}
+			files[name] = cachedFile{sum, p}
+			parsed = append(parsed, p)
 		})
 		if err != nil {
 			return nil, err
 		}
 		out.Roots = append(out.Roots, root)
 	}
+	l.Cache.replace(files)
 	out.Files = append(out.Files, w.broken...)
 	out.Diagnostics = append(out.Diagnostics, w.found...)
 	out.merge(parsed)

@@ -423,6 +423,49 @@ func thousand(b *testing.B) string {
 	return dir
 }
 
+// TestCache reads again only what changed.
+func TestCache(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "a.yaml"), tick("a"))
+	write(t, filepath.Join(dir, "b.yaml"), tick("b")+"---\nkind: x\n")
+	write(t, filepath.Join(dir, "c.yaml"), tick("a"))
+	l := loader()
+	l.Cache = new(specs.Cache)
+	first := load(t, l, dir)
+	second := load(t, l, dir)
+	if !reflect.DeepEqual(first, second) || first.Resources[0] != second.Resources[0] {
+		t.Errorf("%+v\n%+v", first, second)
+	}
+	write(t, filepath.Join(dir, "a.yaml"), tick("new"))
+	if err := os.Rename(filepath.Join(dir, "b.yaml"), filepath.Join(dir, "moved.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	third, plain := load(t, l, dir), load(t, loader(), dir)
+	if names(third) != "a b new" || !reflect.DeepEqual(third, plain) {
+		t.Errorf("%+v\n%+v", third, plain)
+	}
+}
+
+func BenchmarkReload1Of1000(b *testing.B) {
+	dir := thousand(b)
+	l := loader()
+	l.Cache = new(specs.Cache)
+	name := filepath.Join(dir, "050.yaml")
+	data, err := os.ReadFile(name)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		if err := os.WriteFile(name, fmt.Appendf(data, "# %d\n", i), 0o644); err != nil {
+			b.Fatal(err)
+		}
+		if got, err := l.Load(b.Context(), dir); err != nil || len(got.Resources) != 1000 {
+			b.Fatal(err)
+		}
+	}
+}
+
 func BenchmarkLoad1000(b *testing.B) {
 	dir := thousand(b)
 	l := loader()

@@ -51,7 +51,7 @@ type Metadata struct {
 	Annotations map[string]string `yaml:"annotations" json:"annotations,omitempty" doc:"Free notes for people and tools."`
 }
 
-// Resource is one document of any kind.
+// Resource is one document of any kind. It is not changed after it was loaded.
 type Resource struct {
 	Kind     Kind
 	Metadata Metadata
