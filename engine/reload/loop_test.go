@@ -54,8 +54,8 @@ func run(t *testing.T, dir string, o WatchOptions, grace time.Duration, stored [
 		o.Quiet, o.MaxWait = calm/2, deadline
 	}
 	l.watcher = watch(t, o)
-	again := l.read(r)
 	ctx, cancel := context.WithCancel(t.Context())
+	again := l.read(ctx, r)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -70,17 +70,19 @@ func run(t *testing.T, dir string, o WatchOptions, grace time.Duration, stored [
 			case <-l.watcher.Changes():
 			case <-timer:
 			}
-			again = l.read(r)
+			again = l.read(ctx, r)
 		}
 	}()
 	t.Cleanup(func() { cancel(); <-done })
 	return l
 }
 
-func (l *loop) read(r *Reconciler) time.Time {
-	loaded, err := loader().Load(context.Background(), l.dir)
+func (l *loop) read(ctx context.Context, r *Reconciler) time.Time {
+	loaded, err := loader().Load(ctx, l.dir)
 	if err != nil {
-		l.t.Error(err)
+		if ctx.Err() == nil {
+			l.t.Error(err)
+		}
 		return time.Time{}
 	}
 	d, err := r.Next(loaded, time.Now(), false)
@@ -254,7 +256,7 @@ func TestLoopCheckout(t *testing.T) {
 func gitIn(t *testing.T, dir string) func(args ...string) {
 	return func(args ...string) {
 		t.Helper()
-		cmd := exec.Command("git", append([]string{"-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "init.defaultBranch=main", "-c", "advice.detachedHead=false"}, args...)...)
+		cmd := exec.CommandContext(t.Context(), "git", append([]string{"-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "init.defaultBranch=main", "-c", "advice.detachedHead=false"}, args...)...)
 		cmd.Dir = dir
 		cmd.Env = append(os.Environ(), "GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_SYSTEM=/dev/null")
 		if out, err := cmd.CombinedOutput(); err != nil {

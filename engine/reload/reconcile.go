@@ -213,8 +213,8 @@ func (r *Reconciler) Next(l *specs.Loaded, now time.Time, prune bool) (Decision,
 	if c.massRemoval {
 		alarms = append(alarms, specs.Diagnostic{
 			Severity: specs.Error, Code: CodeMassRemoval,
-			Message: fmt.Sprintf("%d of %d resources are gone from the files; none is removed", c.unused, len(r.accepted)),
-			Hint:    "restore the files, or confirm with engine reload --prune",
+			Message: "most resources are gone from the files; none is removed",
+			Hint:    fmt.Sprintf("%d of %d are held back: restore the files, or confirm with engine reload --prune", c.unused, len(r.accepted)),
 		})
 	}
 	d := Decision{

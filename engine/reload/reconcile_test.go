@@ -222,6 +222,22 @@ func TestReconciler(t *testing.T) {
 			{at: time.Second, tree: tree{"a.yaml": "Function/f@2", "b.yaml": "Function/f@1"}},
 			{at: 2 * time.Second, tree: tree{"a.yaml": "Function/f@2"}},
 		}},
+		{"copy-of-what-runs", Options{}, []step{
+			{tree: tree{"b.yaml": "Function/f@1"}},
+			{at: time.Second, tree: tree{"a.yaml": "Function/f@1", "b.yaml": "Function/f@1"}},
+			{at: 2 * time.Second, tree: tree{"a.yaml": "Function/f@1"}},
+		}},
+		{"problems-at-start-are-told-at-once", Options{Settle: time.Second}, []step{
+			{tree: tree{"a.yaml": "BROKEN"}},
+			{at: time.Minute, tree: tree{"a.yaml": "BROKEN"}},
+		}},
+		{"problem-gone-for-a-moment-is-no-news", Options{Settle: time.Second}, []step{
+			{tree: tree{"a.yaml": "Function/f@bad"}},
+			{at: 10 * time.Second, tree: tree{"a.yaml": ""}},
+			{at: 10500 * time.Millisecond, tree: tree{"a.yaml": "Function/f@bad"}},
+			{at: 20 * time.Second, tree: tree{"a.yaml": "Function/f@1"}},
+			{at: 21 * time.Second, tree: tree{"a.yaml": "Function/f@1"}},
+		}},
 		{"change-that-breaks-another-is-refused", Options{}, []step{
 			{tree: tree{"a.yaml": shop}},
 			{at: time.Second, tree: tree{"a.yaml": strings.Replace(shop, "shop@orders", "shop@payments", 1) + "\nFunction/other@1"}},
@@ -265,6 +281,10 @@ func TestReconciler(t *testing.T) {
 			{at: time.Minute, tree: tree{}, change: missing},
 			{at: 2 * time.Minute, tree: tree{"a.yaml": "EventSource/shop@orders"}},
 			{at: 2*time.Minute + 5*time.Second, tree: tree{"a.yaml": "EventSource/shop@orders"}},
+		}},
+		{"prune-overrides-a-missing-root", Options{Grace: 5 * time.Second}, []step{
+			{tree: tree{"a.yaml": shop}},
+			{at: 10 * time.Second, tree: tree{}, change: missing, prune: true},
 		}},
 		{"root-remounted", Options{}, []step{
 			{tree: tree{"a.yaml": shop}, change: device(1)},

@@ -128,9 +128,6 @@ func (w *Watcher) Run(ctx context.Context) {
 				events = nil
 				continue
 			}
-			if d := w.watched[ev.Name]; d != nil && (ev.Has(fsnotify.Remove) || ev.Has(fsnotify.Rename)) {
-				d.info = nil // its watch is gone, even if a new one gets the same inode
-			}
 			if w.relevant(ev) {
 				quiet.Reset(b.add(ev.Name, time.Now(), w.o.Quiet, w.o.MaxWait))
 			}
@@ -209,7 +206,8 @@ func (w *Watcher) watch(dirs map[string]*watchedDir) bool {
 	if w.notify == nil {
 		return false
 	}
-	listed := map[string]bool{} // an unmount ends a watch without asking
+	// Deleting, moving or unmounting a directory ends its watch.
+	listed := map[string]bool{}
 	for _, path := range w.notify.WatchList() {
 		listed[path] = true
 	}
