@@ -6,8 +6,11 @@ import (
 	"strings"
 	"testing"
 
+	"pgregory.net/rapid"
+
 	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/specs"
+	"github.com/sensor-engine/engine/specs/expression"
 )
 
 func TestLiteral(t *testing.T) {
@@ -155,4 +158,26 @@ func TestRendered(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+// Literal agrees with the language: it takes exactly the strings without
+// expressions, and gives them the same value.
+func TestLiteralAgrees(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		in := rapid.StringOfN(rapid.SampledFrom([]rune("${}$$a")), 0, 12, -1).Draw(t, "text")
+		got, ok := Literal(text("x", in))
+		tmpl, ds := expression.CompileText(text("x", in), expression.CallScope())
+		if !ok {
+			if tmpl != nil && tmpl.Constant() {
+				t.Fatalf("%q is constant", in)
+			}
+			return
+		}
+		if ds.HasErrors() {
+			t.Fatalf("%q: %v", in, ds)
+		}
+		if want, err := tmpl.RenderString(nil); err != nil || got != want {
+			t.Fatalf("%q: %q, want %q (%v)", in, got, want, err)
+		}
+	})
 }

@@ -1,6 +1,8 @@
 // Package exec owns the function kind `exec`: it runs a program for each
 // call, without a shell, in a process group of its own that does not outlive
-// the call. It must not know queues, retries or sensors.
+// the call. On Linux, processes that left the group are found by their
+// environment and killed as well when the call ran out of time or they hold
+// its output open. It must not know queues, retries or sensors.
 package exec
 
 import (
@@ -152,6 +154,9 @@ func (f *function) Invoke(ctx context.Context, c *triggers.Call) (triggers.Resul
 	err = cmd.Wait()
 	interrupted := !stop()
 	g.end()
+	if (interrupted || errors.Is(err, exec.ErrWaitDelay)) && c.Key != "" {
+		killStrays("ENGINE_KEY="+c.Key, "ENGINE_ATTEMPT="+strconv.Itoa(c.Attempt))
+	}
 
 	res := triggers.Result{
 		Output: stdout.kept, ContentType: contentType(stdout.kept), Logs: stderr.kept,

@@ -1,7 +1,10 @@
 package exec
 
 import (
+	"bytes"
 	"errors"
+	"os"
+	"strconv"
 	"syscall"
 	"unsafe"
 )
@@ -23,4 +26,40 @@ func awaitExit(pid int) bool {
 			return e == 0
 		}
 	}
+}
+
+// killStrays kills processes that left the group of a call: those that
+// inherited all of its marks, which are entries of the environment.
+func killStrays(marks ...string) {
+	for range 10 { // one may fork while we look
+		found := false
+		procs, err := os.ReadDir("/proc")
+		if err != nil {
+			return
+		}
+		for _, p := range procs {
+			pid, err := strconv.Atoi(p.Name())
+			if err != nil || pid == os.Getpid() {
+				continue
+			}
+			env, err := os.ReadFile("/proc/" + p.Name() + "/environ")
+			if err == nil && marked(env, marks) && syscall.Kill(pid, syscall.SIGKILL) == nil {
+				found = true
+			}
+		}
+		if !found {
+			return
+		}
+	}
+}
+
+// marked reports whether an environment has all marks as entries.
+func marked(env []byte, marks []string) bool {
+	env = append([]byte{0}, env...)
+	for _, m := range marks {
+		if !bytes.Contains(env, []byte("\x00"+m+"\x00")) {
+			return false
+		}
+	}
+	return len(env) > 1
 }
