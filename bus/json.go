@@ -17,7 +17,9 @@ const maxJSONDepth = 10_000
 // encoding/json does, several times as fast. Strings of the result share one
 // copy of data.
 func ParseJSON(data []byte) (any, error) {
-	p := jsonParser{s: string(data)}
+	var keys [16]string
+	var vals [32]any
+	p := jsonParser{s: string(data), keys: keys[:0], vals: vals[:0]}
 	p.space()
 	v, err := p.value(0)
 	if err != nil {

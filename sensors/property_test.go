@@ -1,0 +1,299 @@
+package sensors
+
+import (
+	"fmt"
+	"reflect"
+	"slices"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/specs"
+)
+
+// formula is a condition the model evaluates for itself.
+type formula struct {
+	op          string // "&&", "||" or "" for a leaf
+	left, right *formula
+	dep         int
+}
+
+func (f *formula) String() string {
+	if f.op == "" {
+		return "d" + string(rune('0'+f.dep))
+	}
+	return "(" + f.left.String() + " " + f.op + " " + f.right.String() + ")"
+}
+
+func (f *formula) holds(have map[int]bool) bool {
+	switch f.op {
+	case "&&":
+		return f.left.holds(have) && f.right.holds(have)
+	case "||":
+		return f.left.holds(have) || f.right.holds(have)
+	default:
+		return have[f.dep]
+	}
+}
+
+func (f *formula) refs(set map[int]bool) map[int]bool {
+	if f.op == "" {
+		set[f.dep] = true
+		return set
+	}
+	return f.right.refs(f.left.refs(set))
+}
+
+func genFormula(t *rapid.T, deps, depth int) *formula {
+	if depth == 0 || rapid.IntRange(0, 2).Draw(t, "leaf") == 0 {
+		return &formula{dep: rapid.IntRange(0, deps-1).Draw(t, "dep")}
+	}
+	return &formula{
+		op:   rapid.SampledFrom([]string{"&&", "||"}).Draw(t, "op"),
+		left: genFormula(t, deps, depth-1), right: genFormula(t, deps, depth-1),
+	}
+}
+
+// model keeps everything in plain lists and looks at all of it each time.
+type model struct {
+	names  []string // event pattern by dependency
+	picks  []specs.Pick
+	conds  []*formula
+	within time.Duration
+	wait   map[string][]waiting // by key and trigger
+}
+
+type waiting struct {
+	dep int
+	seq uint64
+	at  time.Time
+}
+
+// event takes one event and returns what fires as text.
+func (m *model) event(name, key string, seq uint64, now time.Time) (fired []string) {
+	for i, cond := range m.conds {
+		refs := cond.refs(map[int]bool{})
+		slot := fmt.Sprint(key, "/", i)
+		list := m.wait[slot]
+		if m.within > 0 {
+			list = slices.DeleteFunc(list, func(w waiting) bool { return !now.Before(w.at.Add(m.within)) })
+		}
+		news := false
+		for d, pattern := range m.names {
+			if !refs[d] || pattern != "*" && pattern != name {
+				continue
+			}
+			if m.picks[d] == specs.PickLatest {
+				list = slices.DeleteFunc(list, func(w waiting) bool { return w.dep == d })
+			}
+			list = append(list, waiting{d, seq, now})
+			news = true
+		}
+		for news {
+			var used []waiting
+			have := map[int]bool{}
+			for d := range m.names {
+				for _, w := range list {
+					if w.dep == d && (m.picks[d] == specs.PickAll || !have[d]) {
+						used, have[d] = append(used, w), true
+					}
+				}
+			}
+			if len(used) == 0 || !cond.holds(have) {
+				break
+			}
+			s := fmt.Sprintf("t%d@%s", i, key)
+			for _, w := range used {
+				s += fmt.Sprintf(" d%d:%d", w.dep, w.seq)
+			}
+			fired = append(fired, s)
+			list = slices.DeleteFunc(list, func(w waiting) bool { return slices.Contains(used, w) })
+		}
+		m.wait[slot] = list
+	}
+	return fired
+}
+
+func TestStepAgainstModel(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		deps := rapid.IntRange(1, 3).Draw(t, "deps")
+		m := &model{wait: map[string][]waiting{}, within: time.Duration(rapid.SampledFrom([]int{0, 3, 10}).Draw(t, "within")) * time.Minute}
+		s := &specs.Sensor{Within: specs.Duration(m.within)}
+		for d := range deps {
+			m.names = append(m.names, rapid.SampledFrom([]string{"a", "b", "c", "*"}).Draw(t, "event"))
+			m.picks = append(m.picks, rapid.SampledFrom([]specs.Pick{specs.PickLatest, specs.PickFirst, specs.PickAll}).Draw(t, "pick"))
+			s.Dependencies = append(s.Dependencies, specs.Dependency{Name: fmt.Sprint("d", d), Source: "src", Event: m.names[d], Pick: m.picks[d]})
+		}
+		for i := range rapid.IntRange(1, 2).Draw(t, "triggers") {
+			m.conds = append(m.conds, genFormula(t, deps, 2))
+			cond := m.conds[i].String()
+			if rapid.Bool().Draw(t, "reads payloads") {
+				// The same, but decided by evaluating over the events.
+				cond += fmt.Sprintf(" && (d%d == nil || true)", m.conds[i].leaf())
+			}
+			s.Triggers = append(s.Triggers, specs.Trigger{Name: fmt.Sprint("t", i), Condition: expr(cond)})
+		}
+		correlated := rapid.Bool().Draw(t, "correlated")
+		if correlated {
+			s.Correlate = expr("subject")
+		}
+		p, ds := Compile("sen", s)
+		if ds.HasErrors() {
+			t.Fatal(ds)
+		}
+
+		type sent struct {
+			name, key string
+			after     time.Duration
+		}
+		script := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) sent {
+			e := sent{name: rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "name"), after: time.Duration(rapid.IntRange(0, 4).Draw(t, "after")) * time.Minute}
+			if correlated {
+				e.key = rapid.SampledFrom([]string{"k1", "k2"}).Draw(t, "key")
+			}
+			return e
+		}), 1, 30).Draw(t, "events")
+		stored := rapid.SliceOfN(rapid.Bool(), len(script), len(script)).Draw(t, "stored after")
+
+		play := func(compare bool, code func(i int) bool) []Firing {
+			states, events := map[string]KeyState{}, map[uint64]*bus.Event{}
+			var all []Firing
+			now := t0
+			for i, e := range script {
+				now = now.Add(e.after)
+				seq := uint64(i + 1)
+				ev := &bus.Event{ID: "x", Source: "s", Type: "t", EventSource: "src", EventName: e.name, Subject: e.key, Seq: seq, StoredAt: now}
+				events[seq] = ev
+				for _, k := range []string{"", "k1", "k2"} { // deadlines
+					for {
+						at, ok := p.NextWake(states[k])
+						if !ok || at.After(now) {
+							break
+						}
+						st, fs, _ := p.Step(states[k], Input{LogID: "l", Key: k, Time: at})
+						if again, ok := p.NextWake(st); len(fs) > 0 || ok && !again.After(at) {
+							t.Fatalf("a deadline fires %v, wakes again at %v", fs, again)
+						}
+						states[k] = st
+					}
+				}
+				var fired []Firing
+				ms := p.Route(NewView(ev)).Matches
+				if len(ms) > 0 {
+					in := Input{LogID: "l", Key: ms[0].Key, Event: ev, Time: now}
+					for _, mt := range ms {
+						in.Deps = append(in.Deps, mt.Dep)
+					}
+					st, fs, _ := p.Step(states[in.Key], in)
+					if code(i) {
+						got, err := DecodeKeyState(st.Append(nil))
+						if err != nil {
+							t.Fatal(err)
+						}
+						got.Hydrate(func(seq uint64) *bus.Event { return events[seq] })
+						st = got
+					}
+					states[in.Key], fired = st, fs
+				}
+				all = append(all, fired...)
+				if !compare {
+					continue
+				}
+				var got []string
+				for _, f := range fired {
+					s := fmt.Sprintf("t%d@%s", f.TriggerIndex, f.Correlation)
+					have := map[int]bool{}
+					for _, c := range f.Events {
+						s += fmt.Sprintf(" %s:%d", c.Dependency, c.Seq)
+						have[int(c.Dependency[1]-'0')] = true
+					}
+					if !m.conds[f.TriggerIndex].holds(have) {
+						t.Fatalf("%s fires without its condition %s", s, m.conds[f.TriggerIndex])
+					}
+					got = append(got, s)
+				}
+				if want := m.event(e.name, e.key, seq, now); !slices.Equal(got, want) {
+					t.Fatalf("event %d (%s): fires %v, want %v", seq, e.name, got, want)
+				}
+			}
+			// Nothing waits that the model has given up, and the other way round.
+			if compare {
+				kept := 0
+				for _, st := range states {
+					kept += len(st.Kept())
+				}
+				want := 0
+				for _, list := range m.wait {
+					for _, w := range list {
+						if m.within == 0 || now.Before(w.at.Add(m.within)) {
+							want++
+						}
+					}
+				}
+				if kept != want {
+					t.Fatalf("%d events are kept, want %d", kept, want)
+				}
+			}
+			return all
+		}
+		first := play(true, func(i int) bool { return stored[i] })
+		// The same log gives the same firings, stored in between or not.
+		for _, code := range []func(int) bool{func(int) bool { return false }, func(int) bool { return true }} {
+			again := play(false, code)
+			if len(first) != len(again) {
+				t.Fatalf("%d firings, then %d", len(first), len(again))
+			}
+			keys := map[string]bool{}
+			for i := range first {
+				if first[i].Key != again[i].Key || !reflect.DeepEqual(first[i].Events, again[i].Events) {
+					t.Fatalf("firing %d differs: %v, %v", i, first[i], again[i])
+				}
+				if keys[first[i].Key] {
+					t.Fatalf("firing key %s twice", first[i].Key)
+				}
+				keys[first[i].Key] = true
+			}
+		}
+	})
+}
+
+func (f *formula) leaf() int {
+	for f.op != "" {
+		f = f.left
+	}
+	return f.dep
+}
+
+func FuzzDecodeKeyState(f *testing.F) {
+	spec := sensor("a:first b:all", "t=a && b; u=a && b")
+	spec.Within = specs.Duration(time.Minute)
+	p := compileOK(f, spec)
+	r := newRun(f, p)
+	for range 3 {
+		r.play("a +1s a")
+		st := r.states[""]
+		f.Add(st.Append(nil))
+	}
+	f.Add([]byte{})
+	f.Add([]byte{1, 0, 0})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		st, err := DecodeKeyState(b)
+		if err != nil {
+			return
+		}
+		again, err := DecodeKeyState(st.Append(nil))
+		if err != nil || !reflect.DeepEqual(st, again) {
+			t.Fatalf("%v becomes %v, %v", st, again, err)
+		}
+		// Whatever it holds, a step takes it.
+		st.Hydrate(func(seq uint64) *bus.Event { return benchEvent("a", seq) })
+		p.NextWake(st)
+		ev := benchEvent("a", st.Seen()+1)
+		st, _, _ = p.Step(st, Input{LogID: "l", Event: ev, Deps: []int{0}, Time: t0})
+		if st.Empty() && st.Seen() != 0 {
+			t.Fatal("empty, but not zero")
+		}
+	})
+}
