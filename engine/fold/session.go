@@ -56,7 +56,8 @@ type session struct {
 	tombs  []string // STATE keys to delete with the next write; the committer's
 
 	enqueued   map[string]struct{} // firings found in JOBS beyond the checkpoint
-	recoverTo  uint64              // position of the last of them
+	recoverTo  uint64              // last position that left traces beyond the checkpoint
+	recovered  bool
 	batch      *batch
 	commits    chan *batch
 	dirty      []key
@@ -249,6 +250,7 @@ func (s *session) loadKeys(ctx context.Context) error {
 			return nil
 		}
 		s.keys[key{st.sensor, st.key}] = &entry{state: state, seen: st.seen, stored: true}
+		s.recoverTo = max(s.recoverTo, st.seen)
 		return nil
 	})
 	if err != nil {
@@ -365,7 +367,7 @@ func (s *session) fold(stop context.Context) error {
 		d.wake = cancel
 		d.mu.Unlock()
 		if s.pos >= s.recoverTo {
-			s.enqueuedDone()
+			s.endRecovery()
 			for _, call := range d.takeCalls() {
 				call(s)
 			}
@@ -385,15 +387,21 @@ func (s *session) fold(stop context.Context) error {
 	}
 }
 
-// enqueuedDone forgets what the recovery found in JOBS, after the last of it
-// was folded.
-func (s *session) enqueuedDone() {
-	if s.d.ready.CompareAndSwap(false, true) {
-		s.d.setFailing(nil)
+// endRecovery forgets what the recovery found beyond the checkpoint, after
+// the last of it was folded again.
+func (s *session) endRecovery() {
+	if s.recovered {
+		return
 	}
-	if len(s.enqueued) > 0 && s.pos > s.recoverTo {
-		s.enqueued = nil
+	s.recovered = true
+	s.d.setFailing(nil)
+	s.d.ready.Store(true)
+	for k, en := range s.keys {
+		if en.state.Empty() {
+			s.touch(k, en)
+		}
 	}
+	s.send(false)
 }
 
 // foldUntil folds batch after batch until ctx ends or, during the recovery,
