@@ -258,8 +258,8 @@ func (r *Reconciler) checkRoots(roots []specs.Root, adopt bool) specs.Diagnostic
 		case root.Err != nil:
 			alarms = append(alarms, specs.Diagnostic{
 				Pos: specs.Pos{File: root.Path}, Severity: specs.Error, Code: CodeRootUnavailable,
-				Message: fmt.Sprintf("spec path cannot be read: %v; no resource is removed", root.Err),
-				Hint:    "restore or mount it, or confirm with engine reload --prune",
+				Message: fmt.Sprintf("spec path cannot be read: %v", root.Err),
+				Hint:    "what it held keeps running: restore or mount it, or remove the rest with engine reload --prune",
 			})
 		case ok && known != root.Device && known != 0 && root.Device != 0 && !adopt:
 			alarms = append(alarms, specs.Diagnostic{
