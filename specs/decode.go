@@ -250,11 +250,7 @@ func (d *decoder) value(n *node, v reflect.Value, path string, f *field) {
 		s := reflect.MakeSlice(v.Type(), len(n.items), len(n.items))
 		for i, item := range n.items {
 			at := path + "[" + strconv.Itoa(i) + "]"
-			if item.null() && v.Type().Elem().Kind() == reflect.String {
-				d.wrongType(item, at, "text", `write "" for empty text`)
-				continue
-			}
-			d.value(item, s.Index(i), at, elem(f))
+			d.element(item, s.Index(i), at, f)
 		}
 		v.Set(s)
 	case reflect.Map:
@@ -264,7 +260,7 @@ func (d *decoder) value(n *node, v reflect.Value, path string, f *field) {
 		m := reflect.MakeMapWithSize(v.Type(), len(n.pairs))
 		for _, p := range n.pairs {
 			e := reflect.New(v.Type().Elem()).Elem()
-			d.value(p.val, e, join(path, p.key.value), elem(f))
+			d.element(p.val, e, join(path, p.key.value), f)
 			m.SetMapIndex(reflect.ValueOf(p.key.value).Convert(v.Type().Key()), e)
 		}
 		v.Set(m)
@@ -279,6 +275,16 @@ func (d *decoder) value(n *node, v reflect.Value, path string, f *field) {
 	default:
 		d.errorf(n, path, CodeWrongType, "", "the program cannot decode fields of type %s", v.Type())
 	}
+}
+
+// element decodes an element of a list or mapping. Other than a field, it is
+// there even when it is empty, and must not pass for a zero value.
+func (d *decoder) element(n *node, v reflect.Value, path string, f *field) {
+	if t := v.Type(); n.null() && t != templateType && t != valueType && t != exprType {
+		d.wrongType(n, path, "a value", `remove it, or write "" for empty text`)
+		return
+	}
+	d.value(n, v, path, elem(f))
 }
 
 // elem is what holds for each element of a list or mapping: its enum.

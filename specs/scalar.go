@@ -288,7 +288,28 @@ func nearest(text string, names []string) string {
 			best, at = name, d
 		}
 	}
+	if best != "" {
+		return best
+	}
+	// Words that begin alike, such as deps and dependencies.
+	const alike = 3
+	for _, name := range names {
+		if n := commonPrefix(strings.ToLower(text), strings.ToLower(name)); n >= alike && 2*n >= min(len(text), len(name)) {
+			if best != "" {
+				return ""
+			}
+			best = name
+		}
+	}
 	return best
+}
+
+func commonPrefix(a, b string) int {
+	n := 0
+	for n < len(a) && n < len(b) && a[n] == b[n] {
+		n++
+	}
+	return n
 }
 
 // distance is the number of edits between two texts (Damerau-Levenshtein,

@@ -2,6 +2,7 @@ package specs_test
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -234,6 +235,44 @@ func TestTypedValues(t *testing.T) {
 				t.Errorf("%q, want %q", v, c.got)
 			}
 		})
+	}
+}
+
+// TestHints shows what is proposed for a wrong key.
+func TestHints(t *testing.T) {
+	for key, want := range map[string]string{
+		"dependancies": "dependencies", "deps": "dependencies", "Triggers": "triggers", "trigers": "triggers", "conditoin": "condition",
+		"witihn": "within", "corelate": "correlate", "cond": "condition", "x": "", "name": "", "something": "",
+	} {
+		got := loader().LoadBytes("x", []byte("apiVersion: engine/v1\nkind: Sensor\nmetadata: {name: s}\nspec:\n  "+key+": 1\n"))
+		i := slices.IndexFunc(got.Diagnostics, func(d specs.Diagnostic) bool { return d.Code == specs.CodeUnknownKey })
+		if want != "" {
+			want = fmt.Sprintf("did you mean %q?", want)
+		} else {
+			want = "one of: dependencies, correlate, within, condition, triggers"
+		}
+		if i < 0 || got.Diagnostics[i].Hint != want {
+			t.Errorf("%s: %s", key, text(got.Diagnostics))
+		}
+	}
+}
+
+// TestEmptyElements makes sure that nothing is not taken for something.
+func TestEmptyElements(t *testing.T) {
+	got := loader().LoadBytes("x", []byte(`apiVersion: engine/v1
+kind: Sensor
+metadata: {name: s, labels: {a: }}
+spec:
+  dependencies:
+    -
+  triggers: [{name: t, log: }, ~]
+`))
+	const want = `x:3:33: error[wrong-type] metadata.labels.a: expected a value, found nothing (remove it, or write "" for empty text)
+x:6:6: error[wrong-type] spec.dependencies[0]: expected a value, found nothing (remove it, or write "" for empty text)
+x:7:32: error[wrong-type] spec.triggers[1]: expected a value, found nothing (remove it, or write "" for empty text)
+`
+	if said := text(got.Diagnostics); said != want {
+		t.Errorf("%s", said)
 	}
 }
 
