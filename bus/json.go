@@ -3,7 +3,9 @@ package bus
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
+	"strings"
 	"unicode/utf16"
 	"unicode/utf8"
 )
@@ -16,10 +18,22 @@ const maxJSONDepth = 10_000
 // stay different; all others are float64. Otherwise it decodes as
 // encoding/json does, several times as fast. Strings of the result share one
 // copy of data.
-func ParseJSON(data []byte) (any, error) {
+func ParseJSON(data []byte) (any, error) { return parseJSON(data, nil) }
+
+// ParseJSONFields is ParseJSON for a reader that looks at some fields of an
+// object only: others of the outermost object are checked, but are not in the
+// result. What is no object is there in full.
+func ParseJSONFields(data []byte, fields []string) (any, error) {
+	if fields == nil {
+		fields = []string{}
+	}
+	return parseJSON(data, fields)
+}
+
+func parseJSON(data []byte, fields []string) (any, error) {
 	var keys [16]string
 	var vals [32]any
-	p := jsonParser{s: string(data), keys: keys[:0], vals: vals[:0]}
+	p := jsonParser{s: string(data), keys: keys[:0], vals: vals[:0], fields: fields}
 	p.space()
 	v, err := p.value(0)
 	if err != nil {
@@ -38,6 +52,10 @@ type jsonParser struct {
 	i    int
 	keys []string
 	vals []any
+	// fields are those wanted of the outermost object, nil for all; within an
+	// unwanted one skip is set and nothing is made.
+	fields []string
+	skip   bool
 }
 
 var errJSONEnd = errors.New("unexpected end of JSON")
@@ -72,7 +90,7 @@ func (p *jsonParser) value(depth int) (any, error) {
 	switch c := p.s[p.i]; c {
 	case '"':
 		s, err := p.string()
-		if err != nil {
+		if err != nil || p.skip {
 			return nil, err
 		}
 		return s, nil
@@ -113,6 +131,9 @@ func (p *jsonParser) object(depth int) (any, error) {
 	p.space()
 	if p.i < len(p.s) && p.s[p.i] == '}' {
 		p.i++
+		if p.skip {
+			return nil, nil
+		}
 		return map[string]any{}, nil
 	}
 	for {
@@ -130,17 +151,28 @@ func (p *jsonParser) object(depth int) (any, error) {
 		}
 		p.i++
 		p.space()
+		if depth == 1 && p.fields != nil {
+			p.skip = !slices.Contains(p.fields, k)
+		}
 		v, err := p.value(depth)
 		if err != nil {
 			return nil, err
 		}
-		p.keys, p.vals = append(p.keys, k), append(p.vals, v)
+		if !p.skip {
+			p.keys, p.vals = append(p.keys, k), append(p.vals, v)
+		}
 		p.space()
 		switch {
 		case p.i < len(p.s) && p.s[p.i] == ',':
 			p.i++
 		case p.i < len(p.s) && p.s[p.i] == '}':
 			p.i++
+			if depth == 1 {
+				p.skip = false
+			}
+			if p.skip {
+				return nil, nil
+			}
 			keys, vals := p.keys[firstKey:], p.vals[firstVal:]
 			m := make(map[string]any, len(keys))
 			for j, k := range keys {
@@ -163,6 +195,9 @@ func (p *jsonParser) array(depth int) (any, error) {
 	p.space()
 	if p.i < len(p.s) && p.s[p.i] == ']' {
 		p.i++
+		if p.skip {
+			return nil, nil
+		}
 		return []any{}, nil
 	}
 	for {
@@ -171,13 +206,18 @@ func (p *jsonParser) array(depth int) (any, error) {
 		if err != nil {
 			return nil, err
 		}
-		p.vals = append(p.vals, v)
+		if !p.skip {
+			p.vals = append(p.vals, v)
+		}
 		p.space()
 		switch {
 		case p.i < len(p.s) && p.s[p.i] == ',':
 			p.i++
 		case p.i < len(p.s) && p.s[p.i] == ']':
 			p.i++
+			if p.skip {
+				return nil, nil
+			}
 			list := make([]any, len(p.vals)-first)
 			copy(list, p.vals[first:])
 			p.vals = p.vals[:first]
@@ -216,6 +256,9 @@ func (p *jsonParser) number() (any, error) {
 		}
 	}
 	text := p.s[start:p.i]
+	if p.skip && len(text) < 300 && (whole || !strings.ContainsAny(text, "eE")) {
+		return nil, nil // in range, whatever it is
+	}
 	if whole {
 		if n, err := strconv.ParseInt(text, 10, 64); err == nil {
 			return n, nil
@@ -224,6 +267,9 @@ func (p *jsonParser) number() (any, error) {
 	f, err := strconv.ParseFloat(text, 64)
 	if err != nil {
 		return nil, p.errorf("number out of range")
+	}
+	if p.skip {
+		return nil, nil
 	}
 	return f, nil
 }

@@ -57,6 +57,7 @@ var jsonCases = []string{
 	`""`, `"a"`, `"`, `"\`, `"\n\t\"\\\/\b\f\r"`, `"\u00e4"`, `"\ud83d\ude00"`, `"\ud83d"`, `"\ud83dx"`, `"\ud83d\u0041"`, `"\ud83d\ud83d\ude00"`, `"\ude00"`, `"\u12"`, `"\u12g4"`, `"\x"`,
 	"\"\xff\"", "\"a\\n\xff\xc3\"", "\"\xed\xa0\x80\"", "\"\u00e4\u2028\"", "\"a\nb\"", "\"\x00\"", "\"\\\x00\"", "\"\x7f\"",
 	"[]", "[ ]", "[1]", "[1,]", "[,]", "[1 2]", "[1", "[", "]", `{}`, `{ }`, `{"a":1}`, `{"a":1,}`, `{"a"}`, `{"a":}`, `{a:1}`, `{"a":1 "b":2}`, `{"a":1,"a":2}`, `{"a":{"b":[1,{"c":null}]}}`, `{`, `{"a":1`, `}`,
+	`{"b":{"a":[1,{"a":"x"}]},"a":{"b":1},"c":[[],{},"\u0041",1e5,-2.5],"":0}`, `{"c":1e999}`, `{"c":[1e-999]}`, `[{"a":1,"c":2}]`, `{"c":{"c":{}},"a":1,"a":2}`,
 	" \n\t\r{ \"a\" : [ 1 , \"x\" ] } \n", "\v1", "\ufeff1", "[[[[[[]]]]]]", `{"":""}`,
 }
 
@@ -67,6 +68,34 @@ func TestParseJSON(t *testing.T) {
 		got, err := ParseJSON([]byte(s))
 		if (err == nil) != (wantErr == nil) || err == nil && !reflect.DeepEqual(got, want) {
 			t.Errorf("%.40q: got %#v, %v; want %#v, %v", s, got, err, want, wantErr)
+		}
+		checkFields(t, []byte(s), got, err)
+	}
+}
+
+// checkFields checks ParseJSONFields against the whole value.
+func checkFields(t *testing.T, data []byte, whole any, wholeErr error) {
+	t.Helper()
+	for _, fields := range [][]string{nil, {"a"}, {"b", "a", ""}} {
+		got, err := ParseJSONFields(data, fields)
+		if (err == nil) != (wholeErr == nil) {
+			t.Errorf("%.40q: fields %q: %v; whole: %v", data, fields, err, wholeErr)
+		}
+		if err != nil {
+			continue
+		}
+		want := whole
+		if m, ok := whole.(map[string]any); ok {
+			some := map[string]any{}
+			for _, f := range fields {
+				if v, ok := m[f]; ok {
+					some[f] = v
+				}
+			}
+			want = some
+		}
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("%.40q: fields %q: got %#v, want %#v", data, fields, got, want)
 		}
 	}
 }
@@ -82,6 +111,7 @@ func FuzzParseJSON(f *testing.F) {
 		if (err == nil) != (wantErr == nil) || err == nil && !reflect.DeepEqual(got, want) {
 			t.Errorf("got %#v, %v; want %#v, %v", got, err, want, wantErr)
 		}
+		checkFields(t, data, got, err)
 		if !bytes.Equal(data, was) {
 			t.Error("the input was changed")
 		}
@@ -95,7 +125,11 @@ func BenchmarkParseJSON(b *testing.B) {
 	for _, bb := range []struct {
 		name  string
 		parse func([]byte) (any, error)
-	}{{"own", ParseJSON}, {"encoding-json", reference}} {
+	}{
+		{"own", ParseJSON},
+		{"one-field", func(b []byte) (any, error) { return ParseJSONFields(b, []string{"total"}) }},
+		{"encoding-json", reference},
+	} {
 		b.Run(bb.name, func(b *testing.B) {
 			b.ReportAllocs()
 			b.SetBytes(int64(len(data)))

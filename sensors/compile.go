@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"maps"
 	"math/bits"
 	"reflect"
 	"slices"
@@ -142,7 +141,26 @@ func (c *compilation) compile() {
 			}
 		}
 	}
+	p.shareFields()
 	p.fingerprint = fingerprint(s)
+}
+
+// shareFields lets the first expression that reads the payload of an event
+// have all fields decoded that this program's others will.
+func (p *Program) shareFields() {
+	var union need
+	if p.correlate != nil {
+		union.addFields(p.correlate)
+	}
+	for i := range p.deps {
+		if w := p.deps[i].when; w != nil {
+			union.addFields(w)
+		}
+	}
+	p.routeNeed.fields, p.routeNeed.whole = union.fields, union.whole
+	for i := range p.deps {
+		p.deps[i].need.fields, p.deps[i].need.whole = union.fields, union.whole
+	}
 }
 
 func (c *compilation) dependency(i int, d *specs.Dependency) {
@@ -365,6 +383,9 @@ func (p *Program) StateFingerprint() string { return p.fingerprint }
 type need struct {
 	names []string
 	all   bool
+	// fields are the fields of data that are read, unless whole is set.
+	fields []string
+	whole  bool
 }
 
 type reader interface {
@@ -374,11 +395,20 @@ type reader interface {
 func (n *need) add(r reader) {
 	names, all := r.Attributes()
 	n.all = n.all || all
-	set := make(map[string]bool, len(n.names)+len(names))
-	for _, name := range slices.Concat(n.names, names) {
-		set[name] = true
-	}
-	n.names = slices.Sorted(maps.Keys(set))
+	n.names = union(n.names, names)
+}
+
+// addFields adds the fields of data that p reads.
+func (n *need) addFields(p *expression.Program) {
+	fields, whole := p.DataFields()
+	n.whole = n.whole || whole
+	n.fields = union(n.fields, fields)
+}
+
+func union(a, b []string) []string {
+	out := slices.Concat(a, b)
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 func (n *need) none() bool { return !n.all && len(n.names) == 0 }

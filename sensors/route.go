@@ -97,8 +97,10 @@ func correlationKey(value any) (string, error) {
 	var key string
 	switch v := value.(type) {
 	case string:
-		if key = v; v == "" || v[0] == '#' {
+		if v == "" || v[0] == '#' {
 			key = "#" + strconv.Quote(v)
+		} else if key = v; len(v) <= maxKey {
+			key = strings.Clone(v) // it may be a part of the whole payload
 		}
 	case int64:
 		key = "#" + strconv.FormatInt(v, 10)

@@ -609,3 +609,39 @@ func TestBoundedQueue(t *testing.T) {
 		t.Errorf("says %s", got)
 	}
 }
+
+// TestViewSharesPayload checks that programs see the same, whatever others
+// looked at before them.
+func TestViewSharesPayload(t *testing.T) {
+	conds := map[string]Outcome{
+		"data.a == 1": Yes, "data.b.c == 2": Yes, "data.a == 2": No, "data.x > 1": Missing, "data != nil && len(data) == 3": Yes,
+		"d.data.a == 1": Yes, "'b' in data": Yes, "d != nil": Yes, "type == 't.d'": Yes, "data?.list[0] == 5": Yes, "get(data, 'a') == 1": Yes,
+		"let x = data; x.list[0] == 5": Yes, "data['a'] == 1": Yes, "keys(data)[0] == 'a'": Yes, "data.b['c'] + data.a == 3": Yes,
+	}
+	compiled := map[string]*Program{}
+	for c := range conds {
+		s := sensor("d", "t=d")
+		s.Dependencies[0].When = expr(c)
+		compiled[c] = compileOK(t, s)
+	}
+	r := newRun(t, nil)
+	v := NewView(r.event("x", "{", 0))
+	for range 50 { // the order of the map is another each time
+		v.Reset(r.event("d", `{"a":1,"b":{"c":2},"list":[5]}`, 0))
+		for c, want := range conds {
+			got := Yes
+			if routing := compiled[c].Route(v); len(routing.Matches) == 0 {
+				got = routing.Verdicts[0].Outcome
+			}
+			if got != want {
+				t.Fatalf("%s: %v, want %v", c, got, want)
+			}
+		}
+	}
+	for _, data := range []string{"[1]", "5", "text", `"t"`, "", "\xff"} {
+		v.Reset(r.event("d", data, 0))
+		if routing := compiled["data.a == 1"].Route(v); len(routing.Matches) > 0 || routing.Verdicts[0].Outcome != Missing && routing.Verdicts[0].Outcome != Failed {
+			t.Errorf("%q: %+v", data, routing)
+		}
+	}
+}

@@ -2,6 +2,7 @@ package sensors
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/sensor-engine/engine/bus"
@@ -14,6 +15,9 @@ type View struct {
 	event *bus.Event
 	env   map[string]any
 	full  bool
+	// fields are those of the payload that env holds, unless whole is set.
+	fields []string
+	whole  bool
 
 	matches  []Match
 	verdicts []Verdict
@@ -24,6 +28,15 @@ type View struct {
 // NewView returns a view of ev, which must not be changed any more.
 func NewView(ev *bus.Event) *View { return &View{event: ev} }
 
+// Reset makes the view one of ev, reusing its memory. What was got from it
+// before is no longer valid.
+func (v *View) Reset(ev *bus.Event) {
+	clear(v.env)
+	clear(v.few[:])
+	clear(v.fewer[:])
+	*v = View{event: ev, env: v.env}
+}
+
 // Event is the event viewed.
 func (v *View) Event() *bus.Event { return v.event }
 
@@ -33,7 +46,7 @@ func (v *View) environment(n *need) (map[string]any, error) {
 	if v.env == nil {
 		v.env = make(map[string]any, 8)
 	}
-	if v.full || n.none() {
+	if v.full {
 		return v.env, nil
 	}
 	names := n.names
@@ -41,6 +54,12 @@ func (v *View) environment(n *need) (map[string]any, error) {
 		names = attributeNames
 	}
 	for _, name := range names {
+		if name == "data" {
+			if err := v.data(n); err != nil {
+				return v.env, err
+			}
+			continue
+		}
 		if _, ok := v.env[name]; ok {
 			continue
 		}
@@ -52,6 +71,40 @@ func (v *View) environment(n *need) (map[string]any, error) {
 	}
 	v.full = n.all
 	return v.env, nil
+}
+
+// data puts the payload into env. The first program that reads only some of
+// its fields has only those decoded; when a later one reads others, all are.
+func (v *View) data(n *need) error {
+	if v.whole {
+		return nil
+	}
+	if _, there := v.env["data"]; !n.whole && !n.all {
+		if there && subset(n.fields, v.fields) {
+			return nil
+		}
+		if !there && bus.IsJSON(v.event.DataContentType) && len(v.event.Data) > 0 {
+			if value, err := bus.ParseJSONFields(v.event.Data, n.fields); err == nil {
+				v.env["data"], v.fields = value, n.fields
+				return nil
+			}
+		}
+	}
+	value, err := attribute(v.event, "data")
+	if err != nil {
+		return err
+	}
+	v.env["data"], v.whole = value, true
+	return nil
+}
+
+func subset(a, b []string) bool {
+	for _, s := range a {
+		if !slices.Contains(b, s) {
+			return false
+		}
+	}
+	return true
 }
 
 // attributeNames are all attributes of an event.

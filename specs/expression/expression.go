@@ -103,6 +103,9 @@ type compilation struct {
 type reads struct {
 	names []string
 	all   bool
+	// fields are the fields of data that are read, unless whole is set.
+	fields []string
+	whole  bool
 }
 
 func (r *reads) add(name string) {
@@ -111,10 +114,20 @@ func (r *reads) add(name string) {
 	}
 }
 
+func (r *reads) field(name string) {
+	if !slices.Contains(r.fields, name) {
+		r.fields = append(r.fields, name)
+	}
+}
+
 func (r *reads) merge(o reads) {
 	r.all = r.all || o.all
 	for _, n := range o.names {
 		r.add(n)
+	}
+	r.whole = r.whole || o.whole
+	for _, f := range o.fields {
+		r.field(f)
 	}
 }
 
@@ -302,6 +315,13 @@ func (p *Program) Attributes() (names []string, all bool) { return p.reads.names
 // Dependencies returns the names of the dependencies the expression refers to,
 // in the order of their first use, as declared.
 func (p *Program) Dependencies() []string { return p.names }
+
+// DataFields returns the fields of an event's data that an evaluation may
+// read; the data of the environment need not hold others. whole is true when
+// it may read any, or the data itself.
+func (p *Program) DataFields() (names []string, whole bool) {
+	return p.reads.fields, p.reads.whole || p.reads.all
+}
 
 // Source returns the text of the expression.
 func (p *Program) Source() string { return p.source }

@@ -122,6 +122,7 @@ func (c *compilation) identifier(node *ast.Node, n *ast.IdentifierNode, boolean 
 		c.errorAt(n.Location(), CodeUnknownName, "", "unknown name $env")
 	case c.scope.deps == nil:
 		c.reads.add(n.Value)
+		c.reads.whole = c.reads.whole || n.Value == "data"
 	}
 }
 
@@ -147,6 +148,14 @@ func arrived(n *ast.IdentifierNode, list bool) ast.Node {
 func (c *compilation) member(node *ast.Node, n *ast.MemberNode) {
 	id, isName := n.Node.(*ast.IdentifierNode)
 	prop, isField := n.Property.(*ast.StringNode)
+	if isField && c.isData(n.Node) {
+		// A field of the payload: note which, and that the rest is not read.
+		whole := c.reads.whole
+		c.rewrite(&n.Node, false)
+		c.reads.whole = whole
+		c.reads.field(prop.Value)
+		return
+	}
 	if !isName || !isField {
 		c.rewrite(&n.Node, false)
 		c.rewrite(&n.Property, false)
@@ -155,6 +164,7 @@ func (c *compilation) member(node *ast.Node, n *ast.MemberNode) {
 	if d, ok := c.scope.deps[id.Value]; ok {
 		c.refer(d)
 		c.reads.add(prop.Value)
+		c.reads.whole = c.reads.whole || prop.Value == "data"
 		return
 	}
 	if !c.scope.alias[id.Value] {
@@ -169,6 +179,26 @@ func (c *compilation) member(node *ast.Node, n *ast.MemberNode) {
 	name.SetLocation(prop.Location())
 	*node = name
 	c.identifier(node, name, false)
+}
+
+// isData reports whether n is an event's whole payload: `data`, `alias.data` or
+// `dependency.data`.
+func (c *compilation) isData(n ast.Node) bool {
+	switch n := n.(type) {
+	case *ast.ChainNode:
+		return c.isData(n.Node)
+	case *ast.IdentifierNode:
+		return c.scope.deps == nil && n.Value == "data"
+	case *ast.MemberNode:
+		id, ok := n.Node.(*ast.IdentifierNode)
+		prop, ok2 := n.Property.(*ast.StringNode)
+		if !ok || !ok2 || prop.Value != "data" {
+			return false
+		}
+		_, dep := c.scope.deps[id.Value]
+		return dep || c.scope.alias[id.Value]
+	}
+	return false
 }
 
 func (c *compilation) call(n *ast.CallNode) {
