@@ -20,9 +20,10 @@ import (
 // connection, of its consumers, and, when the server is embedded, of its disk
 // space, without help.
 //
-// Lifecycle: Open starts the server, connects and reconciles the streams; one
-// goroutine then looks after disk, connection and streams; Close ends
-// everything in reverse.
+// Lifecycle: Open starts the server, connects and reconciles the streams. Two
+// goroutines then look after it: tend, which never blocks, gives up what is
+// not answered and watches the disk; repair looks at server and streams when
+// there is a sign of trouble. Close ends everything in reverse.
 type Bus struct {
 	o      Options
 	prefix string    // of every subject
@@ -41,7 +42,7 @@ type Bus struct {
 
 	diskLow atomic.Pointer[string] // why guarded streams refuse, nil when they do not
 	suspect atomic.Bool            // something is wrong with the streams: look
-	kick    chan struct{}
+	kick    chan struct{}          // wakes repair
 	health  atomic.Pointer[bus.Health]
 
 	mu      sync.Mutex
@@ -49,8 +50,13 @@ type Bus struct {
 	down    string // why the server is unreachable
 	broken  string // why the server does not store
 
+	restarts int       // of the embedded server, one after the other
+	started  time.Time // the last of them
+
 	closing sync.Once
-	closed  chan struct{}
+	closed  <-chan struct{} // of life
+	life    context.Context // until Close
+	end     context.CancelFunc
 	wg      sync.WaitGroup
 	ended   sync.WaitGroup // the connections' last callbacks
 }
@@ -62,10 +68,9 @@ func Open(ctx context.Context, o Options) (_ *Bus, err error) {
 	if o, err = o.withDefaults(); err != nil {
 		return nil, err
 	}
-	b := &Bus{
-		o: o, kick: make(chan struct{}, 1), closed: make(chan struct{}),
-		pullers: map[*puller]struct{}{},
-	}
+	b := &Bus{o: o, kick: make(chan struct{}, 1), pullers: map[*puller]struct{}{}}
+	b.life, b.end = context.WithCancel(context.WithoutCancel(ctx))
+	b.closed = b.life.Done()
 	if o.Prefix != "" {
 		b.prefix = o.Prefix + "."
 	}
@@ -76,6 +81,7 @@ func Open(ctx context.Context, o Options) (_ *Bus, err error) {
 	b.health.Store(&bus.Health{OK: true, Since: time.Now()})
 	defer func() {
 		if err != nil {
+			b.end()
 			b.release()
 		}
 	}()
@@ -98,7 +104,8 @@ func Open(ctx context.Context, o Options) (_ *Bus, err error) {
 		return nil, err
 	}
 	b.look()
-	b.wg.Go(b.watch)
+	b.wg.Go(b.tend)
+	b.wg.Go(b.repair)
 	return b, nil
 }
 
@@ -232,7 +239,7 @@ func (b *Bus) restartPullers() {
 	}
 }
 
-// wake makes watch look now.
+// wake makes repair look now.
 func (b *Bus) wake() {
 	select {
 	case b.kick <- struct{}{}:
@@ -240,22 +247,21 @@ func (b *Bus) wake() {
 	}
 }
 
-// watch looks after the bus until it is closed.
-func (b *Bus) watch() {
+// tend does what must be done in time, until the bus is closed.
+func (b *Bus) tend() {
 	t := time.NewTicker(min(b.o.CheckInterval, max(b.o.AckTimeout/4, 10*time.Millisecond)))
 	defer t.Stop()
 	for {
 		select {
 		case <-b.closed:
 			return
-		case <-b.kick:
 		case <-t.C:
 		}
 		b.look()
 	}
 }
 
-// look finds out how the bus is and repairs what it can.
+// look finds out how the bus is. It does not block.
 func (b *Bus) look() {
 	b.pub.expire()
 	now := time.Now()
@@ -265,8 +271,23 @@ func (b *Bus) look() {
 	}
 	b.mu.Unlock()
 	b.lookDisk()
-	b.lookServer()
 	b.refresh()
+}
+
+// repair looks at server and streams, until the bus is closed.
+func (b *Bus) repair() {
+	t := time.NewTicker(b.o.CheckInterval)
+	defer t.Stop()
+	for {
+		select {
+		case <-b.closed:
+			return
+		case <-b.kick:
+		case <-t.C:
+		}
+		b.lookServer()
+		b.refresh()
+	}
 }
 
 func (b *Bus) lookDisk() {
@@ -291,13 +312,12 @@ func (b *Bus) lookDisk() {
 // there and take records; it makes missing streams again, and restarts an
 // embedded server that cannot write any more.
 func (b *Bus) lookServer() {
-	if b.isClosed() {
-		return
-	}
 	if b.emb != nil && (b.suspect.Load() || b.timeouts() > 0) {
 		if why := b.emb.broken(); why != "" {
 			b.setBroken(why)
-			b.restart()
+			if !b.restart(why) {
+				return
+			}
 		}
 	}
 	connected := b.nc.IsConnected() && b.rc.IsConnected()
@@ -312,10 +332,13 @@ func (b *Bus) lookServer() {
 	if !connected || !full && !b.suspect.Load() {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), b.o.AckTimeout)
+	ctx, cancel := context.WithTimeout(b.life, b.o.AckTimeout)
 	defer cancel()
 	if b.suspect.Swap(false) {
 		if err := b.reconcile(ctx); err != nil {
+			if b.isClosed() {
+				return
+			}
 			b.suspect.Store(true)
 			b.setBroken(err.Error())
 			return
@@ -338,33 +361,41 @@ func (b *Bus) timeouts() (n int64) {
 }
 
 // restart exchanges the embedded server for a fresh one, once there is disk
-// space for it. The connections find the new one by themselves.
-func (b *Bus) restart() {
-	if b.diskLow.Load() != nil && !b.disk.enough() {
-		return
+// space for it, and reports whether it did. The connections find the new one
+// by themselves. Each restart soon after another waits longer, up to 10 s.
+func (b *Bus) restart(why string) bool {
+	since := time.Since(b.started)
+	if since > time.Minute {
+		b.restarts = 0
 	}
-	b.o.Logger.Warn("restarting the embedded bus", "reason", b.brokenReason())
+	if b.restarts > 0 && since < min(time.Second<<min(b.restarts-1, 5), 10*time.Second) {
+		return false
+	}
+	if !b.disk.enough() {
+		b.disk.release()
+		if !b.disk.enough() {
+			return false
+		}
+	}
+	b.restarts++
+	b.started = time.Now()
+	b.o.Logger.Warn("restarting the embedded bus", "reason", why)
 	b.emb.stop()
 	if err := b.emb.start(); err != nil {
 		b.o.Logger.Error("the embedded bus does not start, trying on", "error", err)
-		return
+		return false
 	}
 	for _, lg := range b.logs {
 		lg.timeouts.Store(0)
 	}
 	b.suspect.Store(true)
+	return true
 }
 
 func (b *Bus) setBroken(why string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.broken = why
-}
-
-func (b *Bus) brokenReason() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.broken
 }
 
 // refresh computes what Health returns and logs when it changes.
@@ -456,21 +487,14 @@ func (b *Bus) ClientURL() string {
 	return ""
 }
 
-func (b *Bus) isClosed() bool {
-	select {
-	case <-b.closed:
-		return true
-	default:
-		return false
-	}
-}
+func (b *Bus) isClosed() bool { return b.life.Err() != nil }
 
 // Close implements [bus.Bus]. Writes under way get their acknowledgement,
 // within ctx; readers and consumers end with [bus.ErrClosed].
 func (b *Bus) Close(ctx context.Context) error {
 	var err error
 	b.closing.Do(func() {
-		close(b.closed)
+		b.end()
 		b.wg.Wait()
 		for !b.pub.idle() {
 			b.pub.expire()

@@ -4,21 +4,24 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 )
 
 // disk watches the free space of the store directory and holds a reserve.
 type disk struct {
 	dir     string
-	minFree int64 // < 0: by default
+	minFree int64 // 0: by default, < 0: none
 	size    int64 // of the reserve
-	held    bool
-	isLow   bool
-	// free is a variable for tests.
+
+	mu    sync.Mutex
+	held  bool
+	isLow bool
+
 	free func(dir string) (free, total int64, err error)
 }
 
 func newDisk(o Options) *disk {
-	return &disk{dir: o.Dir, minFree: o.MinFree, size: o.Reserve, free: freeSpace}
+	return &disk{dir: o.Dir, minFree: o.MinFree, size: o.Reserve, free: o.disk}
 }
 
 func (d *disk) path() string { return filepath.Join(d.dir, "reserve") }
@@ -42,6 +45,8 @@ func (d *disk) low() string {
 	if err != nil {
 		return "" // no figures, no watermark: the server's own errors remain
 	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	mark := d.watermark(total)
 	if d.isLow {
 		mark += mark / 10
@@ -49,25 +54,32 @@ func (d *disk) low() string {
 	if mark == 0 || free >= mark {
 		d.isLow = false
 		if !d.held {
-			d.reserve()
+			d.unsyncedReserve()
 		}
 		return ""
 	}
 	d.isLow = true
 	if free < mark/4 {
-		d.release()
+		d.unsyncedRelease()
 	}
 	return fmt.Sprintf("disk of %s is almost full: %s free, %s must be left; remove files or shrink the streams", d.dir, size(free), size(mark))
 }
 
 // enough reports whether a server can start on what is left.
 func (d *disk) enough() bool {
-	free, _, err := d.free(d.dir)
-	return err != nil || free > 4*mib
+	free, total, err := d.free(d.dir)
+	return err != nil || free >= max(d.watermark(total)/2, 8*mib)
 }
 
-// reserve takes the reserve, if the disk has at least twice as much.
+// reserve takes the reserve.
 func (d *disk) reserve() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.unsyncedReserve()
+}
+
+// unsyncedReserve takes the reserve, if the disk has twice as much.
+func (d *disk) unsyncedReserve() {
 	if d.size <= 0 {
 		return
 	}
@@ -91,6 +103,12 @@ func (d *disk) reserve() {
 
 // release gives the reserve up.
 func (d *disk) release() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.unsyncedRelease()
+}
+
+func (d *disk) unsyncedRelease() {
 	_ = os.Remove(d.path())
 	d.held = false
 }

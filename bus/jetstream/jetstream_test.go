@@ -2,7 +2,6 @@ package jetstream
 
 import (
 	"context"
-	"os"
 	"testing"
 	"time"
 
@@ -15,8 +14,6 @@ import (
 func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
-
-var _ = os.Args
 
 // options are small and quick ones for tests.
 func options(t testing.TB) Options {

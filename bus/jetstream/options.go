@@ -75,6 +75,10 @@ type Options struct {
 
 	// Logger gets one line per change of state; default: discarded.
 	Logger *slog.Logger
+
+	// disk tells the free space and the size of a directory's file system;
+	// tests set it.
+	disk func(dir string) (free, total int64, err error)
 }
 
 // TLS names the PEM files of a connection; all are optional, Cert and Key go
@@ -122,6 +126,9 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.CheckInterval <= 0 {
 		o.CheckInterval = time.Second
+	}
+	if o.disk == nil {
+		o.disk = freeSpace
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)

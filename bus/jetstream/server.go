@@ -27,7 +27,6 @@ type embedded struct {
 }
 
 func (e *embedded) options() *server.Options {
-	l := e.o.Limits
 	so := &server.Options{
 		ServerName:             "engine",
 		JetStream:              true,
@@ -37,9 +36,10 @@ func (e *embedded) options() *server.Options {
 		SyncAlways:             e.o.SyncAlways,
 		MaxPayload:             int32(e.o.MaxPayload), // checked: at most 64 MiB
 		DisableJetStreamBanner: true,
-		// Explicit: the default is a share of the disk at start. A tenth more
-		// than all streams may hold, so that their own limits speak first.
-		JetStreamMaxStore:  (l.Events+l.Jobs+l.Parked+l.DeadLetters+l.Runs+l.State)/10*11 + gib,
+		// Explicit, for the default is a share of the disk at start. Every
+		// stream has a limit, and a lower one of the whole would refuse to
+		// shrink them.
+		JetStreamMaxStore:  1 << 50,
 		JetStreamMaxMemory: 64 * mib,
 	}
 	if e.o.ListenPort != 0 {

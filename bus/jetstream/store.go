@@ -149,7 +149,17 @@ func (s *store) Scan(ctx context.Context, prefix string, fn func(bus.Entry) erro
 	if err := p.openFirst(ctx); err != nil {
 		return err
 	}
-	for pending > 0 {
+	for {
+		if pending == 0 {
+			// The count may be short of what is being written: look.
+			_, err := s.get(ctx, getRequest{Seq: next, NextFor: s.filter(filter)})
+			if errors.Is(err, bus.ErrNotFound) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+		}
 		m, ok, err := p.next(ctx, false)
 		if err == nil && !ok {
 			wait, cancel := context.WithTimeout(ctx, scanStall)
@@ -176,5 +186,4 @@ func (s *store) Scan(ctx context.Context, prefix string, fn func(bus.Entry) erro
 			return err
 		}
 	}
-	return nil
 }

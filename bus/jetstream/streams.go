@@ -32,14 +32,16 @@ func (b *Bus) definitions() []jetstream.StreamConfig {
 			maxBytes = -1
 		}
 		return jetstream.StreamConfig{
-			Name:        b.streamName(name),
-			Subjects:    []string{b.prefix + subject + ">"},
-			Retention:   jetstream.LimitsPolicy,
-			Discard:     jetstream.DiscardNew,
-			Storage:     jetstream.FileStorage,
-			MaxBytes:    maxBytes,
-			Replicas:    b.o.Replicas,
-			Duplicates:  time.Second,
+			Name:       b.streamName(name),
+			Subjects:   []string{b.prefix + subject + ">"},
+			Retention:  jetstream.LimitsPolicy,
+			Discard:    jetstream.DiscardNew,
+			Storage:    jetstream.FileStorage,
+			MaxBytes:   maxBytes,
+			Replicas:   b.o.Replicas,
+			Duplicates: time.Second,
+
+			MaxMsgs: -1, MaxMsgsPerSubject: -1,
 		}
 	}
 	events := base("EVENTS", bus.EventsPrefix, l.Events)
