@@ -31,9 +31,11 @@ func ParseJSONFields(data []byte, fields []string) (any, error) {
 }
 
 func parseJSON(data []byte, fields []string) (any, error) {
-	var keys [16]string
-	var vals [32]any
-	p := jsonParser{s: string(data), keys: keys[:0], vals: vals[:0], fields: fields}
+	p := jsonParser{s: string(data), fields: fields}
+	if fields == nil {
+		p.keys = make([]string, 0, min(len(data)/20+2, 16))
+		p.vals = make([]any, 0, min(len(data)/10+2, 32))
+	}
 	p.space()
 	v, err := p.value(0)
 	if err != nil {
