@@ -2,6 +2,7 @@ package specs
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 )
@@ -111,18 +112,21 @@ func (s *Set) hash(own string, uses []Ref) string {
 	if len(uses) == 0 {
 		return own
 	}
-	var all []Ref
-	for queue := uses; len(queue) > 0; queue = queue[1:] {
-		ref := queue[0]
-		if slices.Contains(all, ref) {
-			continue
-		}
-		all = append(all, ref)
-		if r := s.Resources[ref]; r != nil {
-			queue = slices.Concat(queue, r.Uses)
+	seen := map[Ref]bool{}
+	var add func(refs []Ref)
+	add = func(refs []Ref) {
+		for _, ref := range refs {
+			if seen[ref] {
+				continue
+			}
+			seen[ref] = true
+			if r := s.Resources[ref]; r != nil {
+				add(r.Uses)
+			}
 		}
 	}
-	slices.SortFunc(all, compareRefs)
+	add(uses)
+	all := slices.SortedFunc(maps.Keys(seen), compareRefs)
 	var b strings.Builder
 	b.WriteString(own)
 	for _, ref := range all {

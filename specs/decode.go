@@ -164,7 +164,7 @@ func (d *decoder) structure(n *node, v reflect.Value, path string, names []strin
 }
 
 func (d *decoder) unknownKey(key *node, path string, names []string) {
-	d.errorf(key, join(path, key.value), CodeUnknownKey, didYouMean(key.value, names), "unknown key %q", key.value)
+	d.errorf(key, join(path, key.value), CodeUnknownKey, d.hint(key.value, names), "unknown key %q", key.value)
 }
 
 func (d *decoder) checkRequired(n *node, info *structInfo, path string) {
@@ -302,7 +302,7 @@ func (d *decoder) str(n *node, v reflect.Value, path string, f *field) {
 	}
 	v.SetString(n.value)
 	if f != nil && f.enum != nil && !slices.Contains(f.enum, n.value) {
-		d.errorf(n, path, CodeUnknownValue, didYouMean(n.value, f.enum), "%s is not allowed here", n.describe())
+		d.errorf(n, path, CodeUnknownValue, d.hint(n.value, f.enum), "%s is not allowed here", n.describe())
 	}
 }
 

@@ -182,6 +182,7 @@ func (l *Loaded) merge(files []parsedFile) {
 	first := map[Ref]Pos{}
 	for _, p := range files {
 		f := File{Path: p.name, Broken: p.broken}
+		own := map[Ref]bool{}
 		l.Diagnostics = append(l.Diagnostics, p.found...)
 		for _, doc := range p.docs {
 			if p.broken {
@@ -190,7 +191,8 @@ func (l *Loaded) merge(files []parsedFile) {
 			if doc.ref == (Ref{}) {
 				continue
 			}
-			if !slices.Contains(f.Refs, doc.ref) {
+			if !own[doc.ref] {
+				own[doc.ref] = true
 				f.Refs = append(f.Refs, doc.ref)
 			}
 			if before, ok := first[doc.ref]; ok {

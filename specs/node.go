@@ -126,6 +126,11 @@ func join(path, key string) string {
 	return path + "." + key
 }
 
+// longLine is the length in bytes beyond which a line's text is not looked at
+// for hints and exact places: to count its characters for every value on it
+// would be quadratic.
+const longLine = 4096
+
 // lines gives access to the text of a file by line, with the line breaks YAML
 // knows.
 type lines struct {
@@ -173,10 +178,7 @@ func (l *lines) line(n int) string {
 // from returns the rest of a line from a column, both from 1.
 func (l *lines) from(n, col int) string {
 	s := l.line(n)
-	// Counting characters from the start of a huge line for every value on it
-	// would be quadratic; nothing depends on an answer there.
-	const longest = 4096
-	if len(s) > longest {
+	if len(s) > longLine {
 		return ""
 	}
 	for ; col > 1 && s != ""; col-- {

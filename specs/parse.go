@@ -51,6 +51,14 @@ func (s *source) add(d Diagnostic) {
 	}
 }
 
+// hint is that of didYouMean, which is not worth its time when nothing more is shown.
+func (s *source) hint(text string, names []string) string {
+	if len(s.found) > maxProblems {
+		return ""
+	}
+	return didYouMean(text, names)
+}
+
 // report adds an error about the text itself, at a place in it.
 func (s *source) report(line, col int, code Code, hint, format string, args ...any) {
 	s.add(Diagnostic{
@@ -175,13 +183,15 @@ func (s *source) syntaxError(err error, data []byte) {
 	}
 	line, col := s.lines.at(offset)
 	text := s.lines.line(line)
+	if len(text) > longLine {
+		text = ""
+	}
 	quotes := func(m []int) (col int, hint string) {
 		return utf8.RuneCountInString(text[:m[2]]) + 1, "put the value in quotes: " + quoteHint(text[m[2]:m[3]])
 	}
 	hint := ""
 	sign, brace := unquotedSign.FindStringSubmatchIndex(text), unquotedBrace.FindStringSubmatchIndex(text)
 	switch {
-	case len(text) > 4096:
 	case sign != nil && signProblem.MatchString(msg):
 		col, hint = quotes(sign)
 	case brace != nil && braceProblem.MatchString(msg):

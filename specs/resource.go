@@ -66,14 +66,15 @@ func (d *decoder) resource(n *node, text string) document {
 
 // refs are the distinct references, sorted.
 func refs(uses []use) []Ref {
-	var out []Ref
-	for _, u := range uses {
-		if !slices.Contains(out, u.ref) {
-			out = append(out, u.ref)
-		}
+	if len(uses) == 0 {
+		return nil
+	}
+	out := make([]Ref, len(uses))
+	for i, u := range uses {
+		out[i] = u.ref
 	}
 	slices.SortFunc(out, compareRefs)
-	return out
+	return slices.Compact(out)
 }
 
 func compareRefs(a, b Ref) int {
@@ -102,9 +103,9 @@ func (d *decoder) envelope(n *node, r *Resource, known bool) {
 		d.errorf(v, "apiVersion", CodeAPIVersion, "write apiVersion: "+APIVersion, "unknown apiVersion %s", v.describe())
 	}
 	if k := n.get("kind"); k == nil {
-		d.errorf(n, "kind", CodeUnknownKind, didYouMean("", kinds), "kind is missing")
+		d.errorf(n, "kind", CodeUnknownKind, d.hint("", kinds), "kind is missing")
 	} else if !known {
-		d.errorf(k, "kind", CodeUnknownKind, didYouMean(k.value, kinds), "unknown kind %s", k.describe())
+		d.errorf(k, "kind", CodeUnknownKind, d.hint(k.value, kinds), "unknown kind %s", k.describe())
 	}
 	m := n.get("metadata")
 	if m == nil {
@@ -167,7 +168,7 @@ func (d *decoder) spec(n *node, r *Resource) {
 	case KindFunction:
 		fn := &Function{}
 		fn.Call = d.call(s, reflect.ValueOf(fn).Elem(), "spec")
-		if s.kind == mapNode && fn.Call.Kind == "" && !d.hasKind(s) {
+		if s.kind == mapNode && fn.Call.Kind == "" {
 			d.errorf(s, "spec", CodeFunctionChoice, "give one of: "+strings.Join(typeNames(d.types.Functions), ", "), "no function kind is given")
 		}
 		d.delivery(s, &fn.Delivery, "spec")
@@ -202,7 +203,7 @@ func (d *decoder) eventSource(n *node) *EventSource {
 		path := join("spec", p.key.value)
 		t := d.types.Source(p.key.value)
 		if t == nil {
-			d.errorf(p.key, path, CodeUnknownSourceType, didYouMean(p.key.value, types), "unknown source type %q", p.key.value)
+			d.errorf(p.key, path, CodeUnknownSourceType, d.hint(p.key.value, types), "unknown source type %q", p.key.value)
 			continue
 		}
 		if !d.mapping(p.val, path, "write the events by name: "+t.Name+": {my-event: {…}}") {
@@ -249,15 +250,15 @@ func (d *decoder) hasKind(n *node) bool {
 // call decodes a struct that may have one function kind among its keys.
 func (d *decoder) call(n *node, v reflect.Value, path string) Call {
 	var call Call
+	given := d.hasKind(n) || n.get("function") != nil
 	d.structure(n, v, path, typeNames(d.types.Functions), func(p pair) bool {
 		t := d.types.Function(p.key.value)
 		if t == nil {
 			// Where a mapping stands and no kind does, one was meant.
-			if p.val.kind != mapNode || d.hasKind(n) || n.get("function") != nil ||
-				nearest(p.key.value, d.table.info(v.Type()).names) != "" {
+			if p.val.kind != mapNode || given || nearest(p.key.value, d.table.info(v.Type()).names) != "" {
 				return false
 			}
-			d.errorf(p.key, join(path, p.key.value), CodeUnknownKey, didYouMean(p.key.value, typeNames(d.types.Functions)),
+			d.errorf(p.key, join(path, p.key.value), CodeUnknownKey, d.hint(p.key.value, typeNames(d.types.Functions)),
 				"unknown function kind %q", p.key.value)
 			call.Kind = p.key.value
 			return true
@@ -313,6 +314,7 @@ func (d *decoder) secret(n *node) {
 		d.errorf(n, "spec", CodeMissingKey, "write env: {key: VARIABLE} or files: {key: path}", "the Secret has no keys")
 		return
 	}
+	seen := map[string]*node{}
 	for _, m := range []struct {
 		n    *node
 		path string
@@ -321,21 +323,19 @@ func (d *decoder) secret(n *node) {
 			continue
 		}
 		for _, p := range m.n.pairs {
-			switch at := join(m.path, p.key.value); {
+			at := join(m.path, p.key.value)
+			switch {
 			case p.val.value == "":
 				d.errorf(p.val, at, CodeMissingKey, "", "%q is empty", p.key.value)
 			case m.n == env && !envName.MatchString(p.val.value):
 				d.errorf(p.val, at, CodeInvalidValue, "a Secret names where a value is, it does not hold it",
 					"this is not the name of an environment variable")
 			}
-			if m.n != files || env == nil {
+			if first := seen[p.key.value]; first != nil {
+				d.duplicate(p.key, first, at, "key")
 				continue
 			}
-			for _, e := range env.pairs {
-				if e.key.value == p.key.value {
-					d.duplicate(p.key, e.key, join(m.path, p.key.value), "key")
-				}
-			}
+			seen[p.key.value] = p.key
 		}
 	}
 }

@@ -92,6 +92,41 @@ func TestHugeFilesAreRefused(t *testing.T) {
 	}
 }
 
+// TestManyProblems tries files whose size is allowed and whose content is
+// wrong all over; nothing about them may be quadratic.
+func TestManyProblems(t *testing.T) {
+	const n = 20_000
+	many := func(format string) string {
+		var b strings.Builder
+		for i := range n {
+			fmt.Fprintf(&b, format, i)
+		}
+		return b.String()
+	}
+	head := func(kind, spec string) string {
+		return "apiVersion: engine/v1\nkind: " + kind + "\nmetadata: {name: x}\nspec:\n" + spec
+	}
+	for name, c := range map[string]string{
+		"unknown keys":      head("Function", "  log: {}\n"+many("  mesage%d: {}\n")),
+		"unknown kinds":     head("Function", many("  mesage%d: {}\n")),
+		"unknown types":     head("EventSource", many("  tick%d: {}\n")),
+		"unknown top keys":  many("tick%d: {}\n"),
+		"events":            head("EventSource", "  ticker:\n"+many("    t%d: {every: 5}\n")),
+		"secrets":           head("Secret", "  env:\n"+many("    k%d: a-b\n")+"  files:\n"+many("    k%d: x\n")),
+		"duplicate keys":    head("Secret", "  env:\n"+many("    k%d: AB\n")+many("    k%d: AB\n")),
+		"empty texts":       head("Function", "  log:\n    fields:\n"+many("    - ${ x%d\n")),
+		"names on one line": head("Function", "  log: {fields: ["+many("é%d, 010, ")+"]}\n"),
+		"documents":         strings.Repeat("---\napiVersion: engine/v1\nkind: Secret\nmetadata: {name: x}\nspec: {env: {a: A}}\n", n/5),
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := loader().LoadBytes("x", []byte(c))
+			if n := len(got.Diagnostics); n < 201 {
+				t.Errorf("%d problems: %.1000s", n, text(got.Diagnostics))
+			}
+		})
+	}
+}
+
 // TestFreeValues shows what free values become.
 func TestFreeValues(t *testing.T) {
 	const head = "apiVersion: engine/v1\nkind: Function\nmetadata: {name: f}\nspec:\n  log:\n    fields:\n      v: "
