@@ -155,11 +155,11 @@ func (c *Compiler) routes(set *specs.Set) specs.Diagnostics {
 		others := patterns
 		if strings.Contains(cl.route.Path, "{") || strings.HasSuffix(cl.route.Path, "/") {
 			for _, same := range plain {
-				others = append(others[:len(others):len(others)], same...)
+				others = append(slices.Clip(others), same...)
 			}
 			patterns = append(patterns, cl)
 		} else {
-			others = append(others[:len(others):len(others)], plain[cl.route.Path]...)
+			others = append(slices.Clip(others), plain[cl.route.Path]...)
 			plain[cl.route.Path] = append(plain[cl.route.Path], cl)
 		}
 		for _, o := range others {

@@ -5,6 +5,7 @@
 package engine
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -80,6 +81,7 @@ type Engine struct {
 	wanted     atomic.Bool    // a spec reads `request`
 	reloads    chan reloadRequest
 	unitsCtx   context.Context
+	stored     []byte // the accepted specs as STATE has them
 
 	mu       sync.Mutex
 	units    map[unitKey]*unit
@@ -152,7 +154,7 @@ func New(o Options) *Engine {
 	e.reconciler = reload.New(reload.Options{Check: e.compiler.Check, Grace: o.RemovalGrace, Settle: reload.DefaultSettle})
 	e.watcher = reload.NewWatcher(reload.WatchOptions{Paths: o.Paths, Poll: o.Poll, NoNotify: o.NoNotify, Logger: o.Logger})
 	e.secrets = secrets.NewResolver(o.LookupEnv, o.Masker)
-	cache := fold.NewCache(o.Bus.Events(), 1<<16, 64<<20)
+	cache := fold.NewCache(o.Bus.Events(), 1<<15, 32<<20)
 	e.pool = jobs.NewPool(jobs.Options{Bus: o.Bus, Events: cache, Logger: o.Logger})
 	e.fold = fold.New(fold.Options{
 		Bus: o.Bus, Cache: cache, Logger: o.Logger, Rules: &fold.Rules{},
@@ -187,7 +189,7 @@ func (e *Engine) raise(code, message string) {
 	e.alarms[code] = a
 	e.mu.Unlock()
 	if !again {
-		e.log.Error(message, "alarm", code)
+		e.log.Error("alarm", "code", code, "what", message)
 	}
 }
 
@@ -369,9 +371,6 @@ func (e *Engine) accept(ctx context.Context, d reload.Decision) error {
 			return err
 		}
 		e.reconciler.Accept(d)
-		if err := e.store(ctx); err != nil {
-			e.log.Warn("the accepted specs could not be stored; a restart may not know the last good version", "error", err)
-		}
 		e.mu.Lock()
 		e.reload.Applied, e.reload.Error = time.Now(), ""
 		e.reload.Generation++
@@ -379,6 +378,9 @@ func (e *Engine) accept(ctx context.Context, d reload.Decision) error {
 		if !first {
 			e.log.Info("reload applied", "changes", strings.Join(strings.Fields(d.Plan.String()), " "), "took", time.Since(begin).Round(time.Microsecond))
 		}
+	}
+	if err := e.store(ctx); err != nil {
+		e.log.Warn("the accepted specs could not be stored; a restart may not know the last good version", "error", err)
 	}
 	e.mu.Lock()
 	e.decision = d
@@ -520,13 +522,15 @@ func (e *Engine) restore(ctx context.Context) error {
 	return nil
 }
 
-// store keeps the accepted set in STATE.
+// store keeps the accepted set in STATE when it, or a place in it, changed.
 func (e *Engine) store(ctx context.Context) error {
 	data, err := e.reconciler.Encode()
-	if err != nil {
+	if err != nil || bytes.Equal(data, e.stored) {
 		return err
 	}
-	_, err = e.o.Bus.State().Put(ctx, acceptedKey, data)
+	if _, err = e.o.Bus.State().Put(ctx, acceptedKey, data); err == nil {
+		e.stored = data
+	}
 	return err
 }
 

@@ -117,8 +117,7 @@ func (u *unit) supervise(ctx context.Context) {
 		if err == nil {
 			err = errors.New("it ended by itself")
 		}
-		var permanent *sources.Permanent
-		if errors.As(err, &permanent) {
+		if _, permanent := errors.AsType[*sources.Permanent](err); permanent {
 			u.set(UnitFailed, err.Error())
 			u.log.Error("source failed; it waits for a change of its spec", "error", err)
 			<-ctx.Done()
@@ -128,7 +127,7 @@ func (u *unit) supervise(ctx context.Context) {
 			wait = 0
 		}
 		wait = min(max(2*wait, firstBackoff), maxBackoff)
-		pause := wait/2 + rand.N(wait/2) //nolint:gosec // jitter needs no secrecy
+		pause := wait/2 + rand.N(wait/2)
 		u.mu.Lock()
 		u.restarts++
 		u.mu.Unlock()

@@ -90,7 +90,7 @@ func New(o Options) *Dispatcher {
 		o.Covered = func(uint64) {}
 	}
 	if o.Alarm == nil {
-		o.Alarm = func(code, message string) { o.Logger.Error(message, "alarm", code) }
+		o.Alarm = func(code, message string) { o.Logger.Error("alarm", "code", code, "what", message) }
 	}
 	return &Dispatcher{o: o, log: o.Logger, rules: o.Rules, stats: map[string]*Stats{}}
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -677,9 +678,7 @@ func (s *session) store(group []*batch) error {
 			states = b.states
 			continue
 		}
-		for k, v := range b.states {
-			states[k] = v
-		}
+		maps.Copy(states, b.states)
 	}
 	if err := s.storeKeys(store, states); err != nil {
 		return fmt.Errorf("storing sensor state: %w", err)

@@ -179,17 +179,13 @@ type Letter struct {
 // Letters returns up to limit dead letters from sequence from on, of one
 // sensor and trigger where given.
 func Letters(ctx context.Context, b bus.Bus, ref TriggerRef, from uint64, limit int) ([]Letter, error) {
-	filter := bus.DLQPrefix
-	for i, s := range []string{ref.Sensor, ref.Trigger} {
-		if i > 0 {
-			filter += "."
-		}
+	token := func(s string) string {
 		if s == "" {
-			filter += "*"
-		} else {
-			filter += bus.Token(s)
+			return "*"
 		}
+		return bus.Token(s)
 	}
+	filter := bus.DLQPrefix + token(ref.Sensor) + "." + token(ref.Trigger)
 	var out []Letter
 	for len(out) < limit {
 		r, err := b.DeadLetters().Next(ctx, filter, from)

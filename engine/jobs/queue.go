@@ -222,16 +222,15 @@ func (q *queue) run(t *task) {
 	j.Error = string(mask(callee.Mask, []byte(err.Error())))
 	run.Error = j.Error
 	q.stats.Failed.Add(1)
-	var permanent *triggers.PermanentError
+	_, permanent := errors.AsType[*triggers.PermanentError](err)
 	switch {
-	case errors.As(err, &permanent), j.Attempt >= spec.Policy.Attempts:
+	case permanent, j.Attempt >= spec.Policy.Attempts:
 		run.Status = StatusDead
 		p.runs.record(&run)
 		p.bury(t, j.Error)
 	default:
-		wait := spec.Policy.Wait(j.Attempt, rand.Float64()) //nolint:gosec // jitter needs no secrecy
-		var later *triggers.RetryAfterError
-		if errors.As(err, &later) {
+		wait := spec.Policy.Wait(j.Attempt, rand.Float64())
+		if later, ok := errors.AsType[*triggers.RetryAfterError](err); ok {
 			wait = max(wait, min(later.After, time.Hour))
 		}
 		j.NotBefore = time.Now().Add(wait)
