@@ -97,10 +97,11 @@ put events into a durable log, sensors decide, triggers call functions.
 
 Exit codes: 0 success; 1 failure, or findings such as specs with errors;
 2 wrong usage; 3 no engine can be reached.`,
-		SilenceErrors: true,
-		SilenceUsage:  true,
-		Args:          cobra.NoArgs,
-		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		SilenceErrors:         true,
+		SilenceUsage:          true,
+		DisableFlagsInUseLine: true,
+		Args:                  cobra.NoArgs,
+		RunE:                  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.AddCommand(e.verbs()...)
 	root.InitDefaultCompletionCmd()
@@ -111,7 +112,9 @@ Exit codes: 0 success; 1 failure, or findings such as specs with errors;
 // verbs is the table of the verbs, one file each.
 func (e *env) verbs() []*cobra.Command {
 	return []*cobra.Command{
-		e.runVerb(),
+		e.runVerb(), e.validateVerb(), e.initVerb(), e.schemaVerb(),
+		e.getVerb(), e.describeVerb(), e.eventsVerb(), e.emitVerb(), e.runsVerb(), e.dlqVerb(), e.reloadVerb(),
+		e.versionVerb(), e.docsVerb(),
 	}
 }
 

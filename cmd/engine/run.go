@@ -187,7 +187,7 @@ func (e *env) run(ctx context.Context, f *runFlags, paths []string) (err error) 
 	streams, endStreams := context.WithCancel(ctx)
 	defer endStreams()
 	front.set(api.New(eng, api.Options{
-		Addr: apiServer.Addr(), Hosts: f.hosts, Token: token, Catalog: cat, Logger: log, Done: streams.Done(),
+		Addr: apiServer.Addr(), Hosts: f.hosts, Token: token, Types: cat.Types(), Logger: log, Done: streams.Done(),
 	}))
 	forget, err := announce(f.data, apiServer.Addr(), token)
 	if err != nil {

@@ -1,0 +1,184 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sensor-engine/engine/engine/api"
+)
+
+func (e *env) describeVerb() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "describe KIND NAME",
+		Short:   "Show everything about one resource",
+		Long:    "Shows state, place, hash, what it uses and who uses it, its problems, the state of\nwhat it runs with its counters, and its document as it runs.",
+		Example: "  engine describe sensor large-orders\n  engine describe eventsource/demo",
+		Args:    cobra.RangeArgs(1, 2),
+	}
+	c := e.client(cmd)
+	cmd.ValidArgsFunction = c.completeRefs
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		kind, name, err := refArgs(args)
+		if err != nil {
+			return err
+		}
+		if name == "" {
+			return usagef("a name is missing: describe KIND NAME, or KIND/NAME")
+		}
+		var b json.RawMessage
+		if err := c.ask(cmd.Context(), http.MethodGet, resourcePath(kind, name), nil, &b); err != nil {
+			return err
+		}
+		p := c.printer()
+		if !p.text() {
+			return p.value(b)
+		}
+		var r api.Resource
+		if err := json.Unmarshal(b, &r); err != nil {
+			return err
+		}
+		return describe(e.stdout, &r)
+	}
+	return cmd
+}
+
+// sections writes tables under headings.
+type sections struct {
+	w   io.Writer
+	err error
+}
+
+func (s *sections) add(heading string, fill func(*table)) {
+	if s.err != nil {
+		return
+	}
+	indent := ""
+	if heading != "" {
+		_, s.err = fmt.Fprintln(s.w, heading+":")
+		indent = "  "
+	}
+	var b strings.Builder
+	t := newTable(&b)
+	fill(t)
+	_ = t.flush() // into memory
+	for line := range strings.Lines(b.String()) {
+		if s.err == nil {
+			_, s.err = io.WriteString(s.w, indent+strings.TrimRight(line, " \n")+"\n")
+		}
+	}
+}
+
+// describe prints a resource for people.
+func describe(w io.Writer, r *api.Resource) error {
+	out := &sections{w: w}
+	out.add("", func(t *table) {
+		t.row("Name:", r.Name)
+		t.row("Kind:", string(r.Kind))
+		state := stateOf(r.ResourceStatus)
+		if r.Reason != "" {
+			state += " (" + r.Reason + ")"
+		}
+		t.row("State:", state)
+		t.row("Place:", dash(r.Place))
+		t.row("Hash:", dash(r.Hash))
+		if !r.Until.IsZero() {
+			t.row("Removed at:", r.Until.Local().Format(time.RFC3339))
+		}
+		for _, k := range slices.Sorted(maps.Keys(r.Labels)) {
+			t.row("Label:", k+"="+r.Labels[k])
+		}
+		t.row("Uses:", orNone(r.Uses))
+		t.row("Used by:", orNone(r.UsedBy))
+	})
+	if len(r.Problems) > 0 {
+		out.add("Problems", func(t *table) {
+			for _, d := range r.Problems {
+				t.row(d.String())
+			}
+		})
+	}
+	if len(r.Events) > 0 {
+		out.add("Events", func(t *table) {
+			t.row("NAME", "TYPE", "STATE", "SINCE", "STORED", "DUPLICATE", "REFUSED", "RESTARTS", "LAST", "DETAIL")
+			for _, ev := range r.Events {
+				t.row(ev.Name, ev.Type, string(ev.State), ago(ev.Since), count(ev.Stored), count(ev.Duplicates), count(ev.Refused),
+					strconv.Itoa(ev.Restarts), ago(ev.Last), ev.Detail)
+			}
+		})
+	}
+	if len(r.Dependencies) > 0 {
+		out.add("Dependencies", func(t *table) {
+			t.row("NAME", "SOURCE", "EVENT", "TYPE", "WHEN")
+			for _, d := range r.Dependencies {
+				t.row(d.Name, dash(d.Source), dash(d.Event), dash(d.Type), dash(d.When))
+			}
+		})
+	}
+	if sn := r.Sensor; sn != nil {
+		out.add("Counters since the start", func(t *table) {
+			for _, c := range []struct {
+				n    uint64
+				what string
+			}{
+				{sn.Matched, "events wanted"}, {sn.Fired, "firings"}, {sn.Missing, "evaluations that asked for what is missing"},
+				{sn.Failed, "evaluations that failed"}, {sn.Superseded, "waiting events replaced by a newer one"}, {sn.Expired, "waiting events given up"},
+			} {
+				t.row(count(c.n), c.what)
+			}
+		})
+	}
+	if len(r.Triggers) > 0 {
+		out.add("Triggers", func(t *table) {
+			t.row("NAME", "FUNCTION", "RUNNING", "WAITING", "PARKED", "RETRIES", "SUCCEEDED", "FAILED", "DEAD")
+			for _, tr := range r.Triggers {
+				t.row(tr.Name, tr.Function, strconv.Itoa(tr.Running), strconv.Itoa(tr.Waiting), count(tr.Overflow), strconv.Itoa(tr.Retries),
+					count(tr.Succeeded), count(tr.Failed), count(tr.Dead))
+			}
+		})
+	}
+	if len(r.Pending) > 0 {
+		out.add("Keys that wait for more", func(t *table) {
+			t.row("KEY", "EVENTS", "GIVEN UP")
+			for _, k := range r.Pending {
+				expires := "never"
+				if !k.Expires.IsZero() {
+					expires = clock(k.Expires)
+				}
+				t.row(dash(k.Key), strings.Trim(fmt.Sprint(k.Events), "[]"), expires)
+			}
+		})
+	}
+	if r.Source != "" {
+		out.add("Document", func(t *table) {
+			for line := range strings.Lines(strings.TrimSpace(r.Source)) {
+				_, _ = fmt.Fprintln(t.w, clean(strings.TrimRight(line, "\n")))
+			}
+		})
+	}
+	return out.err
+}
+
+func orNone(names []string) string {
+	if len(names) == 0 {
+		return "-"
+	}
+	return strings.Join(names, ", ")
+}
+
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func count(n uint64) string { return strconv.FormatUint(n, 10) }

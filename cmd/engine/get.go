@@ -1,0 +1,184 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sensor-engine/engine/engine"
+	"github.com/sensor-engine/engine/engine/reload"
+	"github.com/sensor-engine/engine/specs"
+)
+
+// kinds are the kinds of resources with their short names.
+var kinds = []struct {
+	kind  specs.Kind
+	names []string
+}{
+	{specs.KindEventSource, []string{"eventsource", "eventsources", "source", "sources", "es"}},
+	{specs.KindSensor, []string{"sensor", "sensors"}},
+	{specs.KindFunction, []string{"function", "functions", "fn"}},
+	{specs.KindSecret, []string{"secret", "secrets"}},
+}
+
+func kindArg(arg string) (specs.Kind, error) {
+	for _, k := range kinds {
+		if slices.Contains(k.names, strings.ToLower(arg)) {
+			return k.kind, nil
+		}
+	}
+	return "", usagef("unknown kind %q; there are eventsource, sensor, function, secret", arg)
+}
+
+// refArgs reads KIND NAME or KIND/NAME; without a name, name is "".
+func refArgs(args []string) (kind specs.Kind, name string, err error) {
+	if len(args) == 0 {
+		return "", "", nil
+	}
+	k, name, slash := strings.Cut(args[0], "/")
+	if len(args) == 2 {
+		if slash {
+			return "", "", usagef("say KIND NAME or KIND/NAME")
+		}
+		name = args[1]
+	}
+	kind, err = kindArg(k)
+	return kind, name, err
+}
+
+// completeRefs completes kinds and names, the latter with the engine's help.
+func (c *client) completeRefs(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	var out []string
+	if len(args) == 0 {
+		for _, k := range kinds {
+			out = append(out, k.names[0])
+		}
+		return out, cobra.ShellCompDirectiveNoFileComp
+	}
+	kind, err := kindArg(args[0])
+	if len(args) > 1 || err != nil || fromEnvironment(c.e, cmd) != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	all, err := c.resources(cmd.Context(), kind)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	for _, r := range all {
+		out = append(out, r.Name)
+	}
+	return out, cobra.ShellCompDirectiveNoFileComp
+}
+
+func (c *client) resources(ctx context.Context, kind specs.Kind) ([]engine.ResourceStatus, error) {
+	var all struct{ Resources []engine.ResourceStatus }
+	err := c.ask(ctx, http.MethodGet, "/resources", queryOf("kind", string(kind)), &all)
+	return all.Resources, err
+}
+
+func (e *env) getVerb() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "get [KIND [NAME]]",
+		Short: "List resources and their state",
+		Long: `Lists resources. The state is ok; stale: the last good version runs, because the
+files have an error; removing: absent from the files; rejected: does not run. An
+EventSource of which an event does not work shows that event's state: Starting,
+Retrying, Failed.`,
+		Example: "  engine get\n  engine get sensors\n  engine get sensor large-orders -o yaml",
+		Args:    cobra.MaximumNArgs(2),
+	}
+	c := e.client(cmd)
+	cmd.ValidArgsFunction = c.completeRefs
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		kind, name, err := refArgs(args)
+		if err != nil {
+			return err
+		}
+		all, err := c.resources(cmd.Context(), kind)
+		if err != nil {
+			return err
+		}
+		p := c.printer()
+		if name != "" {
+			i := slices.IndexFunc(all, func(r engine.ResourceStatus) bool { return r.Name == name })
+			if i < 0 {
+				return fmt.Errorf("there is no %s/%s", kind, name)
+			}
+			if !p.text() {
+				return p.value(all[i])
+			}
+			all = all[i : i+1]
+		}
+		if !p.text() {
+			return p.value(all)
+		}
+		if len(all) == 0 {
+			_, err := fmt.Fprintln(e.stderr, "no resources")
+			return err
+		}
+		t := newTable(e.stdout, "KIND", "NAME", "STATE", "INFO", "PLACE")
+		for _, r := range all {
+			t.row(string(r.Kind), r.Name, stateOf(r), short(infoOf(r), 90), r.Place)
+		}
+		return t.flush()
+	}
+	return cmd
+}
+
+// stateOf is the state of a resource and of what it runs in one word.
+func stateOf(r engine.ResourceStatus) string {
+	if r.State == string(reload.OK) {
+		for _, ev := range r.Events {
+			if ev.State != engine.UnitRunning {
+				return string(ev.State)
+			}
+		}
+	}
+	return r.State
+}
+
+// infoOf is the most important about a resource.
+func infoOf(r engine.ResourceStatus) string {
+	if r.Reason != "" {
+		return r.Reason
+	}
+	switch {
+	case r.Kind == specs.KindEventSource:
+		running, stored, why := 0, uint64(0), ""
+		for _, ev := range r.Events {
+			stored += ev.Stored
+			if ev.State == engine.UnitRunning {
+				running++
+			} else if why == "" {
+				why = ": " + ev.Name + " " + ev.Detail
+			}
+		}
+		return fmt.Sprintf("%d of %d run, %d stored%s", running, len(r.Events), stored, why)
+	case r.Sensor != nil:
+		var failed, dead, waiting uint64
+		for _, t := range r.Triggers {
+			failed, dead, waiting = failed+t.Failed, dead+t.Dead, waiting+uint64(t.Waiting)+t.Overflow+uint64(t.Retries)
+		}
+		s := fmt.Sprintf("%d matched, %d fired", r.Sensor.Matched, r.Sensor.Fired)
+		for _, n := range []struct {
+			n    uint64
+			what string
+		}{{waiting, "waiting"}, {failed, "failed"}, {dead, "dead"}} {
+			if n.n > 0 {
+				s += fmt.Sprintf(", %d %s", n.n, n.what)
+			}
+		}
+		return s
+	case len(r.UsedBy) > 0:
+		return "used by " + strings.Join(r.UsedBy, ", ")
+	}
+	return ""
+}
+
+func resourcePath(kind specs.Kind, name string) string {
+	return "/resources/" + string(kind) + "/" + url.PathEscape(name)
+}

@@ -1,0 +1,26 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/sensor-engine/engine/specs"
+)
+
+func (e *env) schemaVerb() *cobra.Command {
+	return &cobra.Command{
+		Use:   "schema",
+		Short: "Print the JSON Schema of specs, for editors",
+		Long: `Prints the JSON Schema of the documents the engine reads. Editors with a YAML
+language server complete and check a file that begins with
+
+  # yaml-language-server: $schema=PATH-OR-URL`,
+		Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			b, err := specs.Schema(catalog().Types())
+			if err == nil {
+				_, err = e.stdout.Write(b)
+			}
+			return err
+		},
+	}
+}
