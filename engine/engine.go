@@ -69,6 +69,7 @@ type Engine struct {
 	log   *slog.Logger
 	start time.Time
 
+	loader     specs.Loader
 	compiler   *Compiler
 	reconciler *reload.Reconciler
 	watcher    *reload.Watcher
@@ -150,6 +151,8 @@ func New(o Options) *Engine {
 		units: map[unitKey]*unit{}, stats: map[unitKey]*SourceStats{}, alarms: map[string]Alarm{},
 		applied: &specs.Set{Resources: map[specs.Ref]*specs.Resource{}},
 	}
+	e.loader = o.Catalog.Loader()
+	e.loader.Cache = &specs.Cache{}
 	e.compiler = NewCompiler(o.Catalog)
 	e.reconciler = reload.New(reload.Options{Check: e.compiler.Check, Grace: o.RemovalGrace, Settle: reload.DefaultSettle})
 	e.watcher = reload.NewWatcher(reload.WatchOptions{Paths: o.Paths, Poll: o.Poll, NoNotify: o.NoNotify, Logger: o.Logger})
@@ -213,7 +216,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	// The set accepted before the last stop decides about the events that
 	// were stored then; the files' set takes over after it.
 	old := e.compiler.rules(e.reconciler.Accepted())
-	loaded, err := e.o.Catalog.Loader().Load(ctx, e.o.Paths...)
+	loaded, err := e.loader.Load(ctx, e.o.Paths...)
 	if err != nil {
 		return err
 	}
@@ -329,7 +332,7 @@ func (e *Engine) loop(ctx context.Context, failed <-chan error, down <-chan stru
 
 // read reads the files and applies what follows from them.
 func (e *Engine) read(ctx context.Context, prune bool) (reload.Decision, error) {
-	loaded, err := e.o.Catalog.Loader().Load(ctx, e.o.Paths...)
+	loaded, err := e.loader.Load(ctx, e.o.Paths...)
 	if err != nil {
 		return reload.Decision{}, err
 	}
@@ -512,7 +515,7 @@ func (e *Engine) restore(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("reading the accepted specs: %w", err)
 	}
-	lost, err := e.reconciler.Restore(entry.Value, e.o.Catalog.Loader().LoadSource)
+	lost, err := e.reconciler.Restore(entry.Value, e.loader.LoadSource)
 	if err != nil {
 		e.raise("accepted-damaged", fmt.Sprintf("the last good specs in STATE cannot be read and are not used: %v", err))
 	}

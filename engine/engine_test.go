@@ -27,7 +27,7 @@ func catalog() engine.Catalog {
 
 // running is an engine on a real embedded bus, with real files and sockets.
 type running struct {
-	t    *testing.T
+	t    testing.TB
 	dir  string // specs
 	data string
 	bus  *jetstream.Bus
@@ -35,7 +35,7 @@ type running struct {
 	stop func()
 }
 
-func start(t *testing.T, dir, data string) *running {
+func start(t testing.TB, dir, data string) *running {
 	t.Helper()
 	b, err := jetstream.Open(t.Context(), jetstream.Options{Dir: data, MinFree: -1, Reserve: -1})
 	if err != nil {
@@ -66,7 +66,7 @@ func start(t *testing.T, dir, data string) *running {
 	return r
 }
 
-type testWriter struct{ t *testing.T }
+type testWriter struct{ t testing.TB }
 
 func (w testWriter) Write(b []byte) (int, error) {
 	if os.Getenv("ENGINE_TEST_LOG") != "" {
