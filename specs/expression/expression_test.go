@@ -2,6 +2,8 @@ package expression
 
 import (
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -389,13 +391,62 @@ func TestConcurrentUse(t *testing.T) {
 	wg.Wait()
 }
 
+// narrowed is env with only what p says it reads.
+func narrowed(p *Program, sc Scope, env map[string]any) map[string]any {
+	narrow := func(ev map[string]any) map[string]any {
+		names, all := p.Attributes()
+		if all {
+			return ev
+		}
+		out := map[string]any{}
+		for _, n := range names {
+			if v, ok := ev[n]; ok {
+				out[n] = v
+			}
+		}
+		fields, whole := p.DataFields()
+		if data, ok := out["data"].(map[string]any); ok && !whole {
+			some := map[string]any{}
+			for _, f := range fields {
+				if v, ok := data[f]; ok {
+					some[f] = v
+				}
+			}
+			out["data"] = some
+		}
+		return out
+	}
+	if sc.deps == nil {
+		return narrow(env)
+	}
+	out := map[string]any{}
+	for ident, d := range sc.deps {
+		switch v := env[ident].(type) {
+		case map[string]any:
+			if slices.Contains(p.Dependencies(), d.Name) {
+				out[ident] = narrow(v)
+			}
+		case []any:
+			list := []any{}
+			for _, e := range v {
+				list = append(list, narrow(e.(map[string]any)))
+			}
+			out[ident] = list
+		}
+	}
+	return out
+}
+
 func FuzzCompile(f *testing.F) {
-	for _, s := range []string{"data.total > 100", "a && b", "!a", "any(l, .x ?? 1)", "let x = 1; x", "{a: 1}", "a.data[1:2]", "if a {1} else {2}", "'\\x'", "$env[a]", "a?.data?.[0]", "::len(a)", "1..5 | map(#)"} {
+	for _, s := range []string{"data.total > 100", "a && b", "!a", "any(l, .x ?? 1)", "let x = 1; x", "{a: 1}", "a.data[1:2]", "if a {1} else {2}", "'\\x'", "$env[a]", "a?.data?.[0]", "::len(a)", "1..5 | map(#)",
+		"data.total + data.l[0] > 3 && 'x' in data", "a.data.total == 5 || a.type == 'order.created'", "l[0].data.total", "let d = data; d.s + d['s']",
+		"data?.s ?? keys(data)", "get(data, 's')", "a.data | keys()", "map(l, .data.s)", "(data).s", "event.data.s", "find(l, .data != nil).data.total"} {
 		f.Add(s)
 	}
 	scopes := []Scope{EventScope("a"), FiringScope(Dep{Name: "a"}, Dep{Name: "l", List: true}), CallScope()}
 	env := event(map[string]any{"total": int64(5), "l": []any{int64(1)}, "s": "x"})
-	env["a"], env["l"] = event(nil), []any{event(nil)}
+	some := event(map[string]any{"total": int64(5), "s": "x"})
+	env["a"], env["l"] = some, []any{some, event(nil)}
 	f.Fuzz(func(t *testing.T, src string) {
 		for _, sc := range scopes {
 			for _, want := range []Want{WantAny, WantBool} {
@@ -412,9 +463,13 @@ func FuzzCompile(f *testing.F) {
 					continue
 				}
 				v1, err1 := p.Eval(env)
-				_, err2 := p.Eval(env)
-				if (err1 == nil) != (err2 == nil) {
-					t.Fatalf("differs: %v, %v, %v", v1, err1, err2)
+				v2, err2 := p.Eval(env)
+				v3, err3 := p.Eval(narrowed(p, sc, env))
+				if fmt.Sprint(v1, err1) != fmt.Sprint(v2, err2) {
+					t.Fatalf("differs: %v, %v; then %v, %v", v1, err1, v2, err2)
+				}
+				if fmt.Sprint(v1, err1) != fmt.Sprint(v3, err3) {
+					t.Fatalf("%v, %v; with only what it says it reads %v, %v", v1, err1, v3, err3)
 				}
 			}
 		}
