@@ -172,6 +172,7 @@ spec: {env: {hook: TEST_HOOK_KEY}}
 			}
 			_ = nc.SetDeadline(time.Now().Add(readyTimeout))
 			_, _ = io.WriteString(nc, raw)
+			_ = nc.(*net.TCPConn).CloseWrite()
 			answer, _ := io.ReadAll(io.LimitReader(nc, 1<<10))
 			if bytes.Contains(answer, []byte(" 202 ")) {
 				t.Errorf("%q was accepted", raw)
