@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/textproto"
 	"strconv"
+	"unicode/utf8"
 
 	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/sources"
@@ -83,6 +84,9 @@ func (h *handler) set(ev *bus.Event, r *http.Request) *refusal {
 	ev.Type, ev.Source, ev.Subject = a.typ.text, a.source.text, a.subject.text
 	if a.idHeader != "" {
 		if v := r.Header[a.idHeader]; len(v) > 0 && v[0] != "" {
+			if !utf8.ValidString(v[0]) {
+				return refuse(http.StatusBadRequest, "the id of the event is not UTF-8")
+			}
 			ev.ID, ev.ProducerID = v[0], true
 		}
 	}

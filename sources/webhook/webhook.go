@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"unicode/utf8"
 
 	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/sources"
@@ -161,6 +162,9 @@ func (h *handler) fail(w http.ResponseWriter, ref *refusal) {
 		hdr.Set("WWW-Authenticate", h.auth.challenge)
 	case ref.status == http.StatusUnsupportedMediaType:
 		hdr.Set("Accept-Encoding", "gzip, identity")
+	case ref.status == http.StatusRequestEntityTooLarge:
+		// Without it, the server reads on before it answers.
+		hdr.Set("Connection", "close")
 	case ref.retry != "":
 		hdr.Set("Retry-After", ref.retry)
 	}
@@ -261,6 +265,9 @@ func (h *handler) events(r *http.Request, body []byte) (*bus.Event, []*bus.Event
 	contentType := ""
 	if v := r.Header["Content-Type"]; len(v) > 0 {
 		contentType = v[0]
+	}
+	if !utf8.ValidString(contentType) {
+		return nil, nil, refuse(http.StatusBadRequest, "the content type is not valid")
 	}
 	mt := mediaType(contentType)
 	var request []byte

@@ -1,6 +1,7 @@
 package webhook
 
 import (
+	"bufio"
 	"bytes"
 	"compress/gzip"
 	"context"
@@ -13,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -147,6 +149,7 @@ func TestRefusedBodies(t *testing.T) {
 		{name: "multipart", contentType: "multipart/form-data; boundary=x", body: "--x--", status: 415},
 		{name: "broken form", contentType: "application/x-www-form-urlencoded", body: "%zz", status: 400},
 		{name: "form not utf-8", contentType: "application/x-www-form-urlencoded", body: "a=%ff", status: 400},
+		{name: "content type not utf-8", contentType: "text/\xff", body: "x", status: 400},
 		{name: "unknown encoding", contentType: "text/plain", body: "x", headers: []string{"Content-Encoding", "br"}, status: 415},
 		{name: "no gzip", contentType: "text/plain", body: "x", headers: []string{"Content-Encoding", "gzip"}, status: 400},
 		{name: "cloudevents xml", contentType: "application/cloudevents+xml", body: "<e/>", status: 415},
@@ -663,6 +666,38 @@ func TestLargeBodiesAreBounded(t *testing.T) {
 	}
 	if w := post(h, strings.Repeat("x", 100<<10)); w.Code != 202 {
 		t.Errorf("a smaller one got %d", w.Code)
+	}
+}
+
+// TestOverTheWire looks at what only a real connection shows: a body that is
+// too large is refused before it was sent.
+func TestOverTheWire(t *testing.T) {
+	h := start(t, config(func(c *Config) { c.MaxBody = 1 << 10 }), nil)
+	server := httptest.NewServer(h)
+	defer server.Close()
+	for name, text := range map[string]string{
+		"declared":     "POST /in HTTP/1.1\r\nHost: x\r\nContent-Length: 2000\r\n\r\n",
+		"100-continue": "POST /in HTTP/1.1\r\nHost: x\r\nContent-Length: 2000\r\nExpect: 100-continue\r\n\r\n",
+		"chunked":      "POST /in HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n7d0\r\n" + strings.Repeat("x", 1100),
+	} {
+		t.Run(name, func(t *testing.T) {
+			conn, err := net.Dial("tcp", server.Listener.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			if _, err := io.WriteString(conn, text); err != nil {
+				t.Fatal(err)
+			}
+			res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer res.Body.Close()
+			if res.StatusCode != http.StatusRequestEntityTooLarge || len(h.Events()) != 0 {
+				t.Errorf("answer %s, %d events stored; want 413 and none", res.Status, len(h.Events()))
+			}
+		})
 	}
 }
 
