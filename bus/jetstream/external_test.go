@@ -76,7 +76,7 @@ func (e *external) stop() {
 func (e *external) options() Options {
 	return Options{
 		URL: fmt.Sprintf("nats://127.0.0.1:%d", e.opts.Port), RedeliverAfter: time.Second,
-		CheckInterval: 20 * time.Millisecond, AckTimeout: 2 * time.Second,
+		CheckInterval: 20 * time.Millisecond, AckTimeout: 10 * time.Second,
 	}
 }
 

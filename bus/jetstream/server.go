@@ -21,7 +21,9 @@ const readyWithin = 5 * time.Minute
 // embedded runs the server inside this process and can exchange it for a
 // fresh one on the same store: the connection sees a reconnect.
 type embedded struct {
-	o   Options
+	o    Options
+	life sync.Mutex // one start or stop at a time
+
 	mu  sync.Mutex
 	srv *server.Server // nil while none runs
 }
@@ -48,8 +50,13 @@ func (e *embedded) options() *server.Options {
 	return so
 }
 
-// start runs a server; none may be running.
+// start runs a server, if none runs.
 func (e *embedded) start() error {
+	e.life.Lock()
+	defer e.life.Unlock()
+	if e.server() != nil {
+		return nil
+	}
 	if err := os.MkdirAll(e.o.Dir, 0o750); err != nil {
 		return storeError(e.o.Dir, err)
 	}
@@ -86,6 +93,8 @@ func (e *embedded) start() error {
 
 // stop ends the server and waits until it has released the store.
 func (e *embedded) stop() {
+	e.life.Lock()
+	defer e.life.Unlock()
 	e.mu.Lock()
 	s := e.srv
 	e.srv = nil
