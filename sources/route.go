@@ -107,8 +107,7 @@ func Overlap(am []string, ap []Segment, bm []string, bp []Segment) bool {
 			switch methods := compareMethods(m, n); {
 			case methods == disjoint:
 			case methods == equal && (paths == equal || paths == overlaps),
-				methods != equal && paths != equal && methods != paths,
-				paths == overlaps:
+				methods != equal && paths != equal && methods != paths:
 				return true
 			}
 		}

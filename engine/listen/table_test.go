@@ -80,6 +80,7 @@ func TestLookup(t *testing.T) {
 		{"GET", "/files/x/", 200, "/files/{a}/{c...} a=x b= c="},
 		{"GET", "/files/x", 404, ""},
 		{"GET", "/files//x", 404, ""},
+		{"GET", "/files/x//y", 404, ""},
 		{"GET", "/files/x/../y", 404, ""},
 		{"GET", "/files/x/%2e%2e/y", 404, ""},
 		{"GET", "/files/x/..%2fy", 404, ""},
