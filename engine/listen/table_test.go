@@ -119,8 +119,7 @@ func TestConflict(t *testing.T) {
 	table := &Table{}
 	add(t, table, "EventSource/shop orders", "POST /orders/{a}", named("1"))
 	_, err := table.Handle("EventSource/other x", route("POST,PUT /{b}/new"), named("2"))
-	var conflict *ConflictError
-	if !errors.As(err, &conflict) {
+	if _, ok := errors.AsType[*ConflictError](err); !ok {
 		t.Fatalf("Handle = %v, want a conflict", err)
 	}
 	for _, part := range []string{"EventSource/shop orders", "EventSource/other x", "POST /orders/{a}", "POST,PUT /{b}/new"} {

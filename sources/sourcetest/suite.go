@@ -146,7 +146,7 @@ func sentence(t *testing.T, what, doc string) {
 
 // lint checks the tags of a config struct and those in it.
 func lint(t *testing.T, typ reflect.Type, path string) {
-	for f := range fields(typ) {
+	for f := range typ.Fields() {
 		name, options, _ := strings.Cut(f.Tag.Get("yaml"), ",")
 		at := path + "." + f.Name
 		switch {
@@ -166,16 +166,6 @@ func lint(t *testing.T, typ reflect.Type, path string) {
 		// The types of specs are described there.
 		if inner.Kind() == reflect.Struct && inner.PkgPath() != reflect.TypeFor[specs.SecretRef]().PkgPath() {
 			lint(t, inner, at)
-		}
-	}
-}
-
-func fields(typ reflect.Type) func(func(reflect.StructField) bool) {
-	return func(yield func(reflect.StructField) bool) {
-		for i := range typ.NumField() {
-			if !yield(typ.Field(i)) {
-				return
-			}
 		}
 	}
 }
@@ -228,7 +218,7 @@ func (c Case) checkFaults(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	var mu sync.Mutex
-	random := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // faults, not secrets
+	random := rand.New(rand.NewPCG(seed, 0))
 	h := c.host(t)
 	h.Fault = func(int, *bus.Event) Fault {
 		mu.Lock()
@@ -289,7 +279,7 @@ func Diagnostics(t *testing.T, f sources.Factory, update bool) {
 				t.Fatal(err)
 			}
 		}
-		want, err := os.ReadFile(golden) //nolint:gosec // a file of the test
+		want, err := os.ReadFile(golden)
 		if err != nil {
 			t.Fatalf("%v (run with -update)", err)
 		}

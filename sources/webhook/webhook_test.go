@@ -418,9 +418,21 @@ func TestCloudEventBinary(t *testing.T) {
 func TestCloudEventRefused(t *testing.T) {
 	base := map[string]string{"ce-specversion": "1.0", "ce-id": "1", "ce-source": "/s", "ce-type": "t"}
 	for _, change := range [][2]string{
-		{"ce-specversion", "0.3"}, {"ce-specversion", ""}, {"ce-id", ""}, {"ce-source", ""}, {"ce-type", ""}, {"ce-source", ":"},
-		{"ce-time", "yesterday"}, {"ce-dataschema", "not absolute"}, {"ce-data", "x"}, {"ce-a_b", "x"}, {"ce-subject", ""},
-		{"ce-subject", "%ff"}, {"ce-subject", "%zz"}, {"Content-Type", "a/b/c;;"}, {"ce-datacontenttype", "text/plain"},
+		{"ce-specversion", "0.3"},
+		{"ce-specversion", ""},
+		{"ce-id", ""},
+		{"ce-source", ""},
+		{"ce-type", ""},
+		{"ce-source", ":"},
+		{"ce-time", "yesterday"},
+		{"ce-dataschema", "not absolute"},
+		{"ce-data", "x"},
+		{"ce-a_b", "x"},
+		{"ce-subject", ""},
+		{"ce-subject", "%ff"},
+		{"ce-subject", "%zz"},
+		{"Content-Type", "a/b/c;;"},
+		{"ce-datacontenttype", "text/plain"},
 	} {
 		t.Run(change[0]+"="+change[1], func(t *testing.T) {
 			h := start(t, config(nil), nil)
