@@ -43,8 +43,10 @@ bench: build
 
 ## gen: files made from the code; a test fails when they are out of date
 gen:
-	mkdir -p docs/schema
+	mkdir -p docs/schema docs/api
 	$(GO) run ./cmd/engine schema > docs/schema/engine.schema.json
+	$(GO) run ./cmd/engine docs > docs/cli.md
+	cp engine/api/openapi.yaml docs/api/openapi.yaml
 
 ## clean: removes what the other targets made
 clean:
