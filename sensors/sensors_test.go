@@ -527,6 +527,13 @@ func TestState(t *testing.T) {
 	if at, ok := p.NextWake(st); !ok || !at.Equal(t0.Add(time.Minute)) {
 		t.Errorf("wakes %v, %v", at, ok)
 	}
+	other := sensor("a b c", "t=a && c; u=b && c")
+	other.Within = s.Within
+	late := newRun(t, compileOK(t, other))
+	late.play("b +1s a")
+	if at, ok := late.p.NextWake(late.states[""]); !ok || !at.Equal(t0.Add(time.Minute)) {
+		t.Errorf("wakes %v, not for the oldest of all triggers", at)
+	}
 	if k := st.Kept(); len(k) != 4 || k[1] != (Kept{"t", 0, 2, t0.Add(time.Second)}) {
 		t.Errorf("kept %v", k)
 	}
@@ -573,6 +580,13 @@ func TestAdopt(t *testing.T) {
 	// t keeps a1 and sees b2 and c3; u no longer refers to a; v begins with b2.
 	if got, want := r.firings(), "u(b2 c3) t(a1 b2 c3)"; got != want {
 		t.Errorf("fires %s, want %s", got, want)
+	}
+	// A queue that waited under another condition is worked off in one step.
+	queue := newRun(t, compileOK(t, sensor("a:first b", "t=a && b")))
+	queue.play("a a")
+	queue.p = compileOK(t, sensor("a:first b", "t=a"))
+	if got := queue.play("a"); got != "t(a1) t(a2) t(a3)" || len(queue.states) != 0 {
+		t.Errorf("fires %s", got)
 	}
 	if got := now.Adopt(KeyState{names: []string{"gone"}, views: []triggerView{{{seq: 1}}}}); !got.Empty() || got.views != nil {
 		t.Errorf("%v", got)

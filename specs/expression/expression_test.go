@@ -326,6 +326,7 @@ func TestBombs(t *testing.T) {
 		`repeat(data.s, 100000)`,
 		`repeat("abc", 9223372036854775807)`,
 		`count(1..3000, count(1..3000, # > 0) > 0)`,
+		`count(data.l, count(data.l, # > 0) > 0)`,
 		`1..1000000000`,
 		`map(1..3000, 1..3000)`,
 		`reduce(1..64, #acc + #acc, data.s)`,
