@@ -29,7 +29,7 @@ type Host interface {
 	// Emit stores events durably, in order, and returns nil after the bus
 	// acknowledged all of them. Otherwise the error is an *[EmitError] that
 	// says how many were stored; the caller decides whether to try again. It
-	// fills in what is empty: ID, Source, Type, EventSource, EventName, Time.
+	// fills in what is empty: ID, Source (/<eventsource>/<event>), Type, EventSource, EventName, Time.
 	Emit(ctx context.Context, evs ...*bus.Event) error
 	// EmitAsync hands one event over and calls done exactly once when it was
 	// stored or failed. It blocks while too many are on their way. When it

@@ -28,7 +28,7 @@ type Config struct {
 	Auth        *Auth      `yaml:"auth" doc:"How producers prove who they are; default: no proof."`
 	ID          *ID        `yaml:"id" doc:"Where the producer's own id of an event is, so that a repeated request is not a second event. CloudEvents bring theirs."`
 	Type        specs.Text `yaml:"type" doc:"CloudEvents type of requests that are no CloudEvent; may contain ${ expr } over the event; default webhook." example:"com.github.${ request.headers[\"x-github-event\"] }"`
-	Source      specs.Text `yaml:"source" doc:"CloudEvents source of requests that are no CloudEvent; may contain ${ expr }; default /webhook/<eventsource>/<event>." example:"https://shop.example.com"`
+	Source      specs.Text `yaml:"source" doc:"CloudEvents source of requests that are no CloudEvent; may contain ${ expr }; default /<eventsource>/<event>." example:"https://shop.example.com"`
 	Subject     specs.Text `yaml:"subject" doc:"CloudEvents subject of requests that are no CloudEvent; may contain ${ expr }." example:"${ data.orderId }"`
 	Request     string     `yaml:"request" enum:"auto,always" doc:"Whether method, path, parameters, query and headers are stored with the event: auto (default) when an expression reads request, or always."`
 }
