@@ -25,11 +25,11 @@ func text(path, s string) specs.Text {
 // their name from the source "src", and triggers "name=condition".
 func sensor(deps, triggers string) *specs.Sensor {
 	s := &specs.Sensor{}
-	for _, d := range strings.Fields(deps) {
+	for d := range strings.FieldsSeq(deps) {
 		name, pick, _ := strings.Cut(d, ":")
 		s.Dependencies = append(s.Dependencies, specs.Dependency{Name: name, Source: "src", Event: name, Pick: specs.Pick(pick)})
 	}
-	for _, t := range strings.Split(triggers, ";") {
+	for t := range strings.SplitSeq(triggers, ";") {
 		name, cond, _ := strings.Cut(t, "=")
 		s.Triggers = append(s.Triggers, specs.Trigger{Name: strings.TrimSpace(name), Condition: expr(strings.TrimSpace(cond)), Function: "f"})
 	}
@@ -151,7 +151,7 @@ func (r *run) say(v Verdict) {
 func (r *run) play(script string) string {
 	r.t.Helper()
 	at := time.Duration(0)
-	for _, w := range strings.Fields(script) {
+	for w := range strings.FieldsSeq(script) {
 		if d, ok := strings.CutPrefix(w, "+"); ok {
 			step, err := time.ParseDuration(d)
 			if err != nil {
@@ -264,8 +264,12 @@ func TestCorrelation(t *testing.T) {
 
 func TestCorrelationKeys(t *testing.T) {
 	seen := map[string]any{}
-	for _, v := range []any{"", "a", "#", "#1", "1", int64(1), 1.5, true, "true", []any{int64(1)}, map[string]any{"b": int64(1), "a": nil},
-		strings.Repeat("x", 1000), strings.Repeat("x", 1001), strings.Repeat("x", 200)} {
+	for _, v := range []any{
+		"", "a", "#", "#1", "1", int64(1), 1.5, true, "true",
+		[]any{int64(1)},
+		map[string]any{"b": int64(1), "a": nil},
+		strings.Repeat("x", 1000), strings.Repeat("x", 1001), strings.Repeat("x", 200),
+	} {
 		k, err := correlationKey(v)
 		if err != nil || k == "" || len(k) > maxKey {
 			t.Errorf("%v: %q, %v", v, k, err)
@@ -436,8 +440,10 @@ func TestDiagnostics(t *testing.T) {
 		spec *specs.Sensor
 		want []string
 	}{
-		{broken, []string{"spec.dependencies[0].when: the expression ends too early", "spec.correlate: now() reads the clock", "spec.triggers[0].condition: unknown name nope",
-			"spec.triggers[0].input: unknown name zzz", "spec.triggers[1].condition: unknown name c_b"}},
+		{broken, []string{
+			"spec.dependencies[0].when: the expression ends too early", "spec.correlate: now() reads the clock", "spec.triggers[0].condition: unknown name nope",
+			"spec.triggers[0].input: unknown name zzz", "spec.triggers[1].condition: unknown name c_b",
+		}},
 		{sensor("a in", "t=a"), []string{"error[dependency-reserved-name] spec.dependencies[1].name: in has another meaning"}},
 		{sensor("a b", "t=a"), []string{"warning[dependency-unused] spec.dependencies[1]: no condition refers to b"}},
 		{sensor("a", "t=true"), []string{"s.yaml:1:1: error[condition-without-dependency] spec.triggers[0].condition"}},
@@ -468,9 +474,22 @@ func TestGlob(t *testing.T) {
 		pattern, s string
 		want       bool
 	}{
-		{"", "x", true}, {"*", "", true}, {"a", "a", true}, {"a", "b", false}, {"a*", "abc", true}, {"*c", "abc", true}, {"a*c", "ac", true},
-		{"a*c", "acb", false}, {"a?c", "aäc", true}, {"a?c", "ac", false}, {"com.*.x*", "com.a.b.xyz", true}, {"*a*b*", "xxaxxbxx", true},
-		{"*a*b*", "xxbxxaxx", false}, {"**", "x", true}, {"?", "", false}, {strings.Repeat("a*", 50) + "b", strings.Repeat("a", 5000), false},
+		{"", "x", true},
+		{"*", "", true},
+		{"a", "a", true},
+		{"a", "b", false},
+		{"a*", "abc", true},
+		{"*c", "abc", true},
+		{"a*c", "ac", true},
+		{"a*c", "acb", false},
+		{"a?c", "aäc", true},
+		{"a?c", "ac", false},
+		{"com.*.x*", "com.a.b.xyz", true},
+		{"*a*b*", "xxaxxbxx", true},
+		{"*a*b*", "xxbxxaxx", false},
+		{"**", "x", true},
+		{"?", "", false},
+		{strings.Repeat("a*", 50) + "b", strings.Repeat("a", 5000), false},
 	} {
 		if got := newPattern(tt.pattern).match(tt.s); got != tt.want {
 			t.Errorf("%q on %q: %v", tt.pattern, tt.s, got)

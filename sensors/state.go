@@ -200,7 +200,7 @@ func DecodeKeyState(b []byte) (KeyState, error) {
 		name := string(d.bytes(d.count(1)))
 		view := make(triggerView, 0, min(d.count(3), MaxKept))
 		for range d.last {
-			k := kept{dep: int(d.uvarint() & (MaxDependencies - 1)), seq: d.uvarint(), at: d.varint()} //nolint:gosec // masked
+			k := kept{dep: int(d.uvarint() & (MaxDependencies - 1)), seq: d.uvarint(), at: d.varint()}
 			if len(view) > 0 && k.at < view[len(view)-1].at {
 				d.err = errOrder
 			}
@@ -275,7 +275,7 @@ func (d *decoder) count(size int) int {
 		d.b, d.err = nil, errShort
 		n = 0
 	}
-	d.last = int(n) //nolint:gosec // at most len(d.b)
+	d.last = int(n)
 	return d.last
 }
 

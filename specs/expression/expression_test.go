@@ -268,7 +268,7 @@ func TestBuiltinsClassified(t *testing.T) {
 
 func TestDeterministicBuiltins(t *testing.T) {
 	m := map[string]any{}
-	for _, k := range strings.Split("k e a z y b w c", " ") {
+	for k := range strings.SplitSeq("k e a z y b w c", " ") {
 		m[k] = k + k
 	}
 	env := event(map[string]any{"m": m, "nums": []any{int64(3), int64(1), int64(3)}})
@@ -362,8 +362,10 @@ func TestBombs(t *testing.T) {
 		})
 	}
 	// Ordinary work on big data stays within it.
-	for _, src := range []string{`upper(data.s) != ""`, `data.s == data.t`, `data.l == data.l2`, `data.s matches "b$" || true`,
-		`count(data.l, # > 5) > 1`, `sum(data.l) > 0`, `99999 in data.l`} {
+	for _, src := range []string{
+		`upper(data.s) != ""`, `data.s == data.t`, `data.l == data.l2`, `data.s matches "b$" || true`,
+		`count(data.l, # > 5) > 1`, `sum(data.l) > 0`, `99999 in data.l`,
+	} {
 		p := compileOK(t, src, EventScope(), WantBool)
 		if got, err := p.Bool(env); err != nil || !got {
 			t.Errorf("%s: %v, %v", src, got, err)
@@ -439,9 +441,11 @@ func narrowed(p *Program, sc Scope, env map[string]any) map[string]any {
 }
 
 func FuzzCompile(f *testing.F) {
-	for _, s := range []string{"data.total > 100", "a && b", "!a", "any(l, .x ?? 1)", "let x = 1; x", "{a: 1}", "a.data[1:2]", "if a {1} else {2}", "'\\x'", "$env[a]", "a?.data?.[0]", "::len(a)", "1..5 | map(#)",
+	for _, s := range []string{
+		"data.total > 100", "a && b", "!a", "any(l, .x ?? 1)", "let x = 1; x", "{a: 1}", "a.data[1:2]", "if a {1} else {2}", "'\\x'", "$env[a]", "a?.data?.[0]", "::len(a)", "1..5 | map(#)",
 		"data.total + data.l[0] > 3 && 'x' in data", "a.data.total == 5 || a.type == 'order.created'", "l[0].data.total", "let d = data; d.s + d['s']",
-		"data?.s ?? keys(data)", "get(data, 's')", "a.data | keys()", "map(l, .data.s)", "(data).s", "event.data.s", "find(l, .data != nil).data.total"} {
+		"data?.s ?? keys(data)", "get(data, 's')", "a.data | keys()", "map(l, .data.s)", "(data).s", "event.data.s", "find(l, .data != nil).data.total",
+	} {
 		f.Add(s)
 	}
 	scopes := []Scope{EventScope("a"), FiringScope(Dep{Name: "a"}, Dep{Name: "l", List: true}), CallScope()}

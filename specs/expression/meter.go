@@ -205,6 +205,7 @@ func (c *compilation) meterBuiltin(node *ast.Node, n *ast.BuiltinNode) {
 			return
 		}
 		replace(node, sizedFunction(builtin.Builtins[builtin.Index[n.Name]]), n.Arguments...)
+	case constant, refused:
 	}
 }
 

@@ -141,8 +141,10 @@ func arrived(n *ast.IdentifierNode, list bool) ast.Node {
 	}
 	id := *n
 	length := at(&ast.BuiltinNode{Name: "len", Arguments: []ast.Node{&id}})
-	return at(&ast.BinaryNode{Operator: "&&", Left: there,
-		Right: at(&ast.BinaryNode{Operator: ">", Left: length, Right: at(&ast.IntegerNode{})})})
+	return at(&ast.BinaryNode{
+		Operator: "&&", Left: there,
+		Right: at(&ast.BinaryNode{Operator: ">", Left: length, Right: at(&ast.IntegerNode{})}),
+	})
 }
 
 func (c *compilation) member(node *ast.Node, n *ast.MemberNode) {

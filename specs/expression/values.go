@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"reflect"
 	"strconv"
@@ -65,7 +66,7 @@ func canonical(v any, st *canonicalState) (any, error) {
 	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32:
 		return rv.Int(), nil
 	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
-		return int64(rv.Uint()), nil //nolint:gosec // no event holds one; wraps like expr's int
+		return int64(rv.Uint()), nil
 	case reflect.Float32:
 		return rv.Float(), nil
 	case reflect.Slice, reflect.Array:
@@ -127,9 +128,7 @@ func canonicalObject(v map[string]any, st *canonicalState) (any, error) {
 		}
 		if out == nil {
 			out = make(map[string]any, len(v))
-			for k, e := range v {
-				out[k] = e
-			}
+			maps.Copy(out, v)
 		}
 		out[k] = c
 	}
