@@ -105,6 +105,9 @@ const (
 // Encode appends the stored form to b: a version byte, then fields in fixed
 // order, integers as varints, strings and bytes with their length.
 func (j *Job) Encode(b []byte) []byte {
+	if b == nil {
+		b = make([]byte, 0, 128+len(j.Key)+len(j.Sensor)+len(j.Trigger)+len(j.SpecHash)+len(j.Correlation)+32*len(j.Events)+len(j.Rendered))
+	}
 	str := func(s string) {
 		b = binary.AppendUvarint(b, uint64(len(s)))
 		b = append(b, s...)

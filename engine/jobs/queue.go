@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -208,7 +209,7 @@ func (q *queue) run(t *task) {
 	j.Attempt++
 	q.stats.observe(took)
 	run := Run{
-		ID: fmt.Sprintf("%s-%d", j.Key, j.Attempt+1000*j.Redrive), Key: j.Key, Function: callee.Name, Sensor: j.Sensor, Trigger: j.Trigger,
+		ID: runID(j), Key: j.Key, Function: callee.Name, Sensor: j.Sensor, Trigger: j.Trigger,
 		Attempt: j.Attempt, Redrive: j.Redrive, Spec: j.SpecHash, Correlation: j.Correlation, Started: start, Duration: took, Queued: start.Sub(j.Time),
 	}
 	run.fill(j, ev, res, callee.Mask)
@@ -239,6 +240,16 @@ func (q *queue) run(t *task) {
 		q.stats.Retried.Add(1)
 		p.park(t, q, WhyRetry)
 	}
+}
+
+// runID names one call: the firing key, how often it was redriven, the attempt.
+func runID(j *Job) string {
+	b := make([]byte, 0, len(j.Key)+8)
+	b = append(b, j.Key...)
+	if j.Redrive > 0 {
+		b = strconv.AppendInt(append(b, '-'), int64(j.Redrive), 10)
+	}
+	return string(strconv.AppendInt(append(b, '-'), int64(j.Attempt), 10))
 }
 
 // call prepares and makes one call. A panic in the function is its failure.

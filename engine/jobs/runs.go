@@ -3,7 +3,6 @@ package jobs
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"log/slog"
 	"strconv"
 	"strings"
@@ -136,25 +135,38 @@ func appendCompact(b, v []byte) []byte {
 // U+FFFD.
 func appendString(b []byte, s string) []byte {
 	b = append(b, '"')
+	plain := 0 // s[plain:i] needs no escape
 	for i := 0; i < len(s); {
 		c := s[i]
+		if c >= 0x20 && c < utf8.RuneSelf && c != '"' && c != '\\' {
+			i++
+			continue
+		}
+		n := 1
+		if c >= utf8.RuneSelf {
+			var r rune
+			if r, n = utf8.DecodeRuneInString(s[i:]); r != utf8.RuneError || n > 1 {
+				i += n
+				continue
+			}
+		}
+		b = append(b, s[plain:i]...)
 		switch {
 		case c == '"' || c == '\\':
 			b = append(b, '\\', c)
 		case c < 0x20:
-			b = append(b, fmt.Sprintf(`\u%04x`, c)...)
-		case c < utf8.RuneSelf:
-			b = append(b, c)
+			b = append(b, '\\', 'u', '0', '0', hexDigits[c>>4], hexDigits[c&15])
 		default:
-			r, n := utf8.DecodeRuneInString(s[i:])
-			b = utf8.AppendRune(b, r)
-			i += n
-			continue
+			b = utf8.AppendRune(b, utf8.RuneError)
 		}
-		i++
+		i += n
+		plain = i
 	}
+	b = append(b, s[plain:]...)
 	return append(b, '"')
 }
+
+const hexDigits = "0123456789abcdef"
 
 // recorder gathers runs and writes them in blocks, one per function, after
 // 50 ms or 64 KiB. It has no part in correctness: what cannot be written is
