@@ -90,9 +90,17 @@ func Open(ctx context.Context, o Options) (_ *Bus, err error) {
 		b.emb = &embedded{o: o}
 		b.disk = newDisk(o)
 		if err := b.emb.start(); err != nil {
-			return nil, err
+			if b.disk.enough() {
+				return nil, err
+			}
+			b.disk.release()
+			if err := b.emb.start(); err != nil {
+				return nil, err
+			}
 		}
-		b.disk.reserve()
+		if b.disk.low() == "" {
+			b.disk.reserve()
+		}
 	}
 	if err := b.connect(ctx); err != nil {
 		return nil, err
@@ -511,6 +519,8 @@ func (b *Bus) Close(ctx context.Context) error {
 			_ = b.rc.FlushTimeout(time.Second) // finished jobs
 		}
 		b.release()
+		// Nothing can be sent any more: what slipped in between ends here.
+		b.pub.disconnected(fmt.Errorf("the bus is %w", bus.ErrClosed))
 		b.refresh()
 	})
 	return err

@@ -119,3 +119,14 @@ func size(n int64) string {
 	}
 	return fmt.Sprintf("%.1f GiB", float64(n)/gib)
 }
+
+// fill writes zeros: a sparse file would reserve nothing.
+func fill(f *os.File, size int64) error {
+	zeros := make([]byte, 256*kib)
+	for left := size; left > 0; left -= int64(len(zeros)) {
+		if _, err := f.Write(zeros[:min(left, int64(len(zeros)))]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
