@@ -5,7 +5,7 @@ import "github.com/sensor-engine/engine/specs"
 // The codes of the diagnostics this package makes.
 const (
 	// CodeReservedName: a dependency whose name means something else in
-	// expressions.
+	// expressions, or cannot be written there.
 	CodeReservedName specs.Code = "dependency-reserved-name"
 	// CodeTooMany: more dependencies than a sensor can have.
 	CodeTooMany specs.Code = "sensor-too-many-dependencies"

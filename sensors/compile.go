@@ -169,6 +169,10 @@ func (c *compilation) dependency(i int, d *specs.Dependency) {
 		c.report(specs.Error, d.Pos, CodeReservedName, path+".name", "choose another name",
 			"%s has another meaning in expressions", d.Name)
 	}
+	if d.Name != "" && '0' <= d.Name[0] && d.Name[0] <= '9' {
+		c.report(specs.Error, d.Pos, CodeReservedName, path+".name", "let it begin with a letter",
+			"%s begins with a digit, so expressions cannot refer to it", d.Name)
+	}
 	out := dependency{
 		name: d.Name, ident: expression.Ident(d.Name), pick: d.Pick,
 		source: newPattern(d.Source), event: newPattern(d.Event), kind: newPattern(d.Type), subject: newPattern(d.Subject),

@@ -445,6 +445,7 @@ func TestDiagnostics(t *testing.T) {
 			"spec.triggers[0].input: unknown name zzz", "spec.triggers[1].condition: unknown name c_b",
 		}},
 		{sensor("a in", "t=a"), []string{"error[dependency-reserved-name] spec.dependencies[1].name: in has another meaning"}},
+		{sensor("a 3d", "t=a"), []string{"error[dependency-reserved-name] spec.dependencies[1].name: 3d begins with a digit"}},
 		{sensor("a b", "t=a"), []string{"warning[dependency-unused] spec.dependencies[1]: no condition refers to b"}},
 		{sensor("a", "t=true"), []string{"s.yaml:1:1: error[condition-without-dependency] spec.triggers[0].condition"}},
 		{never, []string{"s.yaml:20:1: error[template-never-arrives] spec.triggers[0].x: the template reads b"}},

@@ -27,7 +27,7 @@ const MaxRendered = 64 << 10
 // them.
 func (p *Program) Step(st KeyState, in Input) (KeyState, []Firing, []Verdict) {
 	st = p.Adopt(st)
-	if in.Event != nil && in.Event.Seq <= st.seen {
+	if in.Event != nil && st.seen > 0 && in.Event.Seq <= st.seen {
 		return st, nil, nil
 	}
 	s := step{p: p, in: &in, st: st, now: in.Time.UnixNano()}

@@ -139,7 +139,8 @@ func (b *builder) text(t specs.Text, path string) node {
 			continue
 		}
 		line, col := lineColByte(t.Value, p.at)
-		pos := specs.TextPos{Pos: t.Pos.At(line, col), Indent: t.Pos.Indent}
+		pos := t.Pos
+		pos.Pos, pos.Fixed = t.Pos.At(line, col), t.Pos.Fixed || line > 1 && t.Pos.Indent == 0
 		prog, ds := Compile(specs.Expr{Source: p.text, Pos: pos}, path, b.scope, WantAny)
 		b.found = append(b.found, ds...)
 		if prog != nil {

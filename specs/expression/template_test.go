@@ -114,6 +114,12 @@ func TestTemplateDiagnostics(t *testing.T) {
 			t.Errorf("%q: got %v, want %s", in, ds, want)
 		}
 	}
+	for _, pos := range []specs.TextPos{{Pos: specs.Pos{File: "f.yaml", Line: 3, Col: 9}, Fixed: true}, {Pos: specs.Pos{File: "f.yaml", Line: 3, Col: 9}}} {
+		_, ds := CompileText(specs.Text{Value: "x\n ${ data.a + nope }", Pos: pos, Path: "spec.t"}, EventScope())
+		if len(ds) != 1 || ds[0].Pos != pos.Pos {
+			t.Errorf("where places are not known: %v", ds)
+		}
+	}
 	if _, ds := CompileText(tmplText("x ${ nope } ${ alsono }"), EventScope()); len(ds) != 2 {
 		t.Errorf("all problems at once: %v", ds)
 	}
