@@ -319,6 +319,8 @@ func TestBombs(t *testing.T) {
 	for i := range wide {
 		wide[i] = int64(i)
 	}
+	// A list that holds itself 2^40 times over, in few steps.
+	dag := "(reduce(1..40, [#acc, #acc], 1))"
 	env := event(map[string]any{"s": big, "t": strings.Clone(big), "l": wide, "l2": append([]any(nil), wide...), "deep": deep})
 	for _, src := range []string{
 		`len(join(map(1..10000, data.s)))`,
@@ -353,6 +355,12 @@ func TestBombs(t *testing.T) {
 		`let a = [data.l, data.l]; let b = [a, a]; let c = [b, b]; let d = [c, c]; let e = [d, d]; toJSON([e, e])`,
 		`reduce(1..100000, [#acc, #acc], 1) == reduce(1..100000, [#acc, #acc], 1)`,
 		`any(1..2000000, # < 0)`,
+		`string(reduce(1..200000, [#acc], 1))`,
+		`reduce(1..200000, [#acc], 1) == data.l`,
+		`data.nothing[` + dag + `]`,
+		`data.l[` + dag + `:]`,
+		`data.l[:` + dag + `]`,
+		dag + ` in [` + dag + `]`,
 	} {
 		t.Run(src, func(t *testing.T) {
 			p := compileOK(t, src, EventScope(), WantAny)

@@ -21,6 +21,9 @@ import (
 // [Budget] allows.
 var ErrBudget = errors.New("the expression exceeds its budget of steps and bytes")
 
+// maxWalk is how deep a value may be nested that is compared or printed.
+const maxWalk = 10_000
+
 // class says how a function of expr is made deterministic and bounded.
 type class uint8
 
@@ -82,12 +85,16 @@ func (c *compilation) meter(node *ast.Node) {
 	case *ast.ChainNode:
 		c.meter(&n.Node)
 	case *ast.MemberNode:
+		// A key or bound that does not fit is printed in full.
 		c.meter(&n.Node)
 		c.meter(&n.Property)
+		chargedKey(&n.Property)
 	case *ast.SliceNode:
 		c.meter(&n.Node)
 		c.meter(&n.From)
+		chargedKey(&n.From)
 		c.meter(&n.To)
+		chargedKey(&n.To)
 	case *ast.CallNode:
 		if m, ok := n.Callee.(*ast.MemberNode); ok {
 			c.meter(&m.Node)
@@ -228,6 +235,12 @@ func charged(node *ast.Node, f vm.SafeFunction) {
 	}
 }
 
+func chargedKey(node *ast.Node) {
+	if *node != nil && !scalar(*node) {
+		charged(node, charge)
+	}
+}
+
 // tick is one turn of a loop.
 func tick(...any) (any, uint, error) { return nil, 1, nil }
 
@@ -280,16 +293,20 @@ func text(n int) uint { return uint(n) / 16 }
 
 // size is what a value costs to look at: its elements and its text. It stops
 // counting at the budget, so a value built from many references to itself
-// costs no more to measure.
+// costs no more to measure. What is nested too deep to be walked costs the
+// whole budget.
 func size(v any) uint {
 	left := uint(Budget)
-	measure(v, &left)
+	measure(v, &left, 0)
 	return Budget - left
 }
 
-func measure(v any, left *uint) {
+func measure(v any, left *uint, depth int) {
 	take := func(n uint) { *left -= min(*left, n) }
 	take(1)
+	if depth++; depth > maxWalk {
+		*left = 0
+	}
 	if *left == 0 {
 		return
 	}
@@ -301,14 +318,14 @@ func measure(v any, left *uint) {
 		take(text(len(v)))
 	case []any:
 		for _, e := range v {
-			if measure(e, left); *left == 0 {
+			if measure(e, left, depth); *left == 0 {
 				return
 			}
 		}
 	case map[string]any:
 		for k, e := range v {
 			take(text(len(k)))
-			if measure(e, left); *left == 0 {
+			if measure(e, left, depth); *left == 0 {
 				return
 			}
 		}
@@ -325,12 +342,12 @@ func measure(v any, left *uint) {
 		switch rv.Kind() {
 		case reflect.Slice, reflect.Array:
 			for i := 0; i < rv.Len() && *left > 0; i++ {
-				measure(rv.Index(i).Interface(), left)
+				measure(rv.Index(i).Interface(), left, depth)
 			}
 		case reflect.Map:
 			for it := rv.MapRange(); it.Next() && *left > 0; {
-				measure(it.Key().Interface(), left)
-				measure(it.Value().Interface(), left)
+				measure(it.Key().Interface(), left, depth)
+				measure(it.Value().Interface(), left, depth)
 			}
 		}
 	}
