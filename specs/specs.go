@@ -27,8 +27,8 @@ const (
 
 // Ref names a resource.
 type Ref struct {
-	Kind Kind
-	Name string
+	Kind Kind   `json:"kind"`
+	Name string `json:"name"`
 }
 
 // String is "Kind/name".
@@ -37,8 +37,9 @@ func (r Ref) String() string { return string(r.Kind) + "/" + r.Name }
 // Pos is a place in a spec file; lines and columns count from 1, columns in
 // characters. The zero Pos means "nowhere".
 type Pos struct {
-	File      string
-	Line, Col int
+	File string `json:"file"`
+	Line int    `json:"line"`
+	Col  int    `json:"col"`
 }
 
 // String is "file:line:col".

@@ -172,6 +172,9 @@ func (e *env) run(ctx context.Context, f *runFlags, paths []string) (err error) 
 	if err != nil {
 		return err
 	}
+	if need, pos := largestBody(loaded); need > b.MaxPayload() {
+		log.Warn("the bus takes less than a webhook; what is larger is answered with 413", "webhook", pos.String(), "bus_max_payload", b.MaxPayload())
+	}
 	defer func() {
 		shut, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 		defer cancel()
@@ -302,10 +305,9 @@ const (
 	payloadHeadroom = 256 << 10 // attributes and the stored request
 )
 
-// fitPayload makes the payload limit of the embedded bus follow the largest
-// body that a webhook takes.
-func (f *runFlags) fitPayload(l *specs.Loaded) error {
-	need, pos := 0, specs.Pos{}
+// largestBody is the largest record a webhook may need, and where it is asked
+// for.
+func largestBody(l *specs.Loaded) (need int, pos specs.Pos) {
 	for _, r := range l.Resources {
 		es, ok := r.Spec.(*specs.EventSource)
 		if !ok {
@@ -317,14 +319,19 @@ func (f *runFlags) fitPayload(l *specs.Loaded) error {
 			}
 		}
 	}
+	return need, pos
+}
+
+// fitPayload makes the payload limit of the embedded bus follow the largest
+// body that a webhook takes.
+func (f *runFlags) fitPayload(l *specs.Loaded) error {
+	need, pos := largestBody(l)
 	switch {
 	case need > maxPayload:
 		return fmt.Errorf("%s: maxBody is larger than the bus can take; at most %s", pos, specs.Size(maxPayload-payloadHeadroom))
 	case f.payload == 0 && f.bus == "":
 		f.payload = sizeFlag(max(need, defaultPayload))
-	case f.payload == 0:
-		f.payload = sizeFlag(need)
-	case need > int(f.payload):
+	case f.payload > 0 && need > int(f.payload):
 		return fmt.Errorf("%s: maxBody needs --max-payload of at least %d bytes", pos, need)
 	}
 	return nil
