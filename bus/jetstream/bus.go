@@ -44,6 +44,7 @@ type Bus struct {
 	suspect atomic.Bool            // something is wrong with the streams: look
 	kick    chan struct{}          // wakes repair
 	health  atomic.Pointer[bus.Health]
+	link    atomic.Pointer[link] // of nc
 
 	mu      sync.Mutex
 	pullers map[*puller]struct{}
@@ -71,6 +72,7 @@ func Open(ctx context.Context, o Options) (_ *Bus, err error) {
 	b := &Bus{o: o, kick: make(chan struct{}, 1), pullers: map[*puller]struct{}{}}
 	b.life, b.end = context.WithCancel(context.WithoutCancel(ctx))
 	b.closed = b.life.Done()
+	b.link.Store(newLink(b.life))
 	if o.Prefix != "" {
 		b.prefix = o.Prefix + "."
 	}
@@ -202,6 +204,9 @@ func (b *Bus) onDisconnect(nc *nats.Conn, err error) {
 		}
 	}
 	b.mu.Unlock()
+	if nc == b.nc {
+		b.link.Swap(newLink(b.life)).cancel()
+	}
 	if nc == b.nc && b.pub != nil {
 		b.pub.disconnected(fmt.Errorf("the connection was lost before the acknowledgement: %w", bus.ErrUnavailable))
 	}
@@ -340,8 +345,9 @@ func (b *Bus) lookServer() {
 	if !connected || !full && !b.suspect.Load() {
 		return
 	}
-	ctx, cancel := context.WithTimeout(b.life, b.o.AckTimeout)
-	defer cancel()
+	c := b.call(b.life)
+	ctx := c.ctx
+	defer func() { _ = c.end(nil) }()
 	if b.suspect.Swap(false) {
 		if err := b.reconcile(ctx); err != nil {
 			if b.isClosed() {
@@ -439,14 +445,50 @@ func (b *Bus) refresh() {
 	b.health.Store(&h)
 }
 
+// link is one life of the connection nc: an answer does not survive it.
+type link struct {
+	ctx    context.Context
+	cancel context.CancelFunc
+}
+
+func newLink(life context.Context) *link {
+	ctx, cancel := context.WithCancel(life)
+	return &link{ctx, cancel}
+}
+
+// call bounds a request by AckTimeout and by the connection it was sent on.
+type call struct {
+	ctx    context.Context
+	parent context.Context
+	link   *link
+	cancel context.CancelFunc
+	stop   func() bool
+}
+
+func (b *Bus) call(parent context.Context) call {
+	ctx, cancel := context.WithTimeout(parent, b.o.AckTimeout)
+	l := b.link.Load()
+	return call{ctx, parent, l, cancel, context.AfterFunc(l.ctx, cancel)}
+}
+
+// end frees what the call holds and says what err really is.
+func (c call) end(err error) error {
+	c.stop()
+	c.cancel()
+	if err != nil && c.parent.Err() == nil && c.link.ctx.Err() != nil {
+		return nats.ErrDisconnected
+	}
+	return err
+}
+
 // request asks the server, within AckTimeout if ctx has no earlier end.
 func (b *Bus) request(ctx context.Context, subject string, data []byte) (*nats.Msg, error) {
 	if b.isClosed() {
 		return nil, bus.ErrClosed
 	}
-	ctx, cancel := context.WithTimeout(ctx, b.o.AckTimeout)
-	defer cancel()
-	m, err := b.nc.RequestWithContext(ctx, subject, data)
+	c := b.call(ctx)
+	m, err := b.nc.RequestWithContext(c.ctx, subject, data)
+	err = c.end(err)
 	if errors.Is(err, nats.ErrNoResponders) {
 		b.suspect.Store(true)
 		b.wake()

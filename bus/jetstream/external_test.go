@@ -11,6 +11,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/big"
 	"net"
 	"os"
@@ -482,7 +483,22 @@ func outage(t *testing.T, b *Bus, fault func()) {
 
 func TestExternalRestartUnderLoad(t *testing.T) {
 	e := newExternal(t, nil)
-	b := mustOpen(t, e.options())
+	o := e.options()
+	var logs logBuffer
+	o.Logger = slog.New(slog.NewTextHandler(&logs, nil))
+	b := mustOpen(t, o)
+	for p := 1; p < b.Jobs().Partitions(); p++ {
+		ctx, cancel := context.WithCancel(context.Background())
+		var wg sync.WaitGroup
+		wg.Go(func() { _ = b.Jobs().Consume(ctx, p, 10, func(bus.Delivery) {}) })
+		t.Cleanup(wg.Wait)
+		t.Cleanup(cancel)
+	}
+	defer func() {
+		if n := strings.Count(logs.String(), "\n"); n > 9 {
+			t.Errorf("%d lines of log for three outages:\n%s", n, logs.String())
+		}
+	}()
 	outage(t, b, func() {
 		e.stop()
 		eventually(t, "health to notice", func() bool { return !b.Health().OK })

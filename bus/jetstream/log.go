@@ -271,9 +271,19 @@ func (r *reader) Close() error {
 	return nil
 }
 
+// stream asks for the state of the stream.
+func (lg *stream) stream(ctx context.Context) (jetstream.Stream, error) {
+	if lg.b.isClosed() {
+		return nil, bus.ErrClosed
+	}
+	c := lg.b.call(ctx)
+	s, err := lg.b.js.Stream(c.ctx, lg.name)
+	return s, c.end(err)
+}
+
 // currentID asks for the identity of the stream.
 func (lg *stream) currentID(ctx context.Context) (string, error) {
-	s, err := lg.b.js.Stream(ctx, lg.name)
+	s, err := lg.stream(ctx)
 	if err != nil {
 		return "", connError("look up stream "+lg.name, err)
 	}
@@ -424,7 +434,7 @@ func (lg *stream) Counts(ctx context.Context, filter string) (map[string]uint64,
 	if filter == "" {
 		filter = everything
 	}
-	s, err := lg.b.js.Stream(ctx, lg.name)
+	s, err := lg.stream(ctx)
 	if err != nil {
 		return nil, connError("count "+lg.name, err)
 	}
@@ -448,7 +458,7 @@ func (lg *stream) Counts(ctx context.Context, filter string) (map[string]uint64,
 
 // Info implements [bus.Log].
 func (lg *stream) Info(ctx context.Context) (bus.LogInfo, error) {
-	s, err := lg.b.js.Stream(ctx, lg.name)
+	s, err := lg.stream(ctx)
 	if err != nil {
 		return bus.LogInfo{}, connError("look up stream "+lg.name, err)
 	}

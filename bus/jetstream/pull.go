@@ -58,7 +58,7 @@ type message struct {
 	time               int64
 }
 
-// errGone says that the stream behind a consumer is another one now.
+// permanentError ends a puller: trying again would not help.
 type permanentError struct{ error }
 
 func (e permanentError) Unwrap() error { return e.error }
@@ -202,13 +202,15 @@ func (p *puller) open(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if p.tries > 2 && !p.failing {
+		// When the bus itself is unwell that was said already, once for all.
+		if p.tries > 2 && !p.failing && p.b.Health().OK {
 			p.failing = true
 			p.b.o.Logger.Warn("consumer cannot be made, trying on", "stream", p.stream, "error", err)
 		}
 		select {
 		case <-time.After(backoff(p.tries)):
 		case <-p.again: // connected again
+			p.tries = 1
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-p.b.closed:
@@ -222,10 +224,9 @@ func (p *puller) openOnce(ctx context.Context) error {
 		p.b.suspect.Store(true)
 	}
 	p.tries++
-	cctx, cancel := context.WithTimeout(ctx, p.b.o.AckTimeout)
-	defer cancel()
-	name, err := p.create(cctx)
-	if err != nil {
+	c := p.b.call(ctx)
+	name, err := p.create(c.ctx)
+	if err = c.end(err); err != nil {
 		return err
 	}
 	ch := make(chan *nats.Msg, 2*p.batch+64)
