@@ -1,16 +1,19 @@
 // Package expression owns the expression language of the specs: which names an
 // expression may use, how it is compiled and checked, and what evaluating it
-// may cost. The language is expr (github.com/expr-lang/expr) with four
+// may cost. The language is expr (github.com/expr-lang/expr) with five
 // differences, all made on the syntax tree at compile time:
 //
 //   - A dependency's bare name in a boolean place (an operand of &&, || and !,
 //     the condition of ?:, the whole of a condition) means "has arrived".
 //   - What would give another result when the same log is folded again is
 //     replaced (keys, values and toPairs are in order, date knows no local
-//     zone) or refused (now).
+//     zone) or refused (now, Local).
 //   - Every evaluation has a budget, counted in steps and bytes and never in
 //     time; beyond it the evaluation ends with [ErrBudget].
-//   - fromJSON gives whole numbers as int64, as everywhere else.
+//   - The pattern of matches is a literal, so that it is compiled once and its
+//     cost is known.
+//   - fromJSON gives whole numbers as int64, as everywhere else; toJSON takes
+//     times, durations and lists of every type.
 //
 // An evaluation that asks for what is not there ends with a [MissingError].
 // The package is pure: it does no I/O, reads no clock and starts no goroutine.
