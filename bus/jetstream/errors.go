@@ -69,7 +69,7 @@ func connError(what string, err error) error {
 	case errors.Is(err, nats.ErrReconnectBufExceeded), errors.Is(err, nats.ErrDisconnected):
 		return fmt.Errorf("%s: not connected: %w", what, bus.ErrUnavailable)
 	case errors.Is(err, nats.ErrNoResponders), errors.Is(err, jetstream.ErrNoStreamResponse):
-		return fmt.Errorf("%s: nobody serves the stream: %w", what, bus.ErrUnavailable)
+		return fmt.Errorf("%s: nobody serves the stream: %w (%w)", what, bus.ErrUnavailable, nats.ErrNoResponders)
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrTimeout):
 		return fmt.Errorf("%s: no answer in time: %w (%w)", what, bus.ErrUnavailable, context.DeadlineExceeded)
 	}

@@ -127,8 +127,29 @@ func (lg *stream) publish(ctx context.Context, r bus.Record, k, v string, done f
 	return lg.b.pub.send(ctx, lg, lg.b.prefix+r.Subject, h, r.Data, done, w)
 }
 
-// publishWait sends a record and waits for its acknowledgement.
+// On a cluster nobody serves a stream while it changes its leader.
+const (
+	leaderTries = 3
+	leaderWait  = 250 * time.Millisecond
+)
+
+// publishWait sends a record and waits for its acknowledgement. What a cluster
+// certainly did not take, because the stream had no leader, it sends again.
 func (lg *stream) publishWait(ctx context.Context, r bus.Record, k, v string) (bus.Ack, error) {
+	for try := 1; ; try++ {
+		ack, err := lg.publishOnce(ctx, r, k, v)
+		if err == nil || lg.b.o.Replicas == 1 || try == leaderTries || !errors.Is(err, nats.ErrNoResponders) {
+			return ack, err
+		}
+		select {
+		case <-time.After(leaderWait):
+		case <-ctx.Done():
+			return ack, err
+		}
+	}
+}
+
+func (lg *stream) publishOnce(ctx context.Context, r bus.Record, k, v string) (bus.Ack, error) {
 	w := waiters.Get().(*waiter)
 	if err := lg.publish(ctx, r, k, v, nil, w); err != nil {
 		waiters.Put(w)
