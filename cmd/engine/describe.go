@@ -129,8 +129,12 @@ func describe(w io.Writer, r *api.Resource) error {
 				n    uint64
 				what string
 			}{
-				{sn.Matched, "events wanted"}, {sn.Fired, "firings"}, {sn.Missing, "evaluations that asked for what is missing"},
-				{sn.Failed, "evaluations that failed"}, {sn.Superseded, "waiting events replaced by a newer one"}, {sn.Expired, "waiting events given up"},
+				{sn.Matched, "events wanted"},
+				{sn.Fired, "firings"},
+				{sn.Missing, "evaluations that asked for what is missing"},
+				{sn.Failed, "evaluations that failed"},
+				{sn.Superseded, "waiting events replaced by a newer one"},
+				{sn.Expired, "waiting events given up"},
 			} {
 				t.row(count(c.n), c.what)
 			}

@@ -72,7 +72,7 @@ the source _emit whose name is the type. It returns after the event is stored.`,
 		if err != nil {
 			return err
 		}
-		defer resp.Body.Close() //nolint:errcheck // only read
+		defer resp.Body.Close()
 		var done struct{ Events []api.Emitted }
 		if err := json.NewDecoder(resp.Body).Decode(&done); err != nil || len(done.Events) != 1 {
 			return errors.Join(errors.New("the engine's answer is not understood"), err)

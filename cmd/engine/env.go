@@ -60,7 +60,7 @@ func (e ranError) Unwrap() error { return e.error }
 
 // execute runs the command line and returns the exit code.
 func execute(ctx context.Context, e *env, args []string) int {
-	root := e.root()
+	root := e.root() //nolint:contextcheck // verbs take it from their command
 	root.SetArgs(args)
 	root.SetIn(e.stdin)
 	root.SetOut(e.stdout)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"time"
 
@@ -102,9 +103,9 @@ func (c *client) list(ctx context.Context, path string, q url.Values, follow boo
 // queryOf makes a query of the pairs whose value is not empty.
 func queryOf(pairs ...string) url.Values {
 	q := url.Values{}
-	for i := 0; i < len(pairs); i += 2 {
-		if pairs[i+1] != "" {
-			q.Set(pairs[i], pairs[i+1])
+	for pair := range slices.Chunk(pairs, 2) {
+		if name, v := pair[0], pair[1]; v != "" {
+			q.Set(name, v)
 		}
 	}
 	return q

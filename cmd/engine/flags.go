@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -59,11 +60,9 @@ func (c *choiceFlag) String() string {
 }
 func (c *choiceFlag) Type() string { return strings.Join(c.choices, "|") }
 func (c *choiceFlag) Set(s string) error {
-	for _, v := range c.choices {
-		if s == v {
-			*c.value = s
-			return nil
-		}
+	if !slices.Contains(c.choices, s) {
+		return fmt.Errorf("%q is none of %s", s, strings.Join(c.choices, ", "))
 	}
-	return fmt.Errorf("%q is none of %s", s, strings.Join(c.choices, ", "))
+	*c.value = s
+	return nil
 }

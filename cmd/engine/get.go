@@ -163,16 +163,16 @@ func infoOf(r engine.ResourceStatus) string {
 		for _, t := range r.Triggers {
 			failed, dead, waiting = failed+t.Failed, dead+t.Dead, waiting+uint64(t.Waiting)+t.Overflow+uint64(t.Retries)
 		}
-		s := fmt.Sprintf("%d matched, %d fired", r.Sensor.Matched, r.Sensor.Fired)
+		parts := []string{fmt.Sprintf("%d matched, %d fired", r.Sensor.Matched, r.Sensor.Fired)}
 		for _, n := range []struct {
 			n    uint64
 			what string
 		}{{waiting, "waiting"}, {failed, "failed"}, {dead, "dead"}} {
 			if n.n > 0 {
-				s += fmt.Sprintf(", %d %s", n.n, n.what)
+				parts = append(parts, fmt.Sprintf("%d %s", n.n, n.what))
 			}
 		}
-		return s
+		return strings.Join(parts, ", ")
 	case len(r.UsedBy) > 0:
 		return "used by " + strings.Join(r.UsedBy, ", ")
 	}

@@ -197,9 +197,9 @@ func (e *env) run(ctx context.Context, f *runFlags, paths []string) (err error) 
 		return err
 	}
 	defer forget()
-	log.Info("engine "+e.version+" starts", "data", f.data, "listen", f.listen, "api", "http://"+apiServer.Addr())
-	go e.hints(ctx, eng, cat, loaded, log)
-	go e.hangups(eng, log, ended)
+	log.Info("engine starts", "version", e.version, "data", f.data, "listen", f.listen, "api", "http://"+apiServer.Addr())
+	go hints(ctx, eng, cat, loaded, log)
+	go hangups(ctx, eng, log)
 	err = eng.Run(ctx)
 	if err == nil {
 		log.Info("engine stopped")
@@ -267,21 +267,17 @@ func (e *env) signals(log *slog.Logger, stop func(), ended <-chan struct{}) {
 }
 
 // hangups reads the files again at each SIGHUP.
-func (e *env) hangups(eng *engine.Engine, log *slog.Logger, ended <-chan struct{}) {
+func hangups(ctx context.Context, eng *engine.Engine, log *slog.Logger) {
 	c := make(chan os.Signal, 1)
 	signal.Notify(c, syscall.SIGHUP)
 	defer signal.Stop(c)
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
 	for {
 		select {
 		case <-c:
-			go func() {
-				if _, err := eng.Reload(ctx, false); err != nil {
-					log.Error("reload failed", "error", err)
-				}
-			}()
-		case <-ended:
+			if _, err := eng.Reload(ctx, false); err != nil && ctx.Err() == nil {
+				log.Error("reload failed", "error", err)
+			}
+		case <-ctx.Done():
 			return
 		}
 	}
@@ -368,7 +364,7 @@ func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) { (*f.h.Load()
 const maxHints = 10
 
 // hints logs how to reach the webhooks, as soon as they can be reached.
-func (e *env) hints(ctx context.Context, eng *engine.Engine, cat engine.Catalog, l *specs.Loaded, log *slog.Logger) {
+func hints(ctx context.Context, eng *engine.Engine, cat engine.Catalog, l *specs.Loaded, log *slog.Logger) {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for len(eng.Routes()) == 0 {
@@ -381,7 +377,7 @@ func (e *env) hints(ctx context.Context, eng *engine.Engine, cat engine.Catalog,
 	urls := webhookURLs(cat, l, eng.Addr())
 	for i, u := range urls {
 		if i == maxHints {
-			log.Info(fmt.Sprintf("and %d more webhooks: engine get eventsource", len(urls)-i))
+			log.Info("there are more webhooks: engine get eventsource", "more", len(urls)-i)
 			break
 		}
 		log.Info("webhook", "event", u.event, "try", u.curl())

@@ -31,8 +31,7 @@ func notFound(format string, args ...any) error {
 // fail answers with {"error": …}.
 func fail(w http.ResponseWriter, err error) {
 	status := http.StatusInternalServerError
-	var se *statusError
-	if errors.As(err, &se) {
+	if se, ok := errors.AsType[*statusError](err); ok {
 		status = se.status
 	}
 	reply(w, status, map[string]string{"error": err.Error()})

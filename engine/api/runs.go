@@ -144,7 +144,7 @@ func (s *server) follow(w http.ResponseWriter, r *http.Request, log bus.Log, fil
 	if err != nil {
 		return err
 	}
-	defer rd.Close() //nolint:errcheck // only read
+	defer rd.Close()
 	st := &stream{s, w, http.NewResponseController(w)}
 	_ = st.rc.SetReadDeadline(time.Time{}) // the request has been read; the connection stays
 	w.Header().Set("Content-Type", "application/x-ndjson")

@@ -83,8 +83,7 @@ func code(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	err := ts.Exec(args[1], args[2:]...)
 	got := 0
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		got = exit.ExitCode()
 	} else if err != nil {
 		ts.Fatalf("%s: %v", args[1], err)
@@ -93,6 +92,8 @@ func code(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("%s: exit code %d, want %s", strings.Join(args[1:], " "), got, want)
 	}
 }
+
+var errUnmatched = errors.New("the output is not as it should become")
 
 // until PATTERN engine ARG… repeats the engine's command until what it prints on standard
 // output matches, or with ! does not match any more.
@@ -118,7 +119,7 @@ func until(ts *testscript.TestScript, neg bool, args []string) {
 			_, _ = ts.Stderr().Write(problems.Bytes())
 			return nil
 		}
-		return fmt.Errorf("%s, error %v:\n%s%s", strings.Join(args[1:], " "), err, &out, &problems)
+		return fmt.Errorf("%s: %w\n%s%s", strings.Join(args[1:], " "), errors.Join(errUnmatched, err), &out, &problems)
 	})
 }
 
