@@ -160,7 +160,7 @@ func DecodeEvent(r Record) (*Event, error) {
 		case hdrContent:
 			e.DataContentType = unescape(v)
 		case hdrTime:
-			if e.Time, err = time.Parse(time.RFC3339Nano, v); err != nil {
+			if e.Time, err = time.ParseInLocation(time.RFC3339Nano, v, time.UTC); err != nil {
 				return nil, fmt.Errorf("event %d: ce-time: %w", r.Seq, err)
 			}
 		case hdrRequest:

@@ -64,6 +64,7 @@ type session struct {
 	dirty      []key
 	candidates []*sensors.Program
 	deps       []int
+	view       sensors.View
 }
 
 // batch is what one turn of the fold produced, on its way to the checkpoint.
@@ -315,23 +316,22 @@ func (s *session) swap(rules *Rules) error {
 	if err := s.barrier(); err != nil {
 		return err
 	}
-	old := make(map[string]string, len(s.running))
-	for _, r := range s.running {
-		old[r.Name] = r.Program.StateFingerprint()
-	}
+	old := s.byName
 	s.use(rules)
-	kept := map[string]bool{}
-	for _, r := range s.running {
-		fp, was := old[r.Name]
-		kept[r.Name] = was && fp == r.Program.StateFingerprint()
-	}
 	dropped := map[string]int{}
 	for k, en := range s.keys {
-		if !kept[k.sensor] {
+		was, is := old[k.sensor], s.byName[k.sensor]
+		switch {
+		case was == nil || is == nil || was.Program.StateFingerprint() != is.Program.StateFingerprint():
 			dropped[k.sensor]++
 			en.state = sensors.KeyState{}
-			s.touch(k, en)
+		case was.Hash == is.Hash:
+			continue
+		default:
+			en.state = is.Program.Adopt(en.state)
+			s.schedule(k, en, is) // the window may have changed
 		}
+		s.touch(k, en)
 	}
 	for name, n := range dropped {
 		s.d.log.Info("sensor state dropped: its dependencies changed or it was removed", "sensor", name, "keys", n)
@@ -479,12 +479,12 @@ func (s *session) event(r *bus.Record) {
 		return
 	}
 	d.o.Cache.put(ev)
-	view := sensors.NewView(ev)
+	s.view.Reset(ev)
 	s.candidates = s.index.Lookup(ev, s.candidates[:0])
 	wanted := false
 	for _, p := range s.candidates {
 		run := s.running[p]
-		routing := p.Route(view)
+		routing := p.Route(&s.view)
 		run.count(routing.Verdicts)
 		if len(routing.Matches) == 0 {
 			continue
