@@ -116,12 +116,7 @@ func TestKill(t *testing.T) {
 	for i := range kills {
 		// Some moment in the i-th part of the load, the way there left to chance.
 		at := int64((float64(i) + rng.Float64()) / float64(kills) * float64(tr.limit) * 0.9)
-		eventually(t, arriveTimeout, fmt.Sprintf("%d events are accepted", at), func() error {
-			if n := tr.accepted.Load(); n < at {
-				return fmt.Errorf("%d are", n)
-			}
-			return nil
-		})
+		tr.reach(t, at)
 		<-time.After(time.Duration(rng.IntN(20_000)) * time.Microsecond)
 		e.kill()
 		if i%3 == 2 {
@@ -151,14 +146,8 @@ func TestTerminate(t *testing.T) {
 	tr := &traffic{conns: 16, retry: true}
 	e.start()
 	tr.start(e)
-	for i := range 3 {
-		want := rec.seen() + scaled(1000)
-		eventually(t, arriveTimeout, "the load runs", func() error {
-			if n := rec.seen(); n < want {
-				return fmt.Errorf("round %d: %d of %d calls", i, n, want)
-			}
-			return nil
-		})
+	for range 3 {
+		tr.reach(t, tr.accepted.Load()+int64(scaled(1000)))
 		e.stop()
 		e.start()
 	}

@@ -53,13 +53,6 @@ func newRecorder(t *testing.T) *recorder {
 	return r
 }
 
-// seen returns how many events have been called for.
-func (r *recorder) seen() int {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return len(r.calls)
-}
-
 // version returns how many calls carried this X-Version.
 func (r *recorder) version(v string) int {
 	r.mu.Lock()
@@ -238,9 +231,26 @@ func (tr *traffic) connection(addr string) {
 	}
 }
 
+// reach waits until n requests are accepted; a failed one ends the test, since
+// the load is then not what the test asks for.
+func (tr *traffic) reach(t *testing.T, n int64) {
+	t.Helper()
+	eventually(t, arriveTimeout, fmt.Sprintf("%d events are accepted", n), func() error {
+		if tr.mustSucceed(t); t.Failed() {
+			t.FailNow()
+		}
+		if have := tr.accepted.Load(); have < n {
+			return fmt.Errorf("%d are", have)
+		}
+		return nil
+	})
+}
+
 // mustSucceed fails the test if a request did.
 func (tr *traffic) mustSucceed(t *testing.T) {
 	t.Helper()
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
 	if n := len(tr.failures); n > 0 {
 		t.Errorf("%d requests failed, for example %s", n, tr.failures[0])
 	}
