@@ -520,6 +520,17 @@ func TestEmbeddedRestartUnderLoad(t *testing.T) {
 	})
 }
 
+// TestConnectionLost cuts the connections while the server lives on: what was
+// on the way is gone, the consumers are not.
+func TestConnectionLost(t *testing.T) {
+	b := mustOpen(t, newExternal(t, nil).options())
+	outage(t, b, func() {
+		if err := errors.Join(b.rc.ForceReconnect(), b.nc.ForceReconnect()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // TestStreamDeleted removes what we live on.
 func TestStreamDeleted(t *testing.T) {
 	ctx := context.Background()
