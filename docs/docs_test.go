@@ -1,0 +1,358 @@
+package docs_test
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/sensor-engine/engine/engine"
+	sourcetypes "github.com/sensor-engine/engine/sources/all"
+	"github.com/sensor-engine/engine/specs"
+	functionkinds "github.com/sensor-engine/engine/triggers/all"
+)
+
+var update = flag.Bool("update", false, "write the generated parts of the pages")
+
+var catalog = engine.Catalog{Sources: sourcetypes.All(), Functions: functionkinds.All()}
+
+// pages are the README and everything in this directory, by path from here.
+func pages(t *testing.T) map[string]string {
+	t.Helper()
+	names, err := filepath.Glob("*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[string]string{}
+	for _, name := range append(names, "../README.md", "../CONTRIBUTING.md", "../CHANGELOG.md") {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out[name] = string(b)
+	}
+	return out
+}
+
+// generated are the parts made from code, by the name in their markers
+// `<!-- generated: NAME -->` and `<!-- end -->`.
+func generated() map[string]string {
+	out := map[string]string{
+		"spec of a Sensor": table(reflect.ValueOf(&specs.Sensor{}), "Dependencies", "Triggers"),
+		"dependency":       table(reflect.ValueOf(&specs.Dependency{})),
+		"trigger":          table(reflect.ValueOf(&specs.Trigger{})),
+		"spec of a Secret": table(reflect.ValueOf(&specs.Secret{})),
+		"delivery":         table(reflect.ValueOf(&specs.Delivery{})),
+	}
+	for _, t := range catalog.Sources {
+		out["source "+t.Name] = section(t.Type)
+	}
+	for _, t := range catalog.Functions {
+		out["function "+t.Name] = section(t.Type)
+	}
+	return out
+}
+
+func section(t specs.Type) string {
+	return "\n" + t.Doc + "\n" + table(reflect.ValueOf(t.New()))
+}
+
+// table lists the keys of a config, nested ones with their path. The fields
+// named in flat are not followed into.
+func table(v reflect.Value, flat ...string) string {
+	var b strings.Builder
+	b.WriteString("\n| key | type | |\n|---|---|---|\n")
+	rows(&b, v.Elem(), "", flat)
+	return b.String() + "\n"
+}
+
+func rows(b *strings.Builder, v reflect.Value, prefix string, flat []string) {
+	for i := range v.NumField() {
+		f := v.Type().Field(i)
+		name, opts, _ := strings.Cut(f.Tag.Get("yaml"), ",")
+		if opts == "inline" {
+			rows(b, v.Field(i), prefix, flat)
+			continue
+		}
+		if name == "-" || name == "" {
+			continue
+		}
+		text := cell(f.Tag.Get("doc"))
+		if ex := f.Tag.Get("example"); ex != "" {
+			text += " Example: `" + strings.ReplaceAll(ex, "|", `\|`) + "`."
+		}
+		kind := typeName(f.Type)
+		if e := f.Tag.Get("enum"); e != "" {
+			kind = "`" + strings.ReplaceAll(e, ",", "`, `") + "`"
+		}
+		lo, hi := f.Tag.Get("min"), f.Tag.Get("max")
+		switch {
+		case lo != "" && hi != "":
+			kind += ", " + lo + " to " + hi
+		case lo != "":
+			kind += ", at least " + lo
+		}
+		if f.Tag.Get("required") == "true" {
+			kind += ", required"
+		}
+		fmt.Fprintf(b, "| `%s%s` | %s | %s |\n", prefix, name, kind, text)
+		if slices.Contains(flat, f.Name) {
+			continue
+		}
+		switch e, list := nested(f.Type); {
+		case e == nil:
+		case list:
+			rows(b, reflect.New(e).Elem(), prefix+name+"[].", nil)
+		default:
+			rows(b, reflect.New(e).Elem(), prefix+name+".", nil)
+		}
+	}
+}
+
+// nested is the struct below a field that has keys of its own, or nil.
+func nested(t reflect.Type) (e reflect.Type, list bool) {
+	for {
+		switch t.Kind() {
+		case reflect.Slice:
+			t, list = t.Elem(), true
+			continue
+		case reflect.Pointer:
+			t = t.Elem()
+			continue
+		case reflect.Struct:
+			if typeName(t) == "object" {
+				return t, list
+			}
+		}
+		return nil, false
+	}
+}
+
+func typeName(t reflect.Type) string {
+	switch t {
+	case reflect.TypeFor[specs.Duration]():
+		return "duration"
+	case reflect.TypeFor[specs.Size]():
+		return "size"
+	case reflect.TypeFor[specs.Expr]():
+		return "expression"
+	case reflect.TypeFor[specs.Text]():
+		return "template text"
+	case reflect.TypeFor[specs.Template]():
+		return "template"
+	case reflect.TypeFor[specs.Value]():
+		return "any value"
+	case reflect.TypeFor[specs.SecretRef]():
+		return "`{name, key}` of a Secret"
+	case reflect.TypeFor[specs.TextOrSecret]():
+		return "template text or secret"
+	}
+	switch t.Kind() {
+	case reflect.Pointer:
+		return typeName(t.Elem())
+	case reflect.Slice:
+		return "list of " + typeName(t.Elem())
+	case reflect.Map:
+		return "map of " + typeName(t.Elem())
+	case reflect.Struct:
+		return "object"
+	case reflect.String:
+		return "text"
+	case reflect.Bool:
+		return "boolean"
+	case reflect.Float32, reflect.Float64:
+		return "number"
+	}
+	return "integer"
+}
+
+// cell makes text safe for a cell of a Markdown table.
+func cell(s string) string {
+	return strings.NewReplacer("|", `\|`, "<", "&lt;", "*", `\*`, "_", `\_`).Replace(s)
+}
+
+var marker = regexp.MustCompile(`(?s)<!-- generated: (.+?) -->\n(.*?)<!-- end -->`)
+
+// TestGenerated: every source type and function kind has its reference, and it
+// is that of the code. With -update the pages are written.
+func TestGenerated(t *testing.T) {
+	want := generated()
+	for name, text := range pages(t) {
+		made := marker.ReplaceAllStringFunc(text, func(part string) string {
+			m := marker.FindStringSubmatch(part)
+			body, ok := want[m[1]]
+			if !ok {
+				t.Errorf("%s: nothing is generated for %q", name, m[1])
+				return part
+			}
+			delete(want, m[1])
+			return "<!-- generated: " + m[1] + " -->\n" + body + "<!-- end -->"
+		})
+		if made == text {
+			continue
+		}
+		if !*update {
+			t.Errorf("%s is out of date: go test ./docs -update", name)
+			continue
+		}
+		if err := os.WriteFile(name, []byte(made), 0o644); err != nil { //nolint:gosec // a page is no secret
+			t.Fatal(err)
+		}
+	}
+	for name := range want {
+		t.Errorf("no page has <!-- generated: %s -->", name)
+	}
+}
+
+// block is one fenced block of a page.
+type block struct {
+	place, info, text string
+}
+
+func blocks(name, text string) (out []block) {
+	var b *block
+	for i, line := range strings.Split(text, "\n") {
+		info, fence := strings.CutPrefix(line, "```")
+		switch {
+		case fence && b == nil:
+			b = &block{place: fmt.Sprintf("%s:%d", name, i+1), info: info}
+		case fence:
+			out = append(out, *b)
+			b = nil
+		case b != nil:
+			b.text += line + "\n"
+		}
+	}
+	return out
+}
+
+// TestSpecs: what the pages show as specs is valid; blocks marked `yaml bad`
+// are not.
+func TestSpecs(t *testing.T) {
+	n := 0
+	for name, text := range pages(t) {
+		for _, b := range blocks(name, text) {
+			if !strings.HasPrefix(b.info, "yaml") || !regexp.MustCompile(`(?m)^apiVersion:`).MatchString(b.text) {
+				continue
+			}
+			if name == "diagnostics.md" {
+				continue // excerpts of what is wrong, checked with the diagnostics
+			}
+			n++
+			l := catalog.Loader().LoadBytes(b.place, []byte(b.text))
+			found := slices.Concat(l.Diagnostics, engine.NewCompiler(catalog).Check(l.Set(), l.Invalid...))
+			switch bad := b.info == "yaml bad"; {
+			case bad && !found.HasErrors():
+				t.Errorf("%s is marked as bad and is valid", b.place)
+			case !bad && len(found) > 0:
+				t.Errorf("%s: %v", b.place, found)
+			}
+		}
+	}
+	if n < 5 {
+		t.Errorf("only %d specs found", n)
+	}
+}
+
+// TestCommands: the commands of the README exist, and so do the make targets,
+// flags and metrics that pages name.
+func TestCommands(t *testing.T) {
+	all := pages(t)
+	for _, cmd := range []string{"go run ./cmd/engine run examples/quickstart", "make test"} {
+		if !strings.Contains(all["../README.md"], cmd) {
+			t.Errorf("README.md does not have %q", cmd)
+		}
+	}
+	l, err := catalog.Loader().Load(t.Context(), "../examples/quickstart")
+	if err != nil || l.Diagnostics.HasErrors() || len(l.Resources) == 0 {
+		t.Errorf("examples/quickstart: %d resources, %v %v", len(l.Resources), l.Diagnostics, err)
+	}
+	makefile, err := os.ReadFile("../Makefile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	metrics, err := os.ReadFile("../engine/api/metrics.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	metric := regexp.MustCompile("`engine_([a-z_]+)[`*]")
+	target := regexp.MustCompile("`make ([a-z]+)|(?m:^make ([a-z]+))")
+	option := regexp.MustCompile("[` ](--[a-z][a-z-]+)")
+	for name, text := range all {
+		for _, m := range target.FindAllStringSubmatch(text, -1) {
+			if !regexp.MustCompile(`(?m)^` + m[1] + m[2] + `:`).Match(makefile) {
+				t.Errorf("%s: the Makefile has no target %s", name, m[1]+m[2])
+			}
+		}
+		for _, m := range metric.FindAllStringSubmatch(text, -1) {
+			if !strings.Contains(string(metrics), `"`+m[1]) {
+				t.Errorf("%s: there is no metric engine_%s", name, m[1])
+			}
+		}
+		if name == "cli.md" {
+			continue
+		}
+		text = marker.ReplaceAllString(text, "") // examples of configs
+		for _, m := range option.FindAllStringSubmatch(text, -1) {
+			if !strings.Contains(all["cli.md"], "`"+m[1]+"`") {
+				t.Errorf("%s: no verb has the flag %s", name, m[1])
+			}
+		}
+	}
+}
+
+var (
+	link    = regexp.MustCompile(`\]\(([^)\s]+)\)|(?:src|srcset|href)="([^"]+)"`)
+	named   = regexp.MustCompile("`((?:Test|Fuzz|Benchmark)[A-Za-z]+)`\\]\\(([^)]+)\\)")
+	heading = regexp.MustCompile(`(?m)^#+ (.+)$`)
+	fenced  = regexp.MustCompile("(?s)```.*?```")
+)
+
+// anchors are the places of a page that links may name.
+func anchors(text string) (out []string) {
+	for _, m := range heading.FindAllStringSubmatch(fenced.ReplaceAllString(text, ""), -1) {
+		slug := strings.ToLower(strings.ReplaceAll(m[1], "`", ""))
+		slug = regexp.MustCompile(`[^\p{L}\p{N} _-]`).ReplaceAllString(slug, "")
+		out = append(out, strings.ReplaceAll(slug, " ", "-"))
+	}
+	return out
+}
+
+// TestLinks: relative links lead somewhere, and tests that are named exist.
+func TestLinks(t *testing.T) {
+	for name, text := range pages(t) {
+		text = fenced.ReplaceAllString(text, "")
+		for _, m := range link.FindAllStringSubmatch(text, -1) {
+			path, anchor, _ := strings.Cut(m[1]+m[2], "#")
+			if strings.Contains(path, "://") {
+				continue
+			}
+			file := filepath.Join(filepath.Dir(name), path)
+			if path == "" {
+				file = name
+			}
+			if _, err := os.Stat(file); err != nil {
+				t.Errorf("%s: link to %s: %v", name, m[1]+m[2], err)
+				continue
+			}
+			if anchor == "" {
+				continue
+			}
+			b, err := os.ReadFile(file)
+			if err != nil || !slices.Contains(anchors(string(b)), anchor) {
+				t.Errorf("%s: %s has no heading #%s", name, file, anchor)
+			}
+		}
+		for _, m := range named.FindAllStringSubmatch(text, -1) {
+			b, err := os.ReadFile(filepath.Join(filepath.Dir(name), m[2]))
+			if err != nil || !strings.Contains(string(b), "func "+m[1]+"(") {
+				t.Errorf("%s: there is no %s in %s", name, m[1], m[2])
+			}
+		}
+	}
+}
