@@ -16,8 +16,10 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/spf13/cobra"
 
+	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/bus/jetstream"
 	"github.com/sensor-engine/engine/bus/lock"
 	"github.com/sensor-engine/engine/engine"
@@ -33,16 +35,16 @@ import (
 
 // runFlags are the settings of an engine.
 type runFlags struct {
-	data, listen, api                                string
-	bus, busCreds, busCA, busCert, busKey, prefix    string
-	replicas                                         int
-	sync                                             bool
-	logFormat, logLevel                              string
-	strict                                           bool
-	removalGrace, poll, maxLag, grace, eventsAge     durationFlag
-	token, tokenFile                                 string
-	hosts                                            []string
-	events, jobs, parked, dead, runs, state, payload sizeFlag
+	data, listen, api                                     string
+	bus, busCreds, busCA, busCert, busKey, prefix         string
+	replicas                                              int
+	sync                                                  bool
+	logFormat, logLevel                                   string
+	strict                                                bool
+	busWait, removalGrace, poll, maxLag, grace, eventsAge durationFlag
+	token, tokenFile                                      string
+	hosts                                                 []string
+	events, jobs, parked, dead, runs, state, payload      sizeFlag
 }
 
 // catalog is what specs can use.
@@ -53,7 +55,8 @@ func catalog() engine.Catalog {
 func (e *env) runVerb() *cobra.Command {
 	f := &runFlags{
 		removalGrace: durationFlag(5 * time.Second), poll: durationFlag(10 * time.Second),
-		maxLag: durationFlag(10 * time.Second), grace: durationFlag(10 * time.Second), eventsAge: durationFlag(7 * 24 * time.Hour),
+		busWait: durationFlag(10 * time.Second),
+		maxLag:  durationFlag(10 * time.Second), grace: durationFlag(10 * time.Second), eventsAge: durationFlag(7 * 24 * time.Hour),
 		events: 10 << 30, jobs: 4 << 30, parked: 4 << 30, dead: 1 << 30, runs: 1 << 30, state: 4 << 30,
 		logFormat: "text", logLevel: "info",
 	}
@@ -89,6 +92,7 @@ signal ends it at once; nothing is lost by that. SIGHUP reads the files again.`,
 	fs.StringVar(&f.busCert, "bus-cert", "", "PEM file of the client certificate for --bus")
 	fs.StringVar(&f.busKey, "bus-key", "", "PEM file of the key of --bus-cert")
 	fs.StringVar(&f.prefix, "bus-prefix", "", "prefix of stream names and subjects, so that several engines share one account")
+	fs.Var(&f.busWait, "bus-wait", "how long to wait for --bus at the start")
 	fs.IntVar(&f.replicas, "bus-replicas", 1, "copies of each stream on an external cluster, 1 to 5")
 	fs.BoolVar(&f.sync, "sync-always", false, "embedded bus: write every event through to the disk before it is acknowledged; survives a power cut, at about 1,000 events/s")
 	fs.Var(&f.payload, "max-payload", "largest event in bytes with its headers; default: 8MiB, or more when a webhook's maxBody asks for it")
@@ -109,9 +113,6 @@ signal ends it at once; nothing is lost by that. SIGHUP reads the files again.`,
 	share(fs)
 	return cmd
 }
-
-// busTimeout bounds the wait for an external bus at the start.
-const busTimeout = 10 * time.Second
 
 // run runs one engine until ctx ends or a signal comes.
 func (e *env) run(ctx context.Context, f *runFlags, paths []string) (err error) {
@@ -347,9 +348,23 @@ func (f *runFlags) openBus(ctx context.Context, log *slog.Logger) (*jetstream.Bu
 		o.Dir = filepath.Join(f.data, "bus")
 		return jetstream.Open(ctx, o)
 	}
-	ctx, cancel := context.WithTimeout(ctx, busTimeout)
+	// The server may start at the same time as we do.
+	ctx, cancel := context.WithTimeout(ctx, max(time.Duration(f.busWait), time.Second))
 	defer cancel()
-	return jetstream.Open(ctx, o)
+	for told := false; ; told = true {
+		b, err := jetstream.Open(ctx, o)
+		if err == nil || !errors.Is(err, nats.ErrNoServers) && !errors.Is(err, bus.ErrUnavailable) {
+			return b, err
+		}
+		if !told {
+			log.Warn("waiting for the bus", "error", err, "at_most", time.Duration(f.busWait))
+		}
+		select {
+		case <-time.After(250 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
 }
 
 // front is a handler that can be exchanged while it serves.
