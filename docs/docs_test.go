@@ -200,7 +200,7 @@ func TestGenerated(t *testing.T) {
 			t.Errorf("%s is out of date: go test ./docs -update", name)
 			continue
 		}
-		if err := os.WriteFile(name, []byte(made), 0o644); err != nil { //nolint:gosec // a page is no secret
+		if err := os.WriteFile(name, []byte(made), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
