@@ -9,6 +9,7 @@ import (
 	_ "embed"
 	"log/slog"
 	"net/http"
+	"time"
 
 	"github.com/sensor-engine/engine/engine"
 	"github.com/sensor-engine/engine/specs"
@@ -133,6 +134,7 @@ func (s *server) wrap(mux *http.ServeMux) http.Handler {
 				fail(w, &statusError{http.StatusInternalServerError, "internal error; the log has more"})
 			}
 		}()
+		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(answerTimeout))
 		h := w.Header()
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Cache-Control", "no-store")
@@ -151,6 +153,9 @@ func (s *server) wrap(mux *http.ServeMux) http.Handler {
 		mux.ServeHTTP(w, r)
 	})
 }
+
+// answerTimeout bounds how long an answer may take, its reader included.
+const answerTimeout = time.Minute
 
 // unrouted answers as the mux would, but in JSON.
 func unrouted(w http.ResponseWriter, r *http.Request, h http.Handler) {

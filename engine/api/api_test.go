@@ -445,8 +445,21 @@ func (r *running) testEvents(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if found, complete, err := newest(t.Context(), r.e.Bus().Events(), info, eventFilter{limit: 100}); err != nil || len(found) != 100 || !complete {
-		t.Errorf("%d events, complete %v, error %v", len(found), complete, err)
+	for _, c := range []struct {
+		looked   int
+		complete bool
+	}{{50, false}, {100, false}, {250, false}, {50_000, true}} {
+		b := defaultBounds()
+		b.looked = c.looked
+		found, complete, err := newest(t.Context(), r.e.Bus().Events(), info, eventFilter{typ: "odd", limit: 150}, b)
+		if err != nil || complete != c.complete || len(found) > c.looked {
+			t.Errorf("bound %d: %d events, complete %v, error %v", c.looked, len(found), complete, err)
+		}
+		for i, ev := range found {
+			if want := fmt.Sprintf("e%03d", 298-2*(len(found)-1-i)); ev.ID != want {
+				t.Fatalf("bound %d: event %d is %s, want %s: there is a gap", c.looked, i, ev.ID, want)
+			}
+		}
 	}
 }
 

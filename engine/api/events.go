@@ -154,7 +154,7 @@ func (s *server) events(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	found, complete, err := newest(ctx, s.e.Bus().Events(), info, f)
+	found, complete, err := newest(ctx, s.e.Bus().Events(), info, f, defaultBounds())
 	if err != nil {
 		return err
 	}
@@ -191,26 +191,29 @@ func (s *server) events(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// The bounds of one search: events looked at, bytes kept, and time.
-const (
-	searchEvents = 50_000
-	searchBytes  = 64 << 20
-	searchTime   = 5 * time.Second
-)
+// bounds keep one search from taking the bus for itself.
+type bounds struct {
+	looked, bytes int // events looked at, payload kept
+	time          time.Duration
+	window        uint64 // most sequences looked through at once
+}
 
-// newest returns the newest events that match, oldest first. complete is false
-// when the bounds of a search ended it before it had enough.
-func newest(ctx context.Context, log bus.Log, info bus.LogInfo, f eventFilter) (found []*bus.Event, complete bool, err error) {
-	end := time.Now().Add(searchTime)
+func defaultBounds() bounds { return bounds{50_000, 64 << 20, 5 * time.Second, 8192} }
+
+// newest returns the newest events that match, oldest first, without a gap. It
+// looks back window by window. complete is false when the bounds of a search
+// ended it before it had enough.
+func newest(ctx context.Context, log bus.Log, info bus.LogInfo, f eventFilter, b bounds) (found []*bus.Event, complete bool, err error) {
+	end := time.Now().Add(b.time)
 	looked, size := 0, 0
 	step := uint64(max(f.limit, 64))
-	for hi := info.Last + 1; hi > info.First && len(found) < f.limit; step *= 4 {
+	for hi := info.Last + 1; hi > info.First && len(found) < f.limit; step = min(4*step, b.window) {
 		lo := max(info.First, hi-min(hi, step))
 		var part []*bus.Event
 		older := false // the window reaches beyond since
 		for seq := lo; seq < hi; {
-			if looked >= searchEvents || size > searchBytes || time.Now().After(end) {
-				return tail(append(part, found...), f.limit), false, nil
+			if looked >= b.looked || size > b.bytes || time.Now().After(end) {
+				return found, false, nil // the newer half of the window is not known: leave it out
 			}
 			rec, err := log.Next(ctx, f.subject(), seq)
 			if errors.Is(err, bus.ErrNotFound) || err == nil && rec.Seq >= hi {

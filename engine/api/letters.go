@@ -167,7 +167,8 @@ func (s *server) each(w http.ResponseWriter, r *http.Request, fn func(context.Co
 	if err != nil {
 		return err
 	}
-	_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // it may take longer than a request may
+	rc := http.NewResponseController(w) // it may take longer than others
+	_, _ = rc.SetReadDeadline(time.Time{}), rc.SetWriteDeadline(time.Time{})
 	for from := uint64(0); ; {
 		found, err := jobs.Letters(r.Context(), s.e.Bus(), ref, from, 256)
 		if err != nil || len(found) == 0 {
