@@ -171,8 +171,12 @@ func typeName(t reflect.Type) string {
 	return "integer"
 }
 
-// cell makes text safe for a cell of a Markdown table.
+var placeholder = regexp.MustCompile(`\$?\{[^}]*\}(?:\.\{[^}]*\})*`)
+
+// cell makes text safe for a cell of a Markdown table. What is in braces is
+// code; a bare $ may begin a formula.
 func cell(s string) string {
+	s = placeholder.ReplaceAllString(s, "`$0`")
 	return strings.NewReplacer("|", `\|`, "<", "&lt;", "*", `\*`, "_", `\_`).Replace(s)
 }
 
