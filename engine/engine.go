@@ -161,7 +161,7 @@ func New(o Options) *Engine {
 	e.pool = jobs.NewPool(jobs.Options{Bus: o.Bus, Events: cache, Logger: o.Logger})
 	e.fold = fold.New(fold.Options{
 		Bus: o.Bus, Cache: cache, Logger: o.Logger, Rules: &fold.Rules{},
-		Covered: e.pool.Covered, Alarm: e.raise,
+		Covered: e.pool.Covered, Enqueued: e.pool.Offer, Alarm: e.raise,
 	})
 	e.callees = &callees{
 		compiler: e.compiler, host: functionHost{o.Bus}, log: o.Logger,

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/engine/jobs"
 	"github.com/sensor-engine/engine/sensors"
 )
 
@@ -46,6 +47,9 @@ type Options struct {
 	// Covered is called, from one goroutine, when a checkpoint is stored: all
 	// events up to position are folded and their firings are in JOBS.
 	Covered func(position uint64)
+	// Enqueued is called for each firing when JOBS has acknowledged its job,
+	// which it then owns. It must not block.
+	Enqueued func(j *jobs.Job, seq uint64)
 	// Alarm is told what needs a person: a gap in the log, an exchanged log.
 	Alarm func(code, message string)
 	// CheckpointEvery is the least time between two checkpoints, default 5 ms.
@@ -88,6 +92,9 @@ func New(o Options) *Dispatcher {
 	}
 	if o.Covered == nil {
 		o.Covered = func(uint64) {}
+	}
+	if o.Enqueued == nil {
+		o.Enqueued = func(*jobs.Job, uint64) {}
 	}
 	if o.Alarm == nil {
 		o.Alarm = func(code, message string) { o.Logger.Error("alarm", "code", code, "what", message) }

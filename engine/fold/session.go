@@ -557,7 +557,12 @@ func (s *session) fire(run *running, f *sensors.Firing) {
 	j := jobs.NewJob(run.Name, run.Hash, s.pos, f)
 	b := s.batch
 	b.add()
-	err := s.d.o.Bus.Jobs().AppendAsync(s.ctx, bus.Record{Subject: run.subjects[f.TriggerIndex], Data: j.Encode(nil)}, b.ack)
+	err := s.d.o.Bus.Jobs().AppendAsync(s.ctx, bus.Record{Subject: run.subjects[f.TriggerIndex], Data: j.Encode(nil)}, func(a bus.Ack, err error) {
+		if err == nil {
+			s.d.o.Enqueued(j, a.Seq)
+		}
+		b.ack(a, err)
+	})
 	if err != nil {
 		b.ack(bus.Ack{}, err)
 	}

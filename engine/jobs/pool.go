@@ -105,6 +105,7 @@ type partition struct {
 	mu       sync.Mutex
 	inflight map[uint64]*task
 	active   map[*queue]int
+	last     uint64       // highest sequence delivered
 	triggers atomic.Int32 // triggers whose jobs live here
 }
 
@@ -114,12 +115,14 @@ type task struct {
 	q      *queue
 	parked uint64 // its sequence in PARKED, 0 when it came from JOBS
 
-	// For a task from JOBS: its partition, its sequence there, whether it
-	// counts in part.active, and the newest delivery, which part.mu guards.
+	// For a task from JOBS: its partition, its sequence there and whether it
+	// counts in part.active. part.mu guards the newest delivery, nil as long
+	// as an offered job was not delivered, and whether the task has ended.
 	part     *partition
 	seq      uint64
 	counted  bool
 	delivery bus.Delivery
+	ended    bool
 }
 
 // NewPool returns a pool that does nothing yet.
@@ -292,9 +295,14 @@ func (p *Pool) deliver(part *partition, d bus.Delivery) {
 	}
 	rec := d.Record()
 	part.mu.Lock()
-	if old, dup := part.inflight[rec.Seq]; dup {
+	part.last = max(part.last, rec.Seq)
+	if old, there := part.inflight[rec.Seq]; there {
 		old.delivery = d // the newest delivery is the one to answer
+		ended := old.ended
 		part.mu.Unlock()
+		if ended {
+			p.release(old)
+		}
 		return
 	}
 	t := &task{part: part, seq: rec.Seq, delivery: d}
@@ -309,6 +317,35 @@ func (p *Pool) deliver(part *partition, d bus.Delivery) {
 	}
 	t.job = job
 	p.admit(t)
+}
+
+// Offer hands over a job at the moment JOBS acknowledged it under seq, so that
+// its call need not wait for the delivery. It is taken only when a slot is free
+// and nothing waits before it; what is not taken is delivered in its turn. It
+// does not block. The job belongs to the pool.
+func (p *Pool) Offer(j *Job, seq uint64) {
+	if p.closing.Load() || !p.running.Load() || j.Fault != "" {
+		return
+	}
+	p.mu.RLock()
+	q := p.queues[TriggerRef{j.Sensor, j.Trigger}]
+	p.mu.RUnlock()
+	if q == nil {
+		return
+	}
+	part := q.part
+	part.mu.Lock()
+	defer part.mu.Unlock()
+	// Deliveries come in order: what is not above the last was delivered, and
+	// may have ended already.
+	if seq <= part.last || len(part.inflight) >= p.o.MaxOutstanding/2 {
+		return
+	}
+	t := &task{job: j, q: q, part: part, seq: seq, counted: true}
+	if q.tryStart(t) {
+		part.inflight[seq] = t
+		part.active[q]++
+	}
 }
 
 // admit puts a task into its trigger's queue, or parks it.
@@ -399,6 +436,11 @@ func (p *Pool) finish(t *task) {
 func (p *Pool) release(t *task) {
 	t.part.mu.Lock()
 	d := t.delivery
+	if d == nil { // offered: it can be answered when it is delivered
+		t.ended = true
+		t.part.mu.Unlock()
+		return
+	}
 	delete(t.part.inflight, t.seq)
 	if t.counted {
 		if n := t.part.active[t.q] - 1; n > 0 {
@@ -428,7 +470,9 @@ func (p *Pool) keepAlive(ctx context.Context) {
 			due = due[:0]
 			part.mu.Lock()
 			for _, t := range part.inflight {
-				due = append(due, t.delivery)
+				if t.delivery != nil {
+					due = append(due, t.delivery)
+				}
 			}
 			part.mu.Unlock()
 			for _, d := range due {

@@ -386,3 +386,43 @@ func TestRunsAreWrittenInBlocks(t *testing.T) {
 		t.Errorf("%d history records for 20 runs: they are not in blocks", n)
 	}
 }
+
+func TestOfferedJobIsCalledOnce(t *testing.T) {
+	f := newFixture(t, Options{})
+	block := make(chan struct{})
+	fn := &function{do: func(_ context.Context, c *triggers.Call) error {
+		if c.Key == "slow" {
+			<-block
+		}
+		return nil
+	}}
+	f.pool.Apply(table(trigger("s", "a", fn)))
+	f.pool.Covered(f.seq)
+	f.run()
+	f.enqueue("s", "a", "first", nil) // the consumers are there when it was called
+	until(t, "the first call", func() bool { return fn.count() == 1 })
+	for i := range 200 {
+		j := &Job{Key: fmt.Sprintf("k%d", i), Sensor: "s", Trigger: "a", Position: f.seq, Last: f.seq, Time: time.Now()}
+		if i == 100 {
+			j.Key = "slow"
+		}
+		rec := bus.Record{Subject: j.Subject(f.bus.Jobs().Partitions()), Data: j.Encode(nil)}
+		if err := f.bus.Jobs().AppendAsync(t.Context(), rec, func(a bus.Ack, err error) {
+			if err == nil {
+				f.pool.Offer(j, a.Seq)
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	until(t, "all calls", func() bool { return fn.count() == 201 })
+	close(block)
+	until(t, "JOBS to empty", func() bool { return records(t, f.bus.Jobs()) == 0 })
+	seen := map[string]bool{}
+	for _, c := range fn.calls {
+		if seen[c] {
+			t.Errorf("%s was called twice", c)
+		}
+		seen[c] = true
+	}
+}

@@ -126,6 +126,20 @@ func (q *queue) push(t *task) {
 	q.mu.Unlock()
 }
 
+// tryStart starts a task when a slot is free and nothing waits before it.
+func (q *queue) tryStart(t *task) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	spec := q.spec.Load()
+	if spec == nil || q.running >= spec.Concurrency || q.head < len(q.ready) || q.overflow > 0 || q.p.closing.Load() {
+		return false
+	}
+	q.running++
+	q.p.work.Add(1)
+	go q.worker(t)
+	return true
+}
+
 // startLocked starts workers for waiting tasks. mu is held.
 func (q *queue) startLocked() {
 	spec := q.spec.Load()
