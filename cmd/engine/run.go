@@ -8,19 +8,12 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/signal"
-	"path/filepath"
-	"slices"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/spf13/cobra"
 
-	"github.com/sensor-engine/engine/bus"
-	"github.com/sensor-engine/engine/bus/jetstream"
 	"github.com/sensor-engine/engine/bus/lock"
 	"github.com/sensor-engine/engine/engine"
 	"github.com/sensor-engine/engine/engine/api"
@@ -28,8 +21,6 @@ import (
 	"github.com/sensor-engine/engine/engine/listen"
 	"github.com/sensor-engine/engine/engine/secrets"
 	sourcetypes "github.com/sensor-engine/engine/sources/all"
-	"github.com/sensor-engine/engine/sources/webhook"
-	"github.com/sensor-engine/engine/specs"
 	functionkinds "github.com/sensor-engine/engine/triggers/all"
 )
 
@@ -117,6 +108,7 @@ signal ends it at once; nothing is lost by that. SIGHUP reads the files again.`,
 // run runs one engine until ctx ends or a signal comes.
 func (e *env) run(ctx context.Context, f *runFlags, paths []string) (err error) {
 	masker := &secrets.Masker{}
+	defer func() { err = masker.MaskError(err) }()
 	log := e.logger(f, masker)
 	token, err := f.apiToken()
 	if err != nil {
@@ -137,7 +129,9 @@ func (e *env) run(ctx context.Context, f *runFlags, paths []string) (err error) 
 	defer stop()
 	ended := make(chan struct{})
 	defer close(ended)
-	go e.signals(log, stop, ended)
+	sigs := listenToSignals()
+	defer sigs.ignore()
+	go sigs.await(log, stop, e.exit, ended)
 
 	if err := readable(paths); err != nil {
 		return err
@@ -166,15 +160,13 @@ func (e *env) run(ctx context.Context, f *runFlags, paths []string) (err error) 
 	if err != nil {
 		return err
 	}
-	if err := f.fitPayload(loaded); err != nil {
-		return err
-	}
+	f.fitPayload(loaded)
 	b, err := f.openBus(ctx, log)
 	if err != nil {
 		return err
 	}
-	if need, pos := largestBody(loaded); need > b.MaxPayload() {
-		log.Warn("the bus takes less than a webhook; what is larger is answered with 413", "webhook", pos.String(), "bus_max_payload", b.MaxPayload())
+	for _, d := range checkPayload(loaded, b.MaxPayload()) {
+		log.Warn("spec", "problem", d.String())
 	}
 	defer func() {
 		shut, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
@@ -200,7 +192,7 @@ func (e *env) run(ctx context.Context, f *runFlags, paths []string) (err error) 
 	defer forget()
 	log.Info("engine starts", "version", e.version, "data", f.data, "listen", f.listen, "api", "http://"+apiServer.Addr())
 	go hints(ctx, eng, cat, loaded, log)
-	go hangups(ctx, eng, log)
+	go sigs.reload(ctx, eng, log)
 	err = eng.Run(ctx)
 	if err == nil {
 		log.Info("engine stopped")
@@ -239,51 +231,6 @@ func (f *runFlags) apiToken() (string, error) {
 	return token, nil
 }
 
-// signals ends the engine at the first signal and the process at the second.
-func (e *env) signals(log *slog.Logger, stop func(), ended <-chan struct{}) {
-	c := make(chan os.Signal, 2)
-	signal.Notify(c, os.Interrupt, syscall.SIGTERM)
-	defer signal.Stop(c)
-	var first time.Time
-	for {
-		select {
-		case s := <-c:
-			// A terminal or supervisor may send one signal twice: to the process
-			// and to its group.
-			if !first.IsZero() && time.Since(first) < 300*time.Millisecond {
-				continue
-			}
-			if !first.IsZero() {
-				log.Warn("second signal: ending at once", "signal", s.String())
-				e.exit(exitFailure)
-				return
-			}
-			first = time.Now()
-			log.Info("stopping; another signal ends at once", "signal", s.String())
-			stop()
-		case <-ended:
-			return
-		}
-	}
-}
-
-// hangups reads the files again at each SIGHUP.
-func hangups(ctx context.Context, eng *engine.Engine, log *slog.Logger) {
-	c := make(chan os.Signal, 1)
-	signal.Notify(c, syscall.SIGHUP)
-	defer signal.Stop(c)
-	for {
-		select {
-		case <-c:
-			if _, err := eng.Reload(ctx, false); err != nil && ctx.Err() == nil {
-				log.Error("reload failed", "error", err)
-			}
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
 // readable finds paths that are not there before anything is started.
 func readable(paths []string) error {
 	for _, p := range paths {
@@ -296,77 +243,6 @@ func readable(paths []string) error {
 	return nil
 }
 
-const (
-	defaultPayload  = 8 << 20
-	maxPayload      = 64 << 20
-	payloadHeadroom = 256 << 10 // attributes and the stored request
-)
-
-// largestBody is the largest record a webhook may need, and where it is asked
-// for.
-func largestBody(l *specs.Loaded) (need int, pos specs.Pos) {
-	for _, r := range l.Resources {
-		es, ok := r.Spec.(*specs.EventSource)
-		if !ok {
-			continue
-		}
-		for _, ev := range es.Events {
-			if c, ok := ev.Config.(*webhook.Config); ok && int(c.MaxBody)+payloadHeadroom > need {
-				need, pos = int(c.MaxBody)+payloadHeadroom, ev.Pos
-			}
-		}
-	}
-	return need, pos
-}
-
-// fitPayload makes the payload limit of the embedded bus follow the largest
-// body that a webhook takes.
-func (f *runFlags) fitPayload(l *specs.Loaded) error {
-	need, pos := largestBody(l)
-	switch {
-	case need > maxPayload:
-		return fmt.Errorf("%s: maxBody is larger than the bus can take; at most %s", pos, specs.Size(maxPayload-payloadHeadroom))
-	case f.payload == 0 && f.bus == "":
-		f.payload = sizeFlag(max(need, defaultPayload))
-	case f.payload > 0 && need > int(f.payload):
-		return fmt.Errorf("%s: maxBody needs --max-payload of at least %d bytes", pos, need)
-	}
-	return nil
-}
-
-// openBus opens the bus. An external one is waited for, for a while.
-func (f *runFlags) openBus(ctx context.Context, log *slog.Logger) (*jetstream.Bus, error) {
-	o := jetstream.Options{
-		URL: f.bus, Credentials: f.busCreds, TLS: jetstream.TLS{CA: f.busCA, Cert: f.busCert, Key: f.busKey},
-		Prefix: f.prefix, Replicas: f.replicas, SyncAlways: f.sync, MaxPayload: int(f.payload), Logger: log,
-		Limits: jetstream.Limits{
-			Events: int64(f.events), Jobs: int64(f.jobs), Parked: int64(f.parked), DeadLetters: int64(f.dead),
-			Runs: int64(f.runs), State: int64(f.state),
-		},
-	}
-	if f.bus == "" {
-		o.Dir = filepath.Join(f.data, "bus")
-		return jetstream.Open(ctx, o)
-	}
-	// The server may start at the same time as we do.
-	ctx, cancel := context.WithTimeout(ctx, max(time.Duration(f.busWait), time.Second))
-	defer cancel()
-	for told := false; ; told = true {
-		b, err := jetstream.Open(ctx, o)
-		if err == nil || !errors.Is(err, nats.ErrNoServers) && !errors.Is(err, bus.ErrUnavailable) {
-			return b, err
-		}
-		if !told {
-			log.Warn("waiting for the bus", "error", err, "at_most", time.Duration(f.busWait))
-		}
-		select {
-		case <-time.After(250 * time.Millisecond):
-		case <-ctx.Done():
-			return nil, err
-		}
-	}
-}
-
 // front is a handler that can be exchanged while it serves.
 type front struct{ h atomic.Pointer[http.Handler] }
 
@@ -374,73 +250,3 @@ func (f *front) set(h http.Handler) { f.h.Store(&h) }
 
 // ServeHTTP passes the request on.
 func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) { (*f.h.Load()).ServeHTTP(w, r) }
-
-// maxHints is the most webhooks that are printed at the start.
-const maxHints = 10
-
-// hints logs how to reach the webhooks, as soon as they can be reached.
-func hints(ctx context.Context, eng *engine.Engine, cat engine.Catalog, l *specs.Loaded, log *slog.Logger) {
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for len(eng.Routes()) == 0 {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
-	}
-	urls := webhookURLs(cat, l, eng.Addr())
-	for i, u := range urls {
-		if i == maxHints {
-			log.Info("there are more webhooks: engine get eventsource", "more", len(urls)-i)
-			break
-		}
-		log.Info("webhook", "event", u.event, "try", u.curl())
-	}
-}
-
-// webhookURL is where an event can be sent.
-type webhookURL struct{ event, method, url string }
-
-func (u webhookURL) curl() string {
-	if u.method == http.MethodPost {
-		return "curl -d '{}' " + u.url
-	}
-	return "curl -X " + u.method + " " + u.url
-}
-
-// webhookURLs lists where events can be sent to a listener on addr.
-func webhookURLs(cat engine.Catalog, l *specs.Loaded, addr string) (out []webhookURL) {
-	for _, r := range l.Resources {
-		es, ok := r.Spec.(*specs.EventSource)
-		if !ok {
-			continue
-		}
-		for _, ev := range es.Events {
-			t := cat.Sources.Lookup(ev.Type)
-			if t == nil || t.Routes == nil {
-				continue
-			}
-			for _, route := range t.Routes(ev.Config) {
-				method := http.MethodPost
-				if len(route.Methods) > 0 && !slices.Contains(route.Methods, method) {
-					method = route.Methods[0]
-				}
-				out = append(out, webhookURL{r.Metadata.Name + "/" + ev.Name, method, "http://" + reachable(addr) + route.Path})
-			}
-		}
-	}
-	return out
-}
-
-// reachable turns an address that means all of a machine's into one to ask.
-func reachable(addr string) string {
-	host, port, err := net.SplitHostPort(addr)
-	if err != nil {
-		return addr
-	}
-	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
-		host = "127.0.0.1"
-	}
-	return net.JoinHostPort(host, port)
-}

@@ -62,6 +62,7 @@ func check(ctx context.Context, paths []string) (findings, error) {
 		return findings{}, err
 	}
 	ds := append(specs.Diagnostics{}, l.Diagnostics...)
+	ds = append(ds, checkPayload(l, maxPayload)...)
 	ds = append(ds, engine.NewCompiler(cat).Check(l.Set(), l.Invalid...)...).Sort()
 	out := findings{Valid: !ds.HasErrors(), Resources: len(l.Resources), Files: len(l.Files), Diagnostics: ds}
 	for _, d := range ds {

@@ -1,0 +1,83 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/sensor-engine/engine/engine"
+	"github.com/sensor-engine/engine/specs"
+)
+
+// maxHints is the most webhooks that are printed at the start.
+const maxHints = 10
+
+// hints logs how to reach the webhooks, as soon as they can be reached.
+func hints(ctx context.Context, eng *engine.Engine, cat engine.Catalog, l *specs.Loaded, log *slog.Logger) {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for len(eng.Routes()) == 0 {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+	urls := webhookURLs(cat, l, eng.Addr())
+	for i, u := range urls {
+		if i == maxHints {
+			log.Info("there are more webhooks: engine get eventsource", "more", len(urls)-i)
+			break
+		}
+		log.Info("webhook", "event", u.event, "try", u.curl())
+	}
+}
+
+// webhookURL is where an event can be sent.
+type webhookURL struct{ event, method, url string }
+
+func (u webhookURL) curl() string {
+	if u.method == http.MethodPost {
+		return "curl -d '{}' " + u.url
+	}
+	return "curl -X " + u.method + " " + u.url
+}
+
+// webhookURLs lists where events can be sent to a listener on addr.
+func webhookURLs(cat engine.Catalog, l *specs.Loaded, addr string) (out []webhookURL) {
+	for _, r := range l.Resources {
+		es, ok := r.Spec.(*specs.EventSource)
+		if !ok {
+			continue
+		}
+		for _, ev := range es.Events {
+			t := cat.Sources.Lookup(ev.Type)
+			if t == nil || t.Routes == nil {
+				continue
+			}
+			for _, route := range t.Routes(ev.Config) {
+				method := http.MethodPost
+				if len(route.Methods) > 0 && !slices.Contains(route.Methods, method) {
+					method = route.Methods[0]
+				}
+				out = append(out, webhookURL{r.Metadata.Name + "/" + ev.Name, method, "http://" + reachable(addr) + route.Path})
+			}
+		}
+	}
+	return out
+}
+
+// reachable turns an address that means all of a machine's into one to ask.
+func reachable(addr string) string {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return addr
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	return net.JoinHostPort(host, port)
+}
