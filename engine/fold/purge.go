@@ -49,7 +49,9 @@ func (d *Dispatcher) purgeOnce(ctx context.Context, r Retention) error {
 		return err
 	}
 	target := info.First
-	if r.MaxAge > 0 && time.Since(info.FirstTime) > r.MaxAge {
+	// By age in steps of a hundredth: finding out what is still needed costs a
+	// look at all waiting jobs.
+	if r.MaxAge > 0 && time.Since(info.FirstTime) > r.MaxAge+r.MaxAge/100 {
 		if target, err = firstAfter(ctx, log, info, time.Now().Add(-r.MaxAge)); err != nil {
 			return err
 		}
@@ -150,7 +152,7 @@ func jobsFloor(ctx context.Context, log bus.Log, floor uint64) (uint64, error) {
 		for _, r := range recs {
 			at = r.Seq
 			j, err := jobs.DecodeJob(r.Data)
-			if err != nil || j.Event != nil {
+			if err != nil || j.Event != nil && !j.Late {
 				continue
 			}
 			if n := j.MinSeq(); n > 0 {

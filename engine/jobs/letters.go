@@ -80,7 +80,8 @@ func (q *queue) loadRetries(ctx context.Context, subject string, n uint64) error
 	return nil
 }
 
-// janitor buries parked jobs whose trigger stayed away for OrphanTTL.
+// janitor buries parked jobs whose trigger stayed away for OrphanTTL. The
+// time counts from when this process first missed the trigger.
 func (p *Pool) janitor(ctx context.Context) {
 	tick := time.NewTicker(min(10*time.Minute, max(p.o.OrphanTTL/4, time.Second)))
 	defer tick.Stop()
@@ -101,26 +102,46 @@ func (p *Pool) buryOrphans(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	for ref := range p.away {
+		if orphans[ref] == 0 {
+			delete(p.away, ref)
+		}
+	}
 	for ref := range orphans {
+		since, known := p.away[ref]
+		if !known {
+			since = time.Now()
+			p.away[ref] = since
+		}
+		if time.Since(since) < p.o.OrphanTTL {
+			continue
+		}
 		for _, why := range []Why{WhyOverflow, WhyRetry} {
-			for seq := uint64(0); ; {
-				r, err := p.o.Bus.Parked().Next(ctx, parkedSubject(ref.Sensor, ref.Trigger, why), seq)
-				if isNotFound(err) || err == nil && time.Since(r.Time) < p.o.OrphanTTL {
-					break
-				}
-				if err != nil {
-					return err
-				}
-				seq = r.Seq + 1
-				j, err := DecodeJob(r.Data)
-				if err != nil {
-					return fmt.Errorf("parked job %d: %w", r.Seq, err)
-				}
-				p.bury(&task{job: j, parked: r.Seq}, fmt.Sprintf("its trigger was gone for more than %v", p.o.OrphanTTL))
+			if err := p.buryParked(ctx, parkedSubject(ref.Sensor, ref.Trigger, why)); err != nil {
+				return err
 			}
 		}
 	}
 	return nil
+}
+
+// buryParked moves everything parked under subject to the dead letters.
+func (p *Pool) buryParked(ctx context.Context, subject string) error {
+	for seq := uint64(0); ; {
+		r, err := p.o.Bus.Parked().Next(ctx, subject, seq)
+		if isNotFound(err) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		seq = r.Seq + 1
+		j, err := DecodeJob(r.Data)
+		if err != nil {
+			return fmt.Errorf("parked job %d: %w", r.Seq, err)
+		}
+		p.bury(&task{job: j, parked: r.Seq}, fmt.Sprintf("its trigger was gone for more than %v", p.o.OrphanTTL))
+	}
 }
 
 // Orphans returns how many parked jobs belong to triggers that do not exist.

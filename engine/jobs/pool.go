@@ -51,7 +51,6 @@ type Callee struct {
 	Values func(c *triggers.Call, rendered map[string]any) triggers.Values
 	// Mask hides secrets in what is kept of a call.
 	Mask func([]byte) []byte
-	// OnResult, when set, is told how a call ended; for events of results.
 
 	users atomic.Int64
 	dead  atomic.Bool
@@ -91,6 +90,7 @@ type Pool struct {
 	parts  []*partition
 	mu     sync.RWMutex
 	queues map[TriggerRef]*queue
+	away   map[TriggerRef]time.Time // since when a trigger with parked jobs is missing; the janitor's
 
 	callCtx context.Context // ends when the grace of a shutdown is over
 	cancel  context.CancelFunc
@@ -139,7 +139,7 @@ func NewPool(o Options) *Pool {
 	if o.KeepAlive == 0 {
 		o.KeepAlive = 10 * time.Second
 	}
-	p := &Pool{o: o, log: o.Logger, queues: map[TriggerRef]*queue{}}
+	p := &Pool{o: o, log: o.Logger, queues: map[TriggerRef]*queue{}, away: map[TriggerRef]time.Time{}}
 	p.runs = newRecorder(o.Bus, o.Logger)
 	p.callCtx, p.cancel = context.WithCancel(context.Background())
 	p.parts = make([]*partition, o.Bus.Jobs().Partitions())
@@ -168,18 +168,22 @@ func (p *Pool) Apply(table map[TriggerRef]*Trigger) {
 	for _, t := range table {
 		kept[t.Callee] = true
 	}
+	var orphans []*task
 	for ref, q := range p.queues {
 		old := q.spec.Load()
 		if t, ok := table[ref]; ok {
 			q.setSpec(t)
 		} else {
-			q.setSpec(nil)
+			orphans = append(orphans, q.remove()...)
 			q.part.triggers.Add(-1)
 			delete(p.queues, ref)
 		}
 		if !kept[old.Callee] {
 			p.retire(old.Callee)
 		}
+	}
+	for _, t := range orphans {
+		p.orphan(t)
 	}
 	for ref, t := range table {
 		if _, ok := p.queues[ref]; !ok {
@@ -354,8 +358,8 @@ func (p *Pool) admit(t *task) {
 	p.mu.RLock()
 	q := p.queues[ref]
 	p.mu.RUnlock()
-	if q == nil { // orphan: it waits, parked, for its trigger to come back
-		p.park(t, nil, WhyOverflow)
+	if q == nil {
+		p.orphan(t)
 		return
 	}
 	t.q = q
@@ -376,6 +380,13 @@ func (p *Pool) admit(t *task) {
 		return
 	}
 	q.push(t)
+}
+
+// orphan makes a job wait, parked, for its trigger to come back.
+func (p *Pool) orphan(t *task) {
+	if t.parked == 0 { // else it is parked already
+		p.park(t, nil, WhyOverflow)
+	}
 }
 
 // park stores the task's job in PARKED and lets it leave where it came from.

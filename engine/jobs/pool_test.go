@@ -426,3 +426,48 @@ func TestOfferedJobIsCalledOnce(t *testing.T) {
 		seen[c] = true
 	}
 }
+
+func TestJobsInMemoryOfARemovedTriggerComeBackWithIt(t *testing.T) {
+	f := newFixture(t, Options{})
+	started, release := make(chan struct{}, 100), make(chan struct{})
+	slow := &function{do: func(context.Context, *triggers.Call) error {
+		started <- struct{}{}
+		<-release
+		return nil
+	}}
+	one := trigger("s", "a", slow)
+	one.Concurrency = 1
+	f.pool.Apply(table(one))
+	f.pool.Covered(f.seq)
+	f.run()
+	for i := range 10 {
+		f.enqueue("s", "a", fmt.Sprintf("k%d", i), nil)
+	}
+	<-started
+	until(t, "the others to wait in memory", func() bool { return f.pool.Status()[0].Waiting == 9 })
+	f.pool.Apply(nil)
+	close(release)
+	until(t, "the others to be parked", func() bool { return records(t, f.bus.Jobs()) == 0 && records(t, f.bus.Parked()) == 9 })
+	again := &function{}
+	f.pool.Apply(table(trigger("s", "a", again)))
+	until(t, "their calls after its return", func() bool { return again.count() == 9 })
+	until(t, "PARKED to empty", func() bool { return records(t, f.bus.Parked()) == 0 })
+}
+
+func TestLateDeadLetterKeepsWhatItRenders(t *testing.T) {
+	f := newFixture(t, Options{})
+	fn := &function{do: func(context.Context, *triggers.Call) error { return triggers.Permanentf("no") }}
+	tr := trigger("s", "a", fn)
+	tr.Render = func(events map[string][]*bus.Event) (map[string]any, error) {
+		return map[string]any{"spec.input": string(events["order"][0].Data)}, nil
+	}
+	f.pool.Apply(table(tr))
+	f.pool.Covered(f.seq)
+	f.run()
+	f.enqueue("s", "a", "k", func(j *Job) { j.Late = true })
+	until(t, "the dead letter", func() bool { return records(t, f.bus.DeadLetters()) == 1 })
+	letters, err := Letters(t.Context(), f.bus, TriggerRef{}, 0, 1)
+	if err != nil || letters[0].Job.Late || string(letters[0].Job.Rendered) != `{"spec.input":"{\"n\":1}"}` {
+		t.Fatalf("letter %+v, error %v", letters, err)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"container/heap"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -121,9 +122,26 @@ func (q *queue) overflows(t *task) bool {
 // push takes a task in; it starts at once when a slot is free.
 func (q *queue) push(t *task) {
 	q.mu.Lock()
+	if q.spec.Load() == nil {
+		q.mu.Unlock()
+		q.p.orphan(t)
+		return
+	}
 	q.ready = append(q.ready, t)
 	q.startLocked()
 	q.mu.Unlock()
+}
+
+// remove ends the queue of a trigger that is gone and returns what waited in
+// it. Running calls end as they would.
+func (q *queue) remove() []*task {
+	q.mu.Lock()
+	q.spec.Store(nil)
+	waiting := slices.Clone(q.ready[q.head:])
+	q.ready, q.head = nil, 0
+	q.mu.Unlock()
+	q.signal()
+	return waiting
 }
 
 // tryStart starts a task when a slot is free and nothing waits before it.
@@ -198,7 +216,7 @@ func (q *queue) run(t *task) {
 	p, j := q.p, t.job
 	spec := q.spec.Load()
 	if spec == nil { // the trigger was removed while the job waited
-		p.park(t, nil, WhyOverflow)
+		p.orphan(t)
 		return
 	}
 	callee := spec.Callee
@@ -206,7 +224,7 @@ func (q *queue) run(t *task) {
 		callee.users.Add(-1)
 		spec = q.spec.Load()
 		if spec == nil {
-			p.park(t, nil, WhyOverflow)
+			p.orphan(t)
 			return
 		}
 		callee = spec.Callee
@@ -339,6 +357,24 @@ func (q *queue) renderLate(ctx context.Context, spec *Trigger, j *Job) (map[stri
 	return m, nil
 }
 
+// settle renders a late job for good, as long as the events it renders from
+// are still there. When it cannot, or the result is too large, it stays late.
+func (q *queue) settle(j *Job) {
+	spec := q.spec.Load()
+	if spec == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(q.p.callCtx, 5*time.Second)
+	defer cancel()
+	rendered, err := q.renderLate(ctx, spec, j)
+	if err != nil {
+		return
+	}
+	if b, err := json.Marshal(rendered); err == nil && len(b) < q.p.o.Bus.MaxPayload()/3 {
+		j.Rendered, j.Late = b, false
+	}
+}
+
 // bury moves a job to the dead letters. While these are full or away the job
 // stays where it is and the slot stays taken: the trigger pauses.
 func (p *Pool) bury(t *task, reason string) {
@@ -355,6 +391,9 @@ func (p *Pool) bury(t *task, reason string) {
 			j.Event = &r
 		}
 		cancel()
+	}
+	if j.Late && t.q != nil {
+		t.q.settle(j)
 	}
 	rec := bus.Record{Subject: dlqSubject(j.Sensor, j.Trigger), Data: j.Encode(nil)}
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 10*time.Second) {
@@ -417,7 +456,7 @@ func (q *queue) signal() {
 // feedLocked starts the goroutine that fetches parked jobs, unless it runs.
 // It lives as long as something is parked. mu is held.
 func (q *queue) feedLocked() {
-	if q.feeding || q.p.closing.Load() || (q.overflow == 0 && len(q.retries) == 0) {
+	if q.feeding || q.spec.Load() == nil || q.p.closing.Load() || (q.overflow == 0 && len(q.retries) == 0) {
 		return
 	}
 	q.feeding = true
@@ -433,7 +472,7 @@ func (q *queue) feed() {
 	for {
 		q.mu.Lock()
 		spec := q.spec.Load()
-		if q.p.closing.Load() || (q.overflow == 0 && len(q.retries) == 0) {
+		if spec == nil || q.p.closing.Load() || (q.overflow == 0 && len(q.retries) == 0) {
 			q.feeding = false
 			q.mu.Unlock()
 			return
@@ -441,7 +480,7 @@ func (q *queue) feed() {
 		wait := time.Second // closing is noticed within this time
 		var seq uint64
 		fetchOverflow := false
-		if spec != nil && q.running+len(q.ready)-q.head < 2*spec.Concurrency {
+		if q.running+len(q.ready)-q.head < 2*spec.Concurrency {
 			if len(q.retries) > 0 {
 				if until := time.Until(q.retries[0].due); until > 0 {
 					wait = min(wait, until)
