@@ -25,8 +25,16 @@ const (
 	DefaultConcurrency = 16
 )
 
-// CodeRouteConflict marks two events that ask for the same HTTP route.
-const CodeRouteConflict specs.Code = "route-conflict"
+// Diagnostic codes of checks that need the whole set or the running engine.
+const (
+	// CodeRouteConflict marks two events that ask for the same HTTP route.
+	CodeRouteConflict specs.Code = "route-conflict"
+	// CodeEventTooLarge marks a source that accepts larger events than the bus.
+	CodeEventTooLarge specs.Code = "event-too-large"
+)
+
+// headerRoom is what a record may hold beside the data, in bytes.
+const headerRoom = 64 << 10
 
 // Catalog is what can be used in specs: the source types and function kinds.
 type Catalog struct {
@@ -46,6 +54,10 @@ func (c Catalog) Loader() specs.Loader { return specs.Loader{Types: c.Types()} }
 // by hash, so that a reload costs what changed. It is not safe for concurrent
 // use.
 type Compiler struct {
+	// MaxEvent is the largest data of one event the bus takes, in bytes; 0
+	// when it is not known.
+	MaxEvent int
+
 	catalog   Catalog
 	programs  map[specs.Ref]compiledSensor
 	functions map[specs.Ref]compiledFunction
@@ -79,6 +91,8 @@ func (c *Compiler) Check(set *specs.Set, invalid ...specs.Ref) specs.Diagnostics
 			found = append(found, c.sensor(ref, r, spec).found...)
 		case *specs.Function:
 			found = append(found, c.function(ref, r, spec).found...)
+		case *specs.EventSource:
+			found = append(found, c.sizes(ref, spec)...)
 		}
 	}
 	found = append(found, c.routes(set)...)
@@ -109,6 +123,23 @@ func (c *Compiler) function(ref specs.Ref, r *specs.Resource, spec *specs.Functi
 	cf := compiledFunction{hash: r.Hash, compiled: compiled, found: found}
 	c.functions[ref] = cf
 	return cf
+}
+
+// sizes finds events that may be larger than the bus takes.
+func (c *Compiler) sizes(ref specs.Ref, es *specs.EventSource) specs.Diagnostics {
+	var found specs.Diagnostics
+	for _, ev := range es.Events {
+		f := c.catalog.Sources.Lookup(ev.Type)
+		if c.MaxEvent <= 0 || f == nil || f.MaxEvent == nil || f.MaxEvent(ev.Config) <= int64(c.MaxEvent) {
+			continue
+		}
+		found = append(found, specs.Diagnostic{
+			Pos: ev.Pos, Severity: specs.Error, Code: CodeEventTooLarge, Ref: ref, Path: fmt.Sprintf("spec.%s.%s", ev.Type, ev.Name),
+			Message: fmt.Sprintf("it accepts events of %s, the running bus takes %s", specs.Size(f.MaxEvent(ev.Config)), specs.Size(c.MaxEvent)),
+			Hint:    "restart the engine, which raises the limit of its own bus, or set --max-payload; a smaller limit in the spec works at once",
+		})
+	}
+	return found
 }
 
 // routes finds events whose HTTP routes overlap.
@@ -232,6 +263,7 @@ func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, erro
 		if m, ok := next[name]; ok {
 			return m.callee, nil
 		}
+		hash += " " + filepath.Dir(pos.File) // paths in its config are relative to it
 		if m, ok := c.made[name]; ok && m.hash == hash {
 			next[name] = m
 			return m.callee, nil

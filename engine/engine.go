@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -99,8 +100,12 @@ type Alarm struct {
 	Code    string    `json:"code"`
 	Message string    `json:"message"`
 	Since   time.Time `json:"since"`
+	Last    time.Time `json:"last"`
 	Count   int       `json:"count"`
 }
+
+// alarmMemory is how long an alarm that does not come again is shown.
+const alarmMemory = 24 * time.Hour
 
 // ReloadStatus tells of the last reads of the files.
 type ReloadStatus struct {
@@ -154,6 +159,7 @@ func New(o Options) *Engine {
 	e.loader = o.Catalog.Loader()
 	e.loader.Cache = &specs.Cache{}
 	e.compiler = NewCompiler(o.Catalog)
+	e.compiler.MaxEvent = o.Bus.MaxPayload() - headerRoom
 	e.reconciler = reload.New(reload.Options{Check: e.compiler.Check, Grace: o.RemovalGrace, Settle: reload.DefaultSettle})
 	e.watcher = reload.NewWatcher(reload.WatchOptions{Paths: o.Paths, Poll: o.Poll, NoNotify: o.NoNotify, Logger: o.Logger})
 	e.secrets = secrets.NewResolver(o.LookupEnv, o.Masker)
@@ -184,11 +190,11 @@ func (h functionHost) Publish(ctx context.Context, ev *bus.Event) error {
 func (e *Engine) raise(code, message string) {
 	e.mu.Lock()
 	a, known := e.alarms[code]
-	if !known {
+	if !known || time.Since(a.Last) > alarmMemory {
 		a.Since = time.Now()
 	}
 	again := a.Message == message
-	a.Code, a.Message, a.Count = code, message, a.Count+1
+	a.Code, a.Message, a.Count, a.Last = code, message, a.Count+1, time.Now()
 	e.alarms[code] = a
 	e.mu.Unlock()
 	if !again {
@@ -265,6 +271,7 @@ func (e *Engine) Run(ctx context.Context) error {
 		e.mu.Lock()
 		e.ready = true
 		e.mu.Unlock()
+		e.awaitSettled(ctx, 10*time.Second)
 		e.table.Open()
 		e.log.Info("engine is running", "resources", len(decision.Set.Resources), "sources", e.countUnits(), "took", time.Since(e.start).Round(time.Millisecond))
 		err = e.loop(ctx, failed, down, decision.Again)
@@ -368,7 +375,7 @@ func (e *Engine) accept(ctx context.Context, d reload.Decision) error {
 	}
 	first := e.reload.Generation == 0
 	e.mu.Unlock()
-	if first || !d.Plan.Empty() {
+	if first || !d.Plan.Empty() || moved(e.applied, d.Set) {
 		begin := time.Now()
 		if err := e.apply(ctx, d.Set); err != nil {
 			return err
@@ -389,6 +396,17 @@ func (e *Engine) accept(ctx context.Context, d reload.Decision) error {
 	e.decision = d
 	e.mu.Unlock()
 	return nil
+}
+
+// moved reports whether a resource is now in another directory: paths in it
+// are relative to that.
+func moved(was, is *specs.Set) bool {
+	for ref, r := range is.Resources {
+		if old := was.Resources[ref]; old != nil && filepath.Dir(old.Pos.File) != filepath.Dir(r.Pos.File) {
+			return true
+		}
+	}
+	return false
 }
 
 // apply makes set run: functions first, then the fold, then the sources.
@@ -421,13 +439,13 @@ func (e *Engine) applyUnits(set *specs.Set) {
 	type wish struct {
 		ev   specs.SourceEvent
 		hash string
-		file string
+		dir  string
 	}
 	wishes := map[unitKey]wish{}
 	for ref, r := range set.Resources {
 		if es, ok := r.Spec.(*specs.EventSource); ok {
 			for _, ev := range es.Events {
-				wishes[unitKey{ref.Name, ev.Name}] = wish{ev, set.HashOfEvent(ev), r.Pos.File}
+				wishes[unitKey{ref.Name, ev.Name}] = wish{ev, set.HashOfEvent(ev), filepath.Dir(r.Pos.File)}
 			}
 		}
 	}
@@ -436,7 +454,7 @@ func (e *Engine) applyUnits(set *specs.Set) {
 	var stopping, replaced, starting []*unit
 	for k, u := range units {
 		w, ok := wishes[k]
-		if ok && w.hash == u.hash && w.file == u.file {
+		if ok && w.hash == u.hash && w.dir == u.dir {
 			continue
 		}
 		delete(units, k)
@@ -452,7 +470,7 @@ func (e *Engine) applyUnits(set *specs.Set) {
 	e.mu.Lock()
 	for k, w := range wishes {
 		if units[k] == nil {
-			units[k] = e.newUnit(k, w.ev, w.hash, w.file)
+			units[k] = e.newUnit(k, w.ev, w.hash, w.dir)
 			starting = append(starting, units[k])
 		}
 	}
@@ -473,10 +491,10 @@ func (e *Engine) applyUnits(set *specs.Set) {
 }
 
 // newUnit makes the unit of one event. mu is held.
-func (e *Engine) newUnit(k unitKey, ev specs.SourceEvent, hash, file string) *unit {
+func (e *Engine) newUnit(k unitKey, ev specs.SourceEvent, hash, dir string) *unit {
 	f := e.o.Catalog.Sources.Lookup(ev.Type)
 	log := e.log.With("source", k.source, "event", k.event, "type", ev.Type)
-	u := &unit{key: k, typ: ev.Type, hash: hash, file: file, log: log, ready: make(chan struct{})}
+	u := &unit{key: k, typ: ev.Type, hash: hash, dir: dir, log: log, ready: make(chan struct{}), settled: make(chan struct{})}
 	st := e.stats[k]
 	if st == nil {
 		st = &SourceStats{}
@@ -489,6 +507,22 @@ func (e *Engine) newUnit(k unitKey, ev specs.SourceEvent, hash, file string) *un
 		ready: u.isReady,
 	}
 	return u
+}
+
+// awaitSettled waits until every source was ready or failed once, so that
+// nobody is told that a route does not exist before its source has it.
+func (e *Engine) awaitSettled(ctx context.Context, limit time.Duration) {
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	for _, u := range e.units {
+		select {
+		case <-u.settled:
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+			return
+		}
+	}
 }
 
 // stopUnits ends units at the same time and waits for them.

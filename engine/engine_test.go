@@ -21,6 +21,7 @@ import (
 	"github.com/sensor-engine/engine/bus/jetstream"
 	"github.com/sensor-engine/engine/engine"
 	sourcesall "github.com/sensor-engine/engine/sources/all"
+	"github.com/sensor-engine/engine/specs"
 	triggersall "github.com/sensor-engine/engine/triggers/all"
 )
 
@@ -285,4 +286,48 @@ spec:
 		t.Fatal(err)
 	}
 	r.until("the call", func() bool { return len(s.got()) == 1 })
+}
+
+func TestMovedSpecsFindTheirFiles(t *testing.T) {
+	s := newSink(t)
+	root := t.TempDir()
+	old := filepath.Join(root, "a")
+	if err := os.MkdirAll(old, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(old, "key.txt"), []byte("s3cret-value\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := &running{t: t, dir: old}
+	r.write("a.yaml", shop("orders")+"---\n"+head+"kind: Secret\nmetadata: {name: k}\nspec: {files: {key: key.txt}}\n---\n"+head+`kind: Sensor
+metadata: {name: s}
+spec:
+  dependencies: [{name: a, source: shop, event: orders}]
+  triggers: [{name: t, retry: {attempts: 1}, http: {url: `+s.URL+`, headers: {X-Key: {secret: {name: k, key: key}}}}}]
+`)
+	r = start(t, root, t.TempDir())
+	r.post("/orders", "{}")
+	r.until("the call", func() bool { return len(s.got()) == 1 })
+	if err := os.Rename(old, filepath.Join(root, "b")); err != nil {
+		t.Fatal(err)
+	}
+	r.until("the move to be noticed", func() bool {
+		return strings.Contains(r.e.Status(t.Context()).Resources[0].Place, filepath.Join(root, "b"))
+	})
+	r.post("/orders", "{}")
+	r.until("the call after the move", func() bool { return len(s.got()) == 2 })
+}
+
+func TestLimitBeyondTheBusIsRefusedAtReload(t *testing.T) {
+	dir := t.TempDir()
+	r := &running{t: t, dir: dir}
+	r.write("shop.yaml", shop("orders"))
+	r = start(t, dir, t.TempDir())
+	r.write("shop.yaml", head+"kind: EventSource\nmetadata: {name: shop}\nspec: {webhook: {orders: {path: /orders, maxBody: 900MiB}}}\n")
+	r.until("the refusal", func() bool {
+		return slices.ContainsFunc(r.e.Decision().Diagnostics, func(d specs.Diagnostic) bool { return d.Code == engine.CodeEventTooLarge })
+	})
+	if code, _ := r.post("/orders", "{}"); code != http.StatusAccepted {
+		t.Fatalf("the last good version answers %d", code)
+	}
 }

@@ -84,6 +84,9 @@ type SensorStatus struct {
 	Failed     uint64 `json:"failed,omitempty"`
 	Superseded uint64 `json:"superseded,omitempty"`
 	Expired    uint64 `json:"expired,omitempty"`
+	// Problem is the last expression that failed or missed what it asked for,
+	// "" for none.
+	Problem string `json:"problem,omitempty"`
 }
 
 // TriggerStatus is the state of one trigger.
@@ -155,6 +158,9 @@ func (e *Engine) Status(ctx context.Context) Status {
 	defer e.mu.Unlock()
 	s.Reload = e.reload
 	for _, a := range e.alarms {
+		if time.Since(a.Last) > alarmMemory {
+			continue
+		}
 		s.Alarms = append(s.Alarms, a)
 	}
 	slices.SortFunc(s.Alarms, func(a, b Alarm) int { return cmp.Compare(a.Code, b.Code) })
@@ -182,6 +188,9 @@ func (e *Engine) Status(ctx context.Context) Status {
 					rs.Sensor = &SensorStatus{
 						Matched: st.Matched.Load(), Fired: st.Fired.Load(), Missing: st.Missing.Load(), Failed: st.Failed.Load(),
 						Superseded: st.Superseded.Load(), Expired: st.Expired.Load(),
+					}
+					if v := st.Problem.Load(); v != nil {
+						rs.Sensor.Problem = v.String()
 					}
 				}
 				rs.Triggers = triggers[st.Ref.Name]

@@ -30,17 +30,19 @@ type unitKey struct{ source, event string }
 
 // unit is one supervised source.
 type unit struct {
-	key    unitKey
-	typ    string
-	hash   string
-	file   string
-	log    *slog.Logger
-	host   *host
-	make   func() (sources.Source, error)
-	cancel context.CancelFunc
-	done   chan struct{}
-	ready  chan struct{} // closed when it reported itself ready first
-	once   sync.Once
+	key     unitKey
+	typ     string
+	hash    string
+	dir     string
+	log     *slog.Logger
+	host    *host
+	make    func() (sources.Source, error)
+	cancel  context.CancelFunc
+	done    chan struct{}
+	ready   chan struct{} // closed when it reported itself ready first
+	settled chan struct{} // closed when it was ready or failed first
+	once    sync.Once
+	first   sync.Once
 
 	mu       sync.Mutex
 	state    UnitState
@@ -69,6 +71,7 @@ func (u *unit) isReady(detail string) {
 	state, _, _, restarts := u.status()
 	u.set(UnitRunning, detail)
 	u.once.Do(func() { close(u.ready) })
+	u.settle()
 	switch {
 	case state == UnitRunning:
 	case restarts > 0:
@@ -77,6 +80,8 @@ func (u *unit) isReady(detail string) {
 		u.log.Info("source started", "detail", detail)
 	}
 }
+
+func (u *unit) settle() { u.first.Do(func() { close(u.settled) }) }
 
 // awaitReady waits until the unit reported itself ready, or for limit.
 func (u *unit) awaitReady(limit time.Duration) {
@@ -119,6 +124,7 @@ func (u *unit) supervise(ctx context.Context) {
 		}
 		if _, permanent := errors.AsType[*sources.Permanent](err); permanent {
 			u.set(UnitFailed, err.Error())
+			u.settle()
 			u.log.Error("source failed; it waits for a change of its spec", "error", err)
 			<-ctx.Done()
 			return
@@ -132,6 +138,7 @@ func (u *unit) supervise(ctx context.Context) {
 		u.restarts++
 		u.mu.Unlock()
 		u.set(UnitRetrying, err.Error())
+		u.settle()
 		u.log.Warn("source failed; it is started again", "error", err, "in", pause.Round(time.Millisecond))
 		select {
 		case <-ctx.Done():

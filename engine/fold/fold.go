@@ -80,6 +80,25 @@ type Dispatcher struct {
 // Stats are the counters of one sensor since the start.
 type Stats struct {
 	Matched, Fired, Missing, Failed, Superseded, Expired atomic.Uint64
+	// Problem is the last expression that failed or missed what it asked for,
+	// nil for none.
+	Problem atomic.Pointer[Problem]
+}
+
+// Problem says what went wrong in an expression.
+type Problem struct{ sensors.Verdict }
+
+// String is one line for people.
+func (p *Problem) String() string {
+	where := "dependency " + p.Dependency
+	if p.Trigger != "" {
+		where = "trigger " + p.Trigger
+	}
+	what := "failed: "
+	if p.Outcome == sensors.Missing {
+		what = "missing "
+	}
+	return fmt.Sprintf("event %d, %s: %s%s", p.Seq, where, what, p.Detail)
 }
 
 // New returns a dispatcher that does nothing yet.

@@ -747,8 +747,10 @@ func (r *running) count(vs []sensors.Verdict) {
 		switch vs[i].Outcome {
 		case sensors.Missing:
 			r.stats.Missing.Add(1)
+			r.stats.Problem.Store(&Problem{vs[i]})
 		case sensors.Failed:
 			r.stats.Failed.Add(1)
+			r.stats.Problem.Store(&Problem{vs[i]})
 		case sensors.Superseded:
 			r.stats.Superseded.Add(1)
 		case sensors.Expired:
