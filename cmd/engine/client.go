@@ -152,6 +152,9 @@ func (c *client) ask(ctx context.Context, method, path string, query url.Values,
 		return err
 	}
 	defer resp.Body.Close()
+	if note := resp.Header.Get("Engine-Incomplete"); note != "" {
+		_, _ = fmt.Fprintln(c.e.stderr, "engine: "+note) // a note, not the result
+	}
 	if err := json.NewDecoder(resp.Body).Decode(v); err != nil {
 		return fmt.Errorf("answer of %s: %w", c.base, err)
 	}

@@ -2,6 +2,7 @@ package api
 
 import (
 	"cmp"
+	"context"
 	"net/http"
 	"slices"
 	"strings"
@@ -147,16 +148,15 @@ func (s *server) resource(w http.ResponseWriter, r *http.Request) error {
 		for _, d := range spec.Dependencies {
 			out.Dependencies = append(out.Dependencies, Dependency{d.Name, d.Source, d.Event, d.Type, d.Subject, d.When.Source})
 		}
-		if out.Pending, err = s.pendingOf(r, ref.Name, 20); err != nil {
-			return err
-		}
+		// Not worth waiting for while the fold recovers.
+		soon, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		out.Pending, _ = s.pendingOf(soon, ref.Name, 20)
 	}
 	return s.reply(w, out)
 }
 
-func (s *server) pendingOf(r *http.Request, sensor string, limit int) ([]Pending, error) {
-	ctx, cancel := within(r)
-	defer cancel()
+func (s *server) pendingOf(ctx context.Context, sensor string, limit int) ([]Pending, error) {
 	keys, err := s.e.Pending(ctx, sensor, limit)
 	if err != nil {
 		return nil, err
@@ -178,7 +178,9 @@ func (s *server) pending(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	keys, err := s.pendingOf(r, name, limit)
+	ctx, cancel := within(r)
+	defer cancel()
+	keys, err := s.pendingOf(ctx, name, limit)
 	if err != nil {
 		return err
 	}
