@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"path/filepath"
 	"time"
@@ -12,7 +11,7 @@ import (
 
 	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/bus/jetstream"
-	"github.com/sensor-engine/engine/sources/webhook"
+	"github.com/sensor-engine/engine/engine"
 	"github.com/sensor-engine/engine/specs"
 )
 
@@ -52,53 +51,31 @@ func (f *runFlags) openBus(ctx context.Context, log *slog.Logger) (*jetstream.Bu
 const (
 	defaultPayload  = 8 << 20
 	maxPayload      = 64 << 20
-	payloadHeadroom = 256 << 10 // attributes and the stored request
+	payloadHeadroom = 64 << 10 // attributes and the stored request
 )
 
-// largestBody returns the largest body that a webhook takes, in bytes.
-func largestBody(l *specs.Loaded) (size int) {
-	eachWebhook(l, func(_ specs.Ref, _ specs.SourceEvent, c *webhook.Config) { size = max(size, int(c.MaxBody)) })
-	return size
-}
-
-func eachWebhook(l *specs.Loaded, fn func(specs.Ref, specs.SourceEvent, *webhook.Config)) {
+// fitPayload makes the limit of the embedded bus follow the largest event that
+// a source takes, as far as the bus can. What is larger still is a diagnostic
+// of its source and keeps nothing else from starting.
+func (f *runFlags) fitPayload(cat engine.Catalog, l *specs.Loaded) {
+	if f.payload != 0 || f.bus != "" {
+		return
+	}
+	largest := int64(0)
 	for _, r := range l.Resources {
 		es, ok := r.Spec.(*specs.EventSource)
 		if !ok {
 			continue
 		}
 		for _, ev := range es.Events {
-			if c, ok := ev.Config.(*webhook.Config); ok {
-				fn(r.Ref(), ev, c)
+			if t := cat.Sources.Lookup(ev.Type); t != nil && t.MaxEvent != nil {
+				largest = max(largest, t.MaxEvent(ev.Config))
 			}
 		}
 	}
-}
-
-// fitPayload sets the limit of the embedded bus: what was asked for, or enough for
-// every webhook as far as the bus can take it. A spec never keeps the engine
-// from starting.
-func (f *runFlags) fitPayload(l *specs.Loaded) {
-	if f.payload == 0 && f.bus == "" {
-		f.payload = sizeFlag(min(max(largestBody(l)+payloadHeadroom, defaultPayload), maxPayload))
+	if largest <= maxPayload-payloadHeadroom {
+		f.payload = sizeFlag(max(largest+payloadHeadroom, defaultPayload))
+	} else {
+		f.payload = maxPayload
 	}
-}
-
-// codePayload marks a webhook that takes more than the bus.
-const codePayload specs.Code = "payload-limit"
-
-// checkPayload warns of webhooks that take larger bodies than a bus with this
-// limit: what is larger will be answered with 413.
-func checkPayload(l *specs.Loaded, limit int) (found specs.Diagnostics) {
-	eachWebhook(l, func(ref specs.Ref, ev specs.SourceEvent, c *webhook.Config) {
-		if int(c.MaxBody)+payloadHeadroom <= limit {
-			return
-		}
-		found = append(found, specs.Diagnostic{
-			Pos: ev.Pos, Severity: specs.Warning, Code: codePayload, Ref: ref, Path: "spec.webhook." + ev.Name + ".maxBody",
-			Message: fmt.Sprintf("the bus takes events of at most %d bytes with their headers, so larger bodies are answered with 413 all the same", limit),
-			Hint:    "lower it, or raise --max-payload or the limit of the external bus",
-		})
-	})
-	return found
 }

@@ -160,13 +160,10 @@ func (e *env) run(ctx context.Context, f *runFlags, paths []string) (err error) 
 	if err != nil {
 		return err
 	}
-	f.fitPayload(loaded)
+	f.fitPayload(cat, loaded)
 	b, err := f.openBus(ctx, log)
 	if err != nil {
 		return err
-	}
-	for _, d := range checkPayload(loaded, b.MaxPayload()) {
-		log.Warn("spec", "problem", d.String())
 	}
 	defer func() {
 		shut, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)

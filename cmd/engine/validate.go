@@ -62,8 +62,9 @@ func check(ctx context.Context, paths []string) (findings, error) {
 		return findings{}, err
 	}
 	ds := append(specs.Diagnostics{}, l.Diagnostics...)
-	ds = append(ds, checkPayload(l, maxPayload)...)
-	ds = append(ds, engine.NewCompiler(cat).Check(l.Set(), l.Invalid...)...).Sort()
+	compiler := engine.NewCompiler(cat)
+	compiler.MaxEvent = maxPayload - payloadHeadroom // of the largest bus there can be
+	ds = append(ds, compiler.Check(l.Set(), l.Invalid...)...).Sort()
 	out := findings{Valid: !ds.HasErrors(), Resources: len(l.Resources), Files: len(l.Files), Diagnostics: ds}
 	for _, d := range ds {
 		if d.Severity == specs.Error {

@@ -90,7 +90,7 @@ func start(t *testing.T, o Options) *running {
 	t.Helper()
 	ctx := context.Background() // the engine ends in Cleanup, after t.Context
 	cat := engine.Catalog{Sources: sourcetypes.All(), Functions: functionkinds.All()}
-	b, err := jetstream.Open(ctx, jetstream.Options{Dir: t.TempDir(), MaxPayload: 1 << 20, MinFree: -1, Reserve: -1})
+	b, err := jetstream.Open(ctx, jetstream.Options{Dir: t.TempDir(), MaxPayload: 2 << 20, MinFree: -1, Reserve: -1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -374,7 +374,7 @@ func (r *running) testEmit(t *testing.T) {
 		{"broken JSON", `{"specversion":`, []string{"Content-Type", "application/cloudevents+json"}, 400},
 		{"no id", `{"specversion":"1.0","source":"/test","type":"t"}`, []string{"Content-Type", "application/cloudevents+json"}, 400},
 		{"wrong data", `{"a":`, []string{"Ce-Specversion", "1.0", "Ce-Id", "x", "Ce-Source", "/test", "Ce-Type", "t", "Content-Type", "application/json"}, 400},
-		{"too large", strings.Repeat("x", 1<<20+1), binary, 413},
+		{"too large", strings.Repeat("x", 2<<20+1), binary, 413},
 		{"one of a batch is wrong", `[{"specversion":"1.0","id":"k3","source":"/test","type":"kind.batch"},{"specversion":"1.0","id":"k4"}]`, []string{"Content-Type", "application/cloudevents-batch+json"}, 400},
 	} {
 		if w := post(c.body, c.header...); w.Code != c.want {
