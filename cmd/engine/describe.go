@@ -138,6 +138,9 @@ func describe(w io.Writer, r *api.Resource) error {
 			} {
 				t.row(count(c.n), c.what)
 			}
+			if sn.Problem != "" {
+				t.row("last:", sn.Problem)
+			}
 		})
 	}
 	if len(r.Triggers) > 0 {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -84,7 +85,8 @@ func (e *env) getVerb() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "get [KIND [NAME]]",
 		Short: "List resources and their state",
-		Long: `Lists resources. The state is ok; stale: the last good version runs, because the
+		Long: `Lists resources, and on standard error the problems of the specs, alarms, and
+why the engine is not ready. The state is ok; stale: the last good version runs, because the
 files have an error; removing: absent from the files; rejected: does not run. An
 EventSource of which an event does not work shows that event's state: Starting,
 Retrying, Failed.`,
@@ -98,11 +100,18 @@ Retrying, Failed.`,
 		if err != nil {
 			return err
 		}
-		all, err := c.resources(cmd.Context(), kind)
+		p := c.printer()
+		var st engine.Status
+		all := []engine.ResourceStatus{}
+		if kind == "" && p.text() {
+			err = c.ask(cmd.Context(), http.MethodGet, "/status", nil, &st)
+			all = st.Resources
+		} else {
+			all, err = c.resources(cmd.Context(), kind)
+		}
 		if err != nil {
 			return err
 		}
-		p := c.printer()
 		if name != "" {
 			i := slices.IndexFunc(all, func(r engine.ResourceStatus) bool { return r.Name == name })
 			if i < 0 {
@@ -124,9 +133,28 @@ Retrying, Failed.`,
 		for _, r := range all {
 			t.row(string(r.Kind), r.Name, stateOf(r), short(infoOf(r), 90), r.Place)
 		}
-		return t.flush()
+		return errors.Join(t.flush(), e.attention(st))
 	}
 	return cmd
+}
+
+// attention prints what is wrong with the engine itself.
+func (e *env) attention(st engine.Status) (err error) {
+	say := func(format string, args ...any) {
+		if err == nil {
+			_, err = fmt.Fprintln(e.stderr, clean(fmt.Sprintf(format, args...)))
+		}
+	}
+	for _, d := range st.Problems {
+		say("%s", d)
+	}
+	for _, a := range st.Alarms {
+		say("alarm[%s] %s (%s)", a.Code, a.Message, ago(a.Last))
+	}
+	for _, why := range st.NotReady {
+		say("not ready: %s", why)
+	}
+	return err
 }
 
 // stateOf is the state of a resource and of what it runs in one word.

@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -24,7 +25,9 @@ import (
 
 	"github.com/sensor-engine/engine/bus/jetstream"
 	"github.com/sensor-engine/engine/engine"
+	"github.com/sensor-engine/engine/engine/reload"
 	sourcetypes "github.com/sensor-engine/engine/sources/all"
+	"github.com/sensor-engine/engine/specs"
 	functionkinds "github.com/sensor-engine/engine/triggers/all"
 )
 
@@ -201,6 +204,58 @@ func TestRoutesAreDocumented(t *testing.T) {
 	slices.Sort(documented)
 	if !slices.Equal(have, documented) {
 		t.Errorf("routes\n%s\nopenapi.yaml\n%s", strings.Join(have, "\n"), strings.Join(documented, "\n"))
+	}
+}
+
+// TestFieldsAreDocumented looks for every field of an answer in its schema.
+func TestFieldsAreDocumented(t *testing.T) {
+	_, schemas, _ := strings.Cut(string(Document), "\n  schemas:\n")
+	section := func(name string) string {
+		_, rest, ok := strings.Cut(schemas, "\n    "+name+":\n")
+		if !ok {
+			t.Errorf("there is no schema %s", name)
+		}
+		if end := regexp.MustCompile(`(?m)^    \w`).FindStringIndex(rest); end != nil {
+			rest = rest[:end[0]]
+		}
+		return rest
+	}
+	for _, c := range []struct {
+		v      any
+		schema string
+	}{
+		{readiness{}, "Readiness"},
+		{engine.Status{}, "Status"},
+		{engine.BusStatus{}, "Status"},
+		{engine.FoldStatus{}, "Status"},
+		{engine.ReloadStatus{}, "Status"},
+		{engine.Alarm{}, "Status"},
+		{engine.ResourceStatus{}, "ResourceStatus"},
+		{engine.EventStatus{}, "ResourceStatus"},
+		{engine.SensorStatus{}, "ResourceStatus"},
+		{engine.TriggerStatus{}, "ResourceStatus"},
+		{Resource{}, "Resource"},
+		{Dependency{}, "Resource"},
+		{Pending{}, "Pending"},
+		{specs.Diagnostic{}, "Diagnostic"},
+		{specs.Pos{}, "Pos"},
+		{Emitted{}, "Emitted"},
+		{Letter{}, "Letter"},
+		{Many{}, "Many"},
+		{Reload{}, "Reload"},
+		{reload.Change{}, "Reload"},
+		{reload.Status{}, "Reload"},
+	} {
+		text := section(c.schema)
+		for f := range reflect.TypeOf(c.v).Fields() {
+			name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+			if f.Anonymous || name == "-" {
+				continue
+			}
+			if name == "" || !regexp.MustCompile(`[\s{]`+name+`: `).MatchString(text+" ") && !strings.Contains(text, " "+name+":\n") {
+				t.Errorf("%T: the schema %s has no %q", c.v, c.schema, name)
+			}
+		}
 	}
 }
 
@@ -643,7 +698,7 @@ func (r *running) testMetrics(t *testing.T) {
 
 func (r *running) testReload(t *testing.T) {
 	var done Reload
-	reload := func(text string) {
+	read := func(text string) {
 		t.Helper()
 		if err := os.WriteFile(filepath.Join(r.specs, "more.yaml"), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
@@ -654,11 +709,11 @@ func (r *running) testReload(t *testing.T) {
 			t.Fatalf("reload: %d %s", w.Code, w.Body)
 		}
 	}
-	reload("apiVersion: engine/v1\nkind: Sensor\nmetadata: {name: broken}\nspec: {depndencies: []}\n")
+	read("apiVersion: engine/v1\nkind: Sensor\nmetadata: {name: broken}\nspec: {depndencies: []}\n")
 	if !done.Refused || len(done.Diagnostics) == 0 || len(done.Statuses) != 1 || len(done.Changes) != 0 {
 		t.Errorf("broken: %+v", done)
 	}
-	reload("apiVersion: engine/v1\nkind: Function\nmetadata: {name: other}\nspec: {log: {}}\n")
+	read("apiVersion: engine/v1\nkind: Function\nmetadata: {name: other}\nspec: {log: {}}\n")
 	if done.Refused || len(done.Statuses) != 0 {
 		t.Errorf("repaired: %+v", done)
 	}
