@@ -1,6 +1,6 @@
 # Everything a contributor needs; each target works from a fresh clone with Go alone.
 .DEFAULT_GOAL := build
-.PHONY: build run test lint bench gen clean
+.PHONY: build run test lint bench faults gen clean
 
 GO       ?= go
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
@@ -40,6 +40,10 @@ $(GOLANGCI):
 bench: build
 	$(GO) test -run '^$$' -bench . -benchmem -p 1 ./...
 	$(GO) run ./test/bench -engine bin/engine
+
+## faults: breaks the built engine in every known way, half an hour, and writes the table of docs/reliability.md
+faults: build
+	$(GO) run ./test/faults -engine bin/engine -md docs/reliability.md
 
 ## gen: files made from the code; a test fails when they are out of date
 gen:

@@ -1,0 +1,69 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+)
+
+// table is the results as a Markdown table.
+func table(results []*result) string {
+	var b strings.Builder
+	b.WriteString("| fault | passes when | × | acknowledged | lost | enqueued twice | calls repeated | recovery | result |\n|---|---|--:|--:|--:|--:|--:|--:|---|\n")
+	for _, r := range results {
+		verdict := "pass"
+		title := r.Title
+		switch {
+		case r.Skipped != "":
+			verdict = "left out: " + r.Skipped
+		case len(r.Failures) > 0:
+			verdict = "**fail**: " + r.Failures[0]
+		}
+		if r.Removed != "" {
+			title = r.Removed
+			verdict = "**not noticed**"
+			if len(r.Failures) > 0 && r.Skipped == "" {
+				verdict = "noticed: " + r.Failures[0]
+			}
+		}
+		if len(r.Notes) > 0 && r.Removed == "" {
+			verdict += "; " + strings.Join(r.Notes, "; ")
+		}
+		recovery := "–"
+		if r.Recovery > 0 {
+			recovery = fmt.Sprintf("%.2f s", r.Recovery)
+		}
+		fmt.Fprintf(&b, "| `%s`: %s | %s | %d | %d | %d | %d | %d | %s | %s |\n",
+			r.Fault, cell(title), cell(r.Passes), r.Repetitions, r.Acked, r.Lost, r.Twice, r.Repeated, recovery, cell(verdict))
+	}
+	return b.String()
+}
+
+func cell(s string) string {
+	s, _, _ = strings.Cut(s, "\n")
+	if len(s) > 300 {
+		s = strings.ToValidUTF8(s[:300], "") + "…"
+	}
+	return strings.NewReplacer("|", `\|`, "<", "&lt;", "*", `\*`, "_", `\_`, `\*\*`, "**").Replace(strings.ReplaceAll(s, "**", `\*\*`))
+}
+
+// writePage replaces the table on a page, between its markers.
+func writePage(path string, results []*result, proof bool) error {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	name := "faults"
+	if proof {
+		name = "proof"
+	}
+	begin, end := "<!-- results: "+name+" -->\n", "<!-- end of results: "+name+" -->"
+	head, rest, ok := strings.Cut(string(text), begin)
+	_, tail, ok2 := strings.Cut(rest, end)
+	if !ok || !ok2 {
+		return fmt.Errorf("%s has no markers %s… %s", path, begin, end)
+	}
+	machine := fmt.Sprintf("%d CPUs, %s/%s, %s.\n\n", runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version())
+	return os.WriteFile(path, []byte(head+begin+machine+table(results)+end+tail), 0o644) //nolint:gosec // a page is no secret
+}
