@@ -102,7 +102,7 @@ Retrying, Failed.`,
 		}
 		p := c.printer()
 		var st engine.Status
-		all := []engine.ResourceStatus{}
+		var all []engine.ResourceStatus
 		if kind == "" && p.text() {
 			err = c.ask(cmd.Context(), http.MethodGet, "/status", nil, &st)
 			all = st.Resources
