@@ -112,11 +112,19 @@ type Log interface {
 	Counts(ctx context.Context, filter string) (map[string]uint64, error)
 	// Info returns the state of the log.
 	Info(ctx context.Context) (LogInfo, error)
+	// Sync makes everything acknowledged so far survive a power loss, where
+	// the bus is so configured, and returns at once otherwise. EVENTS, PARKED
+	// and DLQ are then durable when they acknowledge; JOBS only with Sync; RUNS
+	// never is, and Sync does nothing there. After an error the outcome of
+	// what was acknowledged since the last Sync is unknown.
+	Sync(ctx context.Context) error
 }
 
 // Reader reads a log in order, without gaps and without acknowledging: the
 // position belongs to the caller. It survives reconnects by resuming after
-// the last record it returned. It is not safe for concurrent use.
+// the last record it returned. It is not safe for concurrent use. A reader of
+// a log that acknowledges only what is durable returns only that: what was
+// read never disappears, and its sequence is never used again.
 type Reader interface {
 	// Next blocks until at least one record is there and returns up to max
 	// of those that are ready, or the error of ctx. The slice is valid until
@@ -176,6 +184,8 @@ type Store interface {
 	// Scan calls fn for each key below prefix ("a." for all of a) with its
 	// last value, in no order, and stops at the first error.
 	Scan(ctx context.Context, prefix string, fn func(Entry) error) error
+	// Sync is [Log.Sync]: writes are durable only with it.
+	Sync(ctx context.Context) error
 }
 
 // Health is what a bus says of itself.

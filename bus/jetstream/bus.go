@@ -110,7 +110,11 @@ func Open(ctx context.Context, o Options) (_ *Bus, err error) {
 	if b.pub, err = newPublisher(b, b.nc); err != nil {
 		return nil, connError("subscribe to acknowledgements", err)
 	}
+	b.durably()
 	if err := b.reconcile(ctx); err != nil {
+		return nil, err
+	}
+	if err := b.syncAll(); err != nil {
 		return nil, err
 	}
 	b.look()
@@ -326,7 +330,11 @@ func (b *Bus) lookDisk() {
 // embedded server that cannot write any more.
 func (b *Bus) lookServer() {
 	if b.emb != nil && (b.suspect.Load() || b.timeouts() > 0) {
-		if why := b.emb.broken(); why != "" {
+		why := b.emb.broken()
+		if why == "" {
+			why = b.syncFailure()
+		}
+		if why != "" {
 			b.setBroken(why)
 			if !b.restart(why) {
 				return
@@ -349,7 +357,11 @@ func (b *Bus) lookServer() {
 	ctx := c.ctx
 	defer func() { _ = c.end(nil) }()
 	if b.suspect.Swap(false) {
-		if err := b.reconcile(ctx); err != nil {
+		err := b.reconcile(ctx)
+		if err == nil {
+			err = b.syncAll()
+		}
+		if err != nil {
 			if b.isClosed() {
 				return
 			}
@@ -395,6 +407,10 @@ func (b *Bus) restart(why string) bool {
 	b.started = time.Now()
 	b.o.Logger.Warn("restarting the embedded bus", "reason", why)
 	b.emb.stop()
+	if err := b.heal(); err != nil {
+		b.o.Logger.Error("the store cannot be written, trying on", "error", err)
+		return false
+	}
 	if err := b.emb.start(); err != nil {
 		b.o.Logger.Error("the embedded bus does not start, trying on", "error", err)
 		return false
@@ -424,6 +440,8 @@ func (b *Bus) refresh() {
 		h = bus.Health{Reason: *b.diskLow.Load(), RetryAfter: 10 * time.Second}
 	case b.down != "":
 		h = bus.Health{Reason: b.down, RetryAfter: 2 * time.Second}
+	case b.syncFailure() != "":
+		h = bus.Health{Reason: b.syncFailure(), RetryAfter: 5 * time.Second}
 	case b.broken != "":
 		h = bus.Health{Reason: b.broken, RetryAfter: 5 * time.Second}
 	case b.events.timeouts.Load() > 0:
@@ -578,5 +596,10 @@ func (b *Bus) release() {
 	b.ended.Wait()
 	if b.emb != nil {
 		b.emb.stop()
+	}
+	for _, lg := range b.logs {
+		if lg.syncer != nil {
+			lg.syncer.close()
+		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sort"
 	"strconv"
 	"strings"
 	"time"
@@ -54,6 +55,9 @@ func (b *Bus) newStream(name string, guarded, exact bool) *stream {
 func (lg *stream) adopt(id string) {
 	if old := lg.identity(); old != "" && old != id {
 		lg.b.o.Logger.Error("the stream was replaced by another one", "stream", lg.name, "was", old, "is", id)
+		if lg.syncer != nil {
+			lg.syncer.renumber()
+		}
 	}
 	lg.id.Store(&id)
 }
@@ -214,6 +218,9 @@ type reader struct {
 	p      puller
 	next   uint64
 	buf    []bus.Record
+	ready  []bus.Record // of buf, not yet returned
+	heals  uint64       // of the syncer, when they were fetched
+	failed error        // what was read may not be in the log any more
 	closed bool
 }
 
@@ -264,6 +271,32 @@ func (r *reader) Next(ctx context.Context, limit int) ([]bus.Record, error) {
 	if r.closed {
 		return nil, fmt.Errorf("read %s: the reader is %w", r.lg.name, bus.ErrClosed)
 	}
+	if r.failed != nil {
+		return nil, r.failed
+	}
+	if len(r.ready) == 0 {
+		if s := r.lg.syncer; s != nil {
+			r.heals = s.heals.Load()
+		}
+		if err := r.fetch(ctx, limit); err != nil {
+			return nil, err
+		}
+	}
+	n := min(max(limit, 1), len(r.ready))
+	if s := r.lg.syncer; s != nil && s.eager {
+		synced, err := r.synced(ctx, s)
+		if err != nil {
+			return nil, err
+		}
+		n = min(n, synced)
+	}
+	out := r.ready[:n:n]
+	r.ready = r.ready[n:]
+	return out, nil
+}
+
+// fetch waits for records and takes up to limit of those that are there.
+func (r *reader) fetch(ctx context.Context, limit int) error {
 	clear(r.buf)
 	r.buf = r.buf[:0]
 	for len(r.buf) < max(limit, 1) {
@@ -272,7 +305,7 @@ func (r *reader) Next(ctx context.Context, limit int) ([]bus.Record, error) {
 			if len(r.buf) > 0 {
 				break
 			}
-			return nil, err
+			return err
 		}
 		if !ok {
 			break
@@ -280,7 +313,35 @@ func (r *reader) Next(ctx context.Context, limit int) ([]bus.Record, error) {
 		r.next = m.seq + 1
 		r.buf = append(r.buf, r.lg.record(&m))
 	}
-	return r.buf, nil
+	r.ready = r.buf
+	return nil
+}
+
+// synced waits until the first of the ready records is synced and returns how
+// many are. A record that is not could be lost, and its sequence given to
+// another one: nobody may act on it.
+func (r *reader) synced(ctx context.Context, s *syncer) (int, error) {
+	first, last := r.ready[0].Seq, r.ready[len(r.ready)-1].Seq
+	for s.durable.Load() < first {
+		err := s.wait(ctx, last)
+		if heals := s.heals.Load(); err == nil && heals == r.heals {
+			continue
+		}
+		if ctx.Err() == nil {
+			if err == nil {
+				err = fmt.Errorf("what was read may have been lost, for it could not be synced: %w", bus.ErrUnavailable)
+			}
+			r.failed = fmt.Errorf("read %s: %w", r.lg.name, err)
+			err = r.failed
+		}
+		return 0, err
+	}
+	durable := s.durable.Load()
+	if last <= durable {
+		return len(r.ready), nil
+	}
+	n := sort.Search(len(r.ready), func(i int) bool { return r.ready[i].Seq > durable })
+	return max(n, 1), nil
 }
 
 // Close implements [bus.Reader].
@@ -446,8 +507,11 @@ func (lg *stream) PurgeTo(ctx context.Context, seq uint64) error {
 	if err != nil {
 		return connError(what, err)
 	}
-	_, err = decodeReply(what, m.Data)
-	return err
+	if _, err = decodeReply(what, m.Data); err != nil {
+		return err
+	}
+	// A purge of everything leaves the numbering in a new file.
+	return lg.Sync(ctx)
 }
 
 // Counts implements [bus.Log].

@@ -48,10 +48,9 @@ type Options struct {
 	// ListenPort opens the embedded server to clients on 127.0.0.1; 0 does
 	// not, -1 takes a free port.
 	ListenPort int
-	// SyncAlways makes the embedded server fsync every write before the
-	// acknowledgement: it survives a power cut, at about 1,000 writes/s. The
-	// default syncs every two minutes and survives a crash of the process.
-	SyncAlways bool
+	// Durability says what an acknowledged record survives; default
+	// [DurabilityOS]. [DurabilityFsync] is for the embedded server only.
+	Durability Durability
 
 	// AckTimeout is how long an acknowledgement may take; default 5 s.
 	AckTimeout time.Duration
@@ -76,6 +75,11 @@ type Options struct {
 	// Logger gets one line per change of state; default: discarded.
 	Logger *slog.Logger
 
+	// syncAlways makes the embedded server itself sync each write, for
+	// comparison.
+	syncAlways bool
+	// syncs is how the disk is synced; tests set it.
+	syncs syncs
 	// disk tells the free space and the size of a directory's file system;
 	// tests set it.
 	disk func(dir string) (free, total int64, err error)
@@ -127,6 +131,12 @@ func (o Options) withDefaults() (Options, error) {
 	if o.CheckInterval <= 0 {
 		o.CheckInterval = time.Second
 	}
+	if o.Durability == "" {
+		o.Durability = DurabilityOS
+	}
+	if o.syncs == nil {
+		o.syncs = diskSyncs{}
+	}
 	if o.disk == nil {
 		o.disk = freeSpace
 	}
@@ -154,6 +164,10 @@ func (o *Options) check() error {
 		return errors.New("bus: every stream of the embedded bus needs a limit")
 	case (o.TLS.Cert == "") != (o.TLS.Key == ""):
 		return errors.New("bus: a TLS certificate and its key go together; one is missing")
+	case o.Durability != DurabilityOS && o.Durability != DurabilityFsync:
+		return fmt.Errorf("bus: durability %q is neither os nor fsync", o.Durability)
+	case !embedded && o.Durability == DurabilityFsync:
+		return errors.New("bus: durability fsync is for the embedded bus: an external server does not tell its clients whether it syncs before it acknowledges; set sync_interval: always in its configuration, or use three replicas on machines that do not lose power together, and give durability os here")
 	case o.MaxPayload < 0 || embedded && (o.MaxPayload < kib || o.MaxPayload > 64*mib):
 		return fmt.Errorf("bus: a payload limit of %d bytes is outside 1 KiB to 64 MiB", o.MaxPayload)
 	case o.Partitions < 1 || o.Partitions > 1024:

@@ -35,6 +35,8 @@ type slot struct {
 	reply    string // the reply subject of this use; changed when it is given up
 	gen      uint32
 	busy     bool
+	acked    bool // and waits for the disk
+	ack      bus.Ack
 	log      *stream
 	deadline time.Duration // since publisher.start
 	done     func(bus.Ack, error)
@@ -119,7 +121,7 @@ func (p *publisher) send(ctx context.Context, lg *stream, subject string, header
 	return connError("append to "+lg.name, err)
 }
 
-func (s *slot) clear() { s.busy, s.log, s.done, s.wait = false, nil, nil, nil }
+func (s *slot) clear() { s.busy, s.acked, s.log, s.done, s.wait = false, false, nil, nil, nil }
 
 // receive handles an acknowledgement. It runs on one goroutine.
 func (p *publisher) receive(m *nats.Msg) {
@@ -134,16 +136,41 @@ func (p *publisher) receive(m *nats.Msg) {
 	}
 	s := &p.slots[n]
 	s.mu.Lock()
-	if !s.busy || s.reply != m.Subject {
+	if !s.busy || s.acked || s.reply != m.Subject {
 		s.mu.Unlock()
 		return // an answer to what was given up
 	}
 	lg, done, w := s.log, s.done, s.wait
+	ack, err := lg.parseAck(m)
+	if err == nil && lg.syncer != nil && lg.syncer.eager {
+		s.acked, s.ack = true, ack
+		t := ticket{uint32(n), s.gen}
+		s.mu.Unlock()
+		lg.syncer.join(t, ack.Seq)
+		return
+	}
 	s.clear()
 	s.mu.Unlock()
 	p.free <- uint32(n)
+	lg.note(err)
+	tell(done, w, ack, err)
+}
 
-	ack, err := lg.parseAck(m)
+// synced ends a write that was acknowledged, after its sync.
+func (p *publisher) synced(t ticket, err error) {
+	s := &p.slots[t.slot]
+	s.mu.Lock()
+	if !s.busy || !s.acked || s.gen != t.gen {
+		s.mu.Unlock()
+		return // given up in between
+	}
+	lg, done, w, ack := s.log, s.done, s.wait, s.ack
+	s.clear()
+	s.mu.Unlock()
+	p.free <- t.slot
+	if err != nil {
+		ack, err = bus.Ack{}, fmt.Errorf("%s: %w", lg.appendWhat, err)
+	}
 	lg.note(err)
 	tell(done, w, ack, err)
 }
@@ -225,10 +252,10 @@ func (p *publisher) expire() {
 	})
 }
 
-// disconnected gives up everything: acknowledgements do not survive the
-// connection.
+// disconnected gives up what was not acknowledged: acknowledgements do not
+// survive the connection.
 func (p *publisher) disconnected(err error) {
-	p.giveUp(func(*slot) bool { return true }, func(lg *stream) error {
+	p.giveUp(func(s *slot) bool { return !s.acked }, func(lg *stream) error {
 		return fmt.Errorf("append to %s: %w", lg.name, err)
 	})
 }
@@ -250,6 +277,7 @@ type stream struct {
 
 	appendWhat string
 	ackPrefix  []byte
+	syncer     *syncer // nil where nothing is synced
 
 	id       atomic.Pointer[string]
 	timeouts atomic.Int64 // acknowledgements that did not come since the last that did

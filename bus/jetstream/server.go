@@ -35,7 +35,7 @@ func (e *embedded) options() *server.Options {
 		StoreDir:               e.o.Dir,
 		DontListen:             true,
 		NoSigs:                 true,
-		SyncAlways:             e.o.SyncAlways,
+		SyncAlways:             e.o.syncAlways,
 		MaxPayload:             int32(e.o.MaxPayload), // checked: at most 64 MiB
 		DisableJetStreamBanner: true,
 		// Explicit, for the default is a share of the disk at start. Every

@@ -19,7 +19,7 @@ import (
 func (f *runFlags) openBus(ctx context.Context, log *slog.Logger) (*jetstream.Bus, error) {
 	o := jetstream.Options{
 		URL: f.bus, Credentials: f.busCreds, TLS: jetstream.TLS{CA: f.busCA, Cert: f.busCert, Key: f.busKey},
-		Prefix: f.prefix, Replicas: f.replicas, SyncAlways: f.sync, MaxPayload: int(f.payload), Logger: log,
+		Prefix: f.prefix, Replicas: f.replicas, Durability: jetstream.Durability(f.durability), MaxPayload: int(f.payload), Logger: log,
 		Limits: jetstream.Limits{
 			Events: int64(f.events), Jobs: int64(f.jobs), Parked: int64(f.parked), DeadLetters: int64(f.dead),
 			Runs: int64(f.runs), State: int64(f.state),

@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/sensor-engine/engine/bus/jetstream"
 	"github.com/sensor-engine/engine/bus/lock"
 	"github.com/sensor-engine/engine/engine"
 	"github.com/sensor-engine/engine/engine/api"
@@ -29,8 +30,7 @@ type runFlags struct {
 	data, listen, api                                     string
 	bus, busCreds, busCA, busCert, busKey, prefix         string
 	replicas                                              int
-	sync                                                  bool
-	logFormat, logLevel                                   string
+	durability, logFormat, logLevel                       string
 	strict                                                bool
 	busWait, removalGrace, poll, maxLag, grace, eventsAge durationFlag
 	token, tokenFile                                      string
@@ -49,7 +49,7 @@ func (e *env) runVerb() *cobra.Command {
 		busWait: durationFlag(10 * time.Second),
 		maxLag:  durationFlag(10 * time.Second), grace: durationFlag(10 * time.Second), eventsAge: durationFlag(7 * 24 * time.Hour),
 		events: 10 << 30, jobs: 4 << 30, parked: 4 << 30, dead: 1 << 30, runs: 1 << 30, state: 4 << 30,
-		logFormat: "text", logLevel: "info",
+		durability: string(jetstream.DurabilityOS), logFormat: "text", logLevel: "info",
 	}
 	cmd := &cobra.Command{
 		Use:   "run [PATH…]",
@@ -85,7 +85,7 @@ signal ends it at once; nothing is lost by that. SIGHUP reads the files again.`,
 	fs.StringVar(&f.prefix, "bus-prefix", "", "prefix of stream names and subjects, so that several engines share one account")
 	fs.Var(&f.busWait, "bus-wait", "how long to wait for --bus at the start")
 	fs.IntVar(&f.replicas, "bus-replicas", 1, "copies of each stream on an external cluster, 1 to 5")
-	fs.BoolVar(&f.sync, "sync-always", false, "embedded bus: write every event through to the disk before it is acknowledged; survives a power cut, at about 1,000 events/s")
+	fs.Var(&choiceFlag{&f.durability, []string{string(jetstream.DurabilityOS), string(jetstream.DurabilityFsync)}}, "durability", "embedded bus: what an acknowledged event survives: os, a crash of the engine; fsync, also a power cut, at a price")
 	fs.Var(&f.payload, "max-payload", "largest event in bytes with its headers; default: 8MiB, or more when a webhook's maxBody asks for it")
 	fs.Var(&f.events, "events-max-bytes", "size of the log of events; above 80 % the oldest are removed")
 	fs.Var(&f.eventsAge, "events-max-age", "age at which events are removed; 0 for never")

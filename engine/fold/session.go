@@ -665,6 +665,7 @@ func (s *session) store(group []*batch) error {
 	store := s.d.o.Bus.State()
 	states := group[0].states
 	var tombs []string
+	published := false
 	for i, b := range group {
 		select {
 		case <-b.done:
@@ -675,6 +676,7 @@ func (s *session) store(group []*batch) error {
 			return fmt.Errorf("publishing firings: %w", b.err)
 		}
 		s.job = max(s.job, b.lastJob)
+		published = published || b.lastJob > 0
 		tombs = append(tombs, b.tombs...)
 		if i == 0 || len(b.states) == 0 {
 			continue
@@ -684,6 +686,13 @@ func (s *session) store(group []*batch) error {
 			continue
 		}
 		maps.Copy(states, b.states)
+	}
+	// Neither state nor checkpoint may survive a power loss without the
+	// firings they say were published.
+	if published {
+		if err := s.d.o.Bus.Jobs().Sync(s.ctx); err != nil {
+			return fmt.Errorf("publishing firings: %w", err)
+		}
 	}
 	if err := s.storeKeys(store, states); err != nil {
 		return fmt.Errorf("storing sensor state: %w", err)
@@ -702,6 +711,10 @@ func (s *session) store(group []*batch) error {
 		return fmt.Errorf("storing the checkpoint: %w", err)
 	}
 	s.cpRev = rev
+	// A job may leave JOBS for good only when the checkpoint is there for good.
+	if err := store.Sync(s.ctx); err != nil {
+		return fmt.Errorf("storing the checkpoint: %w", err)
+	}
 	s.d.covered.Store(end.position)
 	s.d.o.Covered(end.position)
 	for _, b := range group {
@@ -736,10 +749,14 @@ func (s *session) storeKeys(store bus.Store, states map[string][]byte) error {
 	acks.ack(bus.Ack{}, nil)
 	select {
 	case <-acks.done:
-		return acks.err
 	case <-s.ctx.Done():
 		return context.Cause(s.ctx)
 	}
+	if acks.err != nil {
+		return acks.err
+	}
+	// The checkpoint may go into another file than they.
+	return store.Sync(s.ctx)
 }
 
 func (r *running) count(vs []sensors.Verdict) {

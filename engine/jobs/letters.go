@@ -258,6 +258,9 @@ func Redrive(ctx context.Context, b bus.Bus, l Letter) error {
 	if _, err := b.Jobs().Append(ctx, rec); err != nil {
 		return fmt.Errorf("dead letter %d not redriven: %w", l.Seq, err)
 	}
+	if err := b.Jobs().Sync(ctx); err != nil {
+		return fmt.Errorf("dead letter %d may come twice: it was redriven, and stays: %w", l.Seq, err)
+	}
 	return b.DeadLetters().Delete(ctx, l.Seq)
 }
 

@@ -1,0 +1,331 @@
+package jetstream
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+)
+
+// syncs is what can be synced.
+type syncs interface {
+	// file brings a file to the disk and returns how it was when that began.
+	file(path string) (fs.FileInfo, error)
+	// dir brings the entries of a directory to the disk.
+	dir(path string) error
+}
+
+// diskSyncs syncs for real. The server has its own descriptors of the files;
+// a sync works on the file, whoever wrote it.
+type diskSyncs struct{}
+
+func (diskSyncs) file(path string) (_ fs.FileInfo, err error) {
+	f, err := os.OpenFile(path, os.O_RDWR, 0) // not to read: Windows asks for it
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	return st, syncData(f)
+}
+
+func (diskSyncs) dir(path string) error {
+	if runtime.GOOS == "windows" {
+		return nil // directories cannot be synced, and need not be, on NTFS
+	}
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// tree is the directory of one stream, and how it was when it was last synced.
+//
+// The server appends to the last block, msgs/<n>.blk, and begins block n+1
+// when that is full. Older blocks change only when they are removed or, to
+// compact them, replaced by a new file of the same name: both change the
+// directory. So while the directory is the same, only the last block has to be
+// looked at. A purge of everything and a stream made again have another
+// directory.
+type tree struct {
+	root  string // the store directory
+	dir   string // of the stream
+	syncs syncs
+
+	mu      sync.Mutex
+	msgs    fs.FileInfo            // of the directory of blocks
+	settled bool                   // a later change of it has another time
+	path    bool                   // what leads to it is synced too
+	blocks  map[string]fs.FileInfo // by path
+	last    string                 // path of the last block
+}
+
+const (
+	blockDir    = "msgs"
+	blockSuffix = ".blk"
+)
+
+func newTree(o Options, stream string) *tree {
+	return &tree{root: o.Dir, dir: filepath.Join(o.Dir, "jetstream", "$G", "streams", stream), syncs: o.syncs}
+}
+
+// sync brings what the server wrote so far to the disk.
+func (t *tree) sync() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	dir := filepath.Join(t.dir, blockDir)
+	for try := 0; ; try++ {
+		st, err := os.Stat(dir)
+		if errors.Is(err, fs.ErrNotExist) && try < 50 {
+			time.Sleep(time.Millisecond) // a purge exchanges the directory
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if t.settled && same(t.msgs, st) {
+			err = t.syncBlock(t.last)
+		} else {
+			err = t.scan(dir, st)
+		}
+		if errors.Is(err, fs.ErrNotExist) && try < 50 {
+			t.settled = false // removed or exchanged under our hands
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		// What came in between, a new block that was begun or one that was
+		// replaced, is not synced while its entry may be.
+		if now, err := os.Stat(dir); err == nil && same(st, now) {
+			return nil
+		}
+	}
+}
+
+// same reports whether two looks at a path saw the same.
+func same(a, b fs.FileInfo) bool {
+	return a != nil && os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
+}
+
+// scan syncs all blocks that changed, and the directory if its entries did.
+func (t *tree) scan(dir string, st fs.FileInfo) error {
+	if t.msgs == nil || !os.SameFile(t.msgs, st) {
+		t.blocks, t.path = nil, false
+	}
+	t.msgs, t.settled, t.last = st, false, ""
+	// The time of a change is that of the last tick, or second.
+	grain := 20 * time.Millisecond
+	if st.ModTime().Nanosecond() == 0 {
+		grain = 2 * time.Second
+	}
+	age := time.Since(st.ModTime()).Abs()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	blocks := make(map[string]fs.FileInfo, len(entries))
+	changed := len(t.blocks) == 0
+	index := uint64(0)
+	for _, e := range entries {
+		n, ok := blockIndex(e.Name())
+		if !ok {
+			continue
+		}
+		path := filepath.Join(dir, e.Name())
+		now, err := os.Lstat(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // worked off
+		}
+		if err != nil {
+			return err
+		}
+		if n >= index {
+			index, t.last = n, path
+		}
+		was := t.blocks[path]
+		if same(was, now) {
+			blocks[path] = was
+			continue
+		}
+		if was == nil || !os.SameFile(was, now) {
+			changed = true
+		}
+		st, err := t.syncs.file(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		blocks[path] = st
+	}
+	if changed {
+		if err := t.syncs.dir(dir); err != nil {
+			return err
+		}
+	}
+	if !t.path {
+		if err := t.syncPath(); err != nil {
+			return err
+		}
+	}
+	t.path, t.blocks, t.settled = true, blocks, age > grain
+	return nil
+}
+
+// blockIndex is the number in the name of a block.
+func blockIndex(name string) (n uint64, ok bool) {
+	digits, ok := strings.CutSuffix(name, blockSuffix)
+	if !ok || digits == "" {
+		return 0, false
+	}
+	for _, c := range digits {
+		if c < '0' || c > '9' {
+			return 0, false
+		}
+		n = n*10 + uint64(c-'0')
+	}
+	return n, true
+}
+
+// syncBlock syncs a block, if it changed.
+func (t *tree) syncBlock(path string) error {
+	if path == "" {
+		return nil // the directory holds none
+	}
+	st, err := os.Lstat(path)
+	if err != nil {
+		return err
+	}
+	if same(t.blocks[path], st) {
+		return nil
+	}
+	if st, err = t.syncs.file(path); err != nil {
+		return err
+	}
+	t.blocks[path] = st
+	return nil
+}
+
+// syncPath syncs the description of the stream and the entries on the way to
+// it.
+func (t *tree) syncPath() error {
+	entries, err := os.ReadDir(t.dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !e.Type().IsRegular() {
+			continue
+		}
+		if _, err := t.syncs.file(filepath.Join(t.dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	for d := t.dir; ; d = filepath.Dir(d) {
+		if err := t.syncs.dir(d); err != nil {
+			return err
+		}
+		if d == t.root || len(d) <= len(t.root) {
+			return nil
+		}
+	}
+}
+
+// look makes the next sync look at all blocks and the way to them.
+func (t *tree) look() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.settled, t.path = false, false
+}
+
+// rewrite writes the blocks anew that may not be on the disk. After a failed
+// sync the system takes the pages for clean: to sync them again would succeed
+// without writing them. The server must be down.
+func (t *tree) rewrite() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	dir := filepath.Join(t.dir, blockDir)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	}
+	for _, e := range entries {
+		if _, ok := blockIndex(e.Name()); !ok {
+			continue
+		}
+		path := filepath.Join(dir, e.Name())
+		st, err := os.Lstat(path)
+		if err != nil {
+			return err
+		}
+		if same(t.blocks[path], st) {
+			continue
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		tmp := path + ".tmp" // the server removes what is left of it
+		if err := os.WriteFile(tmp, b, st.Mode().Perm()); err != nil {
+			return errors.Join(err, os.Remove(tmp))
+		}
+		if _, err := t.syncs.file(tmp); err != nil {
+			return errors.Join(err, os.Remove(tmp))
+		}
+		if err := os.Rename(tmp, path); err != nil {
+			return errors.Join(err, os.Remove(tmp))
+		}
+	}
+	t.settled, t.path, t.blocks = false, false, nil
+	return t.syncs.dir(dir)
+}
+
+// syncStore brings everything below the store directory to the disk, except
+// blocks, which the trees sync.
+func syncStore(o Options) error {
+	var dirs []string
+	err := filepath.WalkDir(o.Dir, func(path string, e fs.DirEntry, err error) error {
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return nil
+		case err != nil:
+			return err
+		case e.IsDir():
+			dirs = append(dirs, path)
+			return nil
+		case !e.Type().IsRegular() || strings.HasSuffix(path, blockSuffix):
+			return nil
+		}
+		if _, err := o.syncs.file(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("sync of %s: %w", o.Dir, err)
+	}
+	for i := len(dirs) - 1; i >= 0; i-- {
+		if err := o.syncs.dir(dirs[i]); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("sync of %s: %w", dirs[i], err)
+		}
+	}
+	// The data directory and its entry may be new; they need not be ours.
+	parent := filepath.Dir(o.Dir)
+	_ = o.syncs.dir(parent)
+	_ = o.syncs.dir(filepath.Dir(parent))
+	return nil
+}
