@@ -2,9 +2,12 @@ package fold_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -433,6 +436,62 @@ func (l *exchangedLog) Info(ctx context.Context) (bus.LogInfo, error) {
 	i, err := l.Log.Info(ctx)
 	i.ID = "another"
 	return i, err
+}
+
+// TestRestoredLogIsFoldedFromItsEnd: EVENTS comes back from an older backup, so
+// numbers are given again. The new events are folded, none of them is taken for
+// an old one, and state that came of missing events is gone.
+func TestRestoredLogIsFoldedFromItsEnd(t *testing.T) {
+	data, backup := t.TempDir(), filepath.Join(t.TempDir(), "EVENTS")
+	stream := filepath.Join(data, "jetstream", "$G", "streams", "EVENTS")
+	work := func(alarm func(code, message string), events func(b bus.Bus) uint64) {
+		b := open(t, data)
+		d := dispatcher(b, twoSensors(t, "1"), alarm)
+		stop := run(d)
+		until(t, "the fold", d.Ready)
+		until(t, "the checkpoint", covered(d, events(b)))
+		stop()
+		if err := b.Close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	work(nil, func(b bus.Bus) uint64 {
+		publish(t, b, "orders", 1) // waits for its payment
+		return publish(t, b, "orders", 2)
+	})
+	if err := os.CopyFS(backup, os.DirFS(stream)); err != nil {
+		t.Fatal(err)
+	}
+	work(nil, func(b bus.Bus) uint64 {
+		publish(t, b, "orders", 3) // waits, and will be missing
+		return publish(t, b, "orders", 4)
+	})
+	if err := errors.Join(os.RemoveAll(stream), os.CopyFS(stream, os.DirFS(backup))); err != nil {
+		t.Fatal(err)
+	}
+	alarms := make(chan string, 10)
+	work(func(code, _ string) { alarms <- code }, func(b bus.Bus) uint64 {
+		publish(t, b, "orders", 5) // has the number that 3 had
+		publish(t, b, "payments", 3)
+		publish(t, b, "payments", 4)
+		return publish(t, b, "payments", 1)
+	})
+	close(alarms)
+	if code := <-alarms; code != "log-shortened" {
+		t.Errorf("alarm %q, want log-shortened", code)
+	}
+	fired := map[string]int{}
+	keys := map[string]bool{}
+	for _, j := range allJobs(t, open(t, data)) {
+		fired[j.Sensor]++
+		if keys[j.Key] {
+			t.Errorf("key %s was given twice", j.Key)
+		}
+		keys[j.Key] = true
+	}
+	if fired["each"] != 5 || fired["pair"] != 1 {
+		t.Errorf("fired %v, want each: 5 and pair: 1", fired)
+	}
 }
 
 func TestGapIsAnAlarmWithItsSize(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"strconv"
 	"sync"
 	"time"
 
@@ -58,6 +59,8 @@ type session struct {
 
 	enqueued   map[string]struct{} // firings found in JOBS beyond the checkpoint
 	recoverTo  uint64              // last position that left traces beyond the checkpoint
+	end        uint64              // last event known to be stored
+	gone       uint64              // last position that left traces and is not stored any more
 	recovered  bool
 	batch      *batch
 	commits    chan *batch
@@ -163,9 +166,9 @@ func (s *session) recover(ctx context.Context) error {
 		d.o.Alarm("log-exchanged", fmt.Sprintf("EVENTS is another log than before (%s, was %s): it is folded from its beginning; sensor state of the old one is dropped", info.ID, cp.Log))
 		s.pos, s.now = 0, time.Time{}
 	case cp.Event > info.Last:
-		d.o.Alarm("log-shortened", fmt.Sprintf("EVENTS ends at %d, before the checkpoint at %d: %d events are missing, for example after a restore or a power loss", info.Last, cp.Event, cp.Event-info.Last))
-		s.pos = info.Last
+		s.pos, s.gone = info.Last, cp.Event
 	}
+	s.end = info.Last
 	if cp.JobLog != jinfo.ID || s.job > jinfo.Last {
 		s.job = 0
 	}
@@ -185,10 +188,38 @@ func (s *session) recover(ctx context.Context) error {
 	if err := s.loadKeys(ctx); err != nil {
 		return fmt.Errorf("loading sensor state: %w", err)
 	}
+	if s.gone > 0 && cp.Log == info.ID {
+		d.o.Alarm("log-shortened", fmt.Sprintf("EVENTS ends at %d, and events up to %d were folded: %d are missing, for example after a restore or a power loss; sensor state that came of them is dropped", s.end, s.gone, s.gone-s.end))
+	}
+	if cp.Event > s.pos && cp.Log == info.ID {
+		// At once: what comes now takes the numbers of what is missing, and
+		// must not be taken for folded after a crash.
+		cp.Event = s.pos
+		if err := s.storeCheckpoint(ctx, cp); err != nil {
+			return err
+		}
+	}
 	d.position.Store(s.pos)
 	d.covered.Store(s.pos)
 	d.o.Covered(s.pos)
 	return nil
+}
+
+// isGone reports whether seq is beyond the end of EVENTS, so that the event
+// with this number, when one comes, is another one.
+func (s *session) isGone(ctx context.Context, seq uint64) (bool, error) {
+	if seq <= s.end {
+		return false, nil
+	}
+	info, err := s.d.o.Bus.Events().Info(ctx)
+	if err != nil {
+		return false, fmt.Errorf("asking for the state of EVENTS: %w", err)
+	}
+	if s.end = info.Last; seq <= s.end {
+		return false, nil
+	}
+	s.gone = max(s.gone, seq)
+	return true, nil
 }
 
 // readJobs notes the firings that are in JOBS beyond the checkpoint.
@@ -217,6 +248,11 @@ func (s *session) readJobs(ctx context.Context, info bus.LogInfo) error {
 			at = r.Seq
 			j, err := jobs.DecodeJob(r.Data)
 			if err != nil || j.Redrive > 0 || j.Position <= s.pos {
+				continue
+			}
+			if gone, err := s.isGone(ctx, j.Position); err != nil {
+				return err
+			} else if gone {
 				continue
 			}
 			s.enqueued[j.Key] = struct{}{}
@@ -248,6 +284,12 @@ func (s *session) loadKeys(ctx context.Context) error {
 			return nil
 		}
 		if state.Empty() && st.seen <= s.pos { // a tombstone under the checkpoint
+			stale = append(stale, e.Key)
+			return nil
+		}
+		if gone, err := s.isGone(ctx, st.seen); err != nil {
+			return err
+		} else if gone {
 			stale = append(stale, e.Key)
 			return nil
 		}
@@ -501,6 +543,9 @@ func (s *session) event(r *bus.Record) {
 // match steps each correlation key an event belongs to, with all
 // dependencies that want it for that key.
 func (s *session) match(run *running, ev *bus.Event, matches []sensors.Match) {
+	// A number may be given again after a restore; then the time differs, and
+	// with it the firing key.
+	id := s.log + "@" + strconv.FormatInt(ev.StoredAt.UnixNano(), 36)
 	for i, m := range matches {
 		first := true
 		for _, o := range matches[:i] {
@@ -517,7 +562,7 @@ func (s *session) match(run *running, ev *bus.Event, matches []sensors.Match) {
 				s.deps = append(s.deps, o.Dep)
 			}
 		}
-		s.step(run, sensors.Input{LogID: s.log, Key: m.Key, Event: ev, Deps: s.deps, Time: s.now})
+		s.step(run, sensors.Input{LogID: id, Key: m.Key, Event: ev, Deps: s.deps, Time: s.now})
 	}
 }
 
@@ -699,11 +744,25 @@ func (s *session) store(group []*batch) error {
 	}
 	s.tombs = tombs
 	end := group[len(group)-1]
-	value, err := json.Marshal(checkpoint{Log: s.log, Event: end.position, Job: s.job, JobLog: s.jobLog, Time: end.time, Spec: end.spec})
+	if err := s.storeCheckpoint(s.ctx, checkpoint{Log: s.log, Event: end.position, Job: s.job, JobLog: s.jobLog, Time: end.time, Spec: end.spec}); err != nil {
+		return err
+	}
+	s.d.covered.Store(end.position)
+	s.d.o.Covered(end.position)
+	for _, b := range group {
+		if b.stored != nil {
+			close(b.stored)
+		}
+	}
+	return nil
+}
+
+func (s *session) storeCheckpoint(ctx context.Context, cp checkpoint) error {
+	value, err := json.Marshal(cp)
 	if err != nil {
 		return err
 	}
-	rev, err := store.Update(s.ctx, checkpointKey, value, s.cpRev)
+	rev, err := s.d.o.Bus.State().Update(ctx, checkpointKey, value, s.cpRev)
 	if errors.Is(err, bus.ErrConflict) {
 		return fmt.Errorf("storing the checkpoint: another engine folds this log, or an earlier write was answered late: %w", err)
 	}
@@ -712,15 +771,8 @@ func (s *session) store(group []*batch) error {
 	}
 	s.cpRev = rev
 	// A job may leave JOBS for good only when the checkpoint is there for good.
-	if err := store.Sync(s.ctx); err != nil {
+	if err := s.d.o.Bus.State().Sync(ctx); err != nil {
 		return fmt.Errorf("storing the checkpoint: %w", err)
-	}
-	s.d.covered.Store(end.position)
-	s.d.o.Covered(end.position)
-	for _, b := range group {
-		if b.stored != nil {
-			close(b.stored)
-		}
 	}
 	return nil
 }

@@ -228,6 +228,25 @@ func TestPermanentErrorIsNotRetried(t *testing.T) {
 	}
 }
 
+// TestAnotherEventWithTheNumberIsNotHandedOver: the log was restored or
+// exchanged while a job waited, and the event it refers to is gone.
+func TestAnotherEventWithTheNumberIsNotHandedOver(t *testing.T) {
+	f := newFixture(t, Options{})
+	fn := &function{}
+	f.pool.Apply(table(trigger("s", "a", fn)))
+	f.pool.Covered(f.seq)
+	f.run()
+	f.enqueue("s", "a", "k1", func(j *Job) { j.Time = time.Now().Add(-time.Hour) })
+	until(t, "the dead letter", func() bool { return records(t, f.bus.DeadLetters()) == 1 })
+	letters, err := Letters(t.Context(), f.bus, TriggerRef{}, 0, 10)
+	if err != nil || len(letters) != 1 {
+		t.Fatalf("%d letters, %v", len(letters), err)
+	}
+	if fn.count() != 0 || letters[0].Job.Event != nil {
+		t.Errorf("calls %v, event in the dead letter %v", fn.calls, letters[0].Job.Event)
+	}
+}
+
 func TestPanicIsTheCallsFailure(t *testing.T) {
 	f := newFixture(t, Options{})
 	fn := &function{do: func(_ context.Context, c *triggers.Call) error {

@@ -300,7 +300,7 @@ func (q *queue) call(t *task, spec *Trigger, callee *Callee) (res triggers.Resul
 			return res, nil, &triggers.PermanentError{Err: err}
 		}
 	} else if j.Last != 0 {
-		if ev, err = p.o.Events.Event(ctx, j.Last); err != nil {
+		if ev, err = p.event(ctx, j, j.Last); err != nil {
 			return res, nil, lost(j.Last, err)
 		}
 	}
@@ -331,6 +331,16 @@ func (q *queue) call(t *task, spec *Trigger, callee *Callee) (res triggers.Resul
 	return res, ev, err
 }
 
+// event returns an event the job refers to. What was stored after the firing is
+// another one with its number, after the log was restored or exchanged.
+func (p *Pool) event(ctx context.Context, j *Job, seq uint64) (*bus.Event, error) {
+	ev, err := p.o.Events.Event(ctx, seq)
+	if err == nil && !j.Time.IsZero() && ev.StoredAt.After(j.Time) {
+		return nil, fmt.Errorf("event %d: %w", seq, bus.ErrNotFound)
+	}
+	return ev, err
+}
+
 func lost(seq uint64, err error) error {
 	if errors.Is(err, bus.ErrNotFound) {
 		return triggers.Permanentf("event %d of this job is no longer stored", seq)
@@ -344,7 +354,7 @@ func (q *queue) renderLate(ctx context.Context, spec *Trigger, j *Job) (map[stri
 	}
 	events := map[string][]*bus.Event{}
 	for _, c := range j.Events {
-		ev, err := q.p.o.Events.Event(ctx, c.Seq)
+		ev, err := q.p.event(ctx, j, c.Seq)
 		if err != nil {
 			return nil, lost(c.Seq, err)
 		}
@@ -385,7 +395,7 @@ func (p *Pool) bury(t *task, reason string) {
 	if j.Event == nil && j.Last != 0 {
 		// Dead letters outlive the purge of EVENTS, so they carry their event.
 		ctx, cancel := context.WithTimeout(p.callCtx, 5*time.Second)
-		if ev, err := p.o.Events.Event(ctx, j.Last); err == nil && len(ev.Data) < p.o.Bus.MaxPayload()/2 {
+		if ev, err := p.event(ctx, j, j.Last); err == nil && len(ev.Data) < p.o.Bus.MaxPayload()/2 {
 			r := ev.Record()
 			r.Seq, r.Time = ev.Seq, ev.StoredAt
 			j.Event = &r
