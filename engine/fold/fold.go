@@ -126,10 +126,11 @@ func New(o Options) *Dispatcher {
 // checkpoint and goes on, for ever.
 func (d *Dispatcher) Run(ctx context.Context) error {
 	wait := time.Duration(0)
+	var told time.Time // when a failure was last logged
 	for {
 		start := time.Now()
 		err := d.session(ctx)
-		d.ready.Store(false)
+		worked := d.ready.Swap(false)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -138,7 +139,10 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 			wait = 0
 		}
 		wait = min(max(2*wait, 50*time.Millisecond), 5*time.Second)
-		d.log.Warn("fold interrupted; it recovers from its checkpoint", "error", err, "in", wait)
+		if worked || time.Since(told) > time.Minute { // not each try of an outage
+			told = time.Now()
+			d.log.Warn("fold interrupted; it recovers from its checkpoint", "error", err, "in", wait)
+		}
 		select {
 		case <-ctx.Done():
 			return nil

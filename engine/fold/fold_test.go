@@ -494,6 +494,49 @@ func TestRestoredLogIsFoldedFromItsEnd(t *testing.T) {
 	}
 }
 
+// TestOutageIsLoggedOnce: while the bus is away the fold tries again and again,
+// and does not fill the log with it.
+func TestOutageIsLoggedOnce(t *testing.T) {
+	b := open(t, t.TempDir())
+	var out lines
+	d := fold.New(fold.Options{
+		Bus: &broken{b, &out.tries}, Cache: fold.NewCache(b.Events(), 1<<10, 1<<20), Rules: twoSensors(t, "1"),
+		Logger: slog.New(slog.NewTextHandler(&out, nil)),
+	})
+	stop := run(d)
+	until(t, "some tries", func() bool { return out.tries.Load() >= 5 })
+	stop()
+	if n := out.n.Load(); n != 1 {
+		t.Errorf("%d lines of log for %d tries, want 1", n, out.tries.Load())
+	}
+}
+
+// lines counts lines of a log.
+type lines struct{ n, tries atomic.Int32 }
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.n.Add(1)
+	return len(p), nil
+}
+
+// broken is a bus whose STATE cannot be read.
+type broken struct {
+	bus.Bus
+	tries *atomic.Int32
+}
+
+func (b *broken) State() bus.Store { return &brokenStore{b.Bus.State(), b.tries} }
+
+type brokenStore struct {
+	bus.Store
+	tries *atomic.Int32
+}
+
+func (s *brokenStore) Get(context.Context, string) (bus.Entry, error) {
+	s.tries.Add(1)
+	return bus.Entry{}, bus.ErrUnavailable
+}
+
 func TestGapIsAnAlarmWithItsSize(t *testing.T) {
 	b := open(t, t.TempDir())
 	d := dispatcher(b, twoSensors(t, "1"), nil)
