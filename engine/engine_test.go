@@ -318,16 +318,19 @@ spec:
 	r.until("the call after the move", func() bool { return len(s.got()) == 2 })
 }
 
-func TestLimitBeyondTheBusIsRefusedAtReload(t *testing.T) {
+func TestLimitBeyondTheBusIsAWarning(t *testing.T) {
 	dir := t.TempDir()
 	r := &running{t: t, dir: dir}
 	r.write("shop.yaml", shop("orders"))
 	r = start(t, dir, t.TempDir())
 	r.write("shop.yaml", head+"kind: EventSource\nmetadata: {name: shop}\nspec: {webhook: {orders: {path: /orders, maxBody: 900MiB}}}\n")
-	r.until("the refusal", func() bool {
+	r.until("the warning", func() bool {
 		return slices.ContainsFunc(r.e.Decision().Diagnostics, func(d specs.Diagnostic) bool { return d.Code == engine.CodeEventTooLarge })
 	})
 	if code, _ := r.post("/orders", "{}"); code != http.StatusAccepted {
-		t.Fatalf("the last good version answers %d", code)
+		t.Fatalf("a small body is answered %d", code)
+	}
+	if code, _ := r.post("/orders", `"`+strings.Repeat("x", r.bus.MaxPayload())+`"`); code != http.StatusRequestEntityTooLarge {
+		t.Fatalf("a body larger than the bus takes is answered %d", code)
 	}
 }

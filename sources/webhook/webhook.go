@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 	"unicode/utf8"
 
 	"github.com/sensor-engine/engine/bus"
@@ -115,6 +116,9 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body := hold{h: h}
 	defer body.release()
 	if ref := h.receive(r, &body); ref != nil {
+		if ref.status == http.StatusRequestEntityTooLarge && r.Close {
+			half(w, r)
+		}
 		h.fail(w, ref)
 		return
 	}
@@ -170,6 +174,15 @@ func (h *handler) fail(w http.ResponseWriter, ref *refusal) {
 	}
 	w.WriteHeader(ref.status)
 	_, _ = w.Write(append(appendString([]byte(`{"error":`), ref.text), '}', '\n'))
+}
+
+// half makes the server close only its side of a connection that ends anyway,
+// and wait: a reset would swallow the answer to a body that is not read.
+// Reaching the limit of a body is what tells it so.
+func half(w http.ResponseWriter, r *http.Request) {
+	if http.NewResponseController(w).SetReadDeadline(time.Now().Add(100*time.Millisecond)) == nil {
+		_, _ = http.MaxBytesReader(w, r.Body, 0).Read(make([]byte, 1))
+	}
 }
 
 // notStored is the answer to a failed Emit. All but a too large event may be

@@ -27,7 +27,7 @@ func (c *compilation) rewrite(node *ast.Node, boolean bool) {
 		if id, ok := n.Node.(*ast.IdentifierNode); ok && not {
 			if _, ok := c.scope.deps[id.Value]; ok {
 				c.errorAt(n.Location(), CodeNegatedDependency,
-					"a name means that its event has arrived; to fire when an event stays away, give the dependency `absent`",
+					"a name means that its event has arrived; that an event stays away cannot be asked for; compare what the events say instead",
 					"%s%s would be true until %s arrives", n.Operator, spaced(n.Operator)+id.Value, id.Value)
 				return
 			}

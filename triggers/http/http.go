@@ -328,7 +328,8 @@ func (f *function) headers(t *target, c *triggers.Call, contentType string, add 
 			add(name, value)
 		}
 	}
-	if ev := c.Event; ev != nil {
+	// The attributes say what the body is: with an input it is not the event.
+	if ev := c.Event; ev != nil && !c.HasInput {
 		set(hdrSpec, "1.0")
 		set(hdrID, bus.EscapeHeader(ev.ID))
 		set(hdrSource, bus.EscapeHeader(ev.Source))
