@@ -46,8 +46,10 @@ type result struct {
 	Notes       []string `json:"notes,omitempty"`
 	Skipped     string   `json:"skipped,omitempty"`
 	Failures    []string `json:"failures,omitempty"`
-	// Removed is the protection that was removed, in -prove.
-	Removed string `json:"removed,omitempty"`
+	// Removed is the protection that was removed, in -prove, and Seen what the
+	// fault said to that.
+	Removed string   `json:"removed,omitempty"`
+	Seen    []string `json:"seen,omitempty"`
 }
 
 // trial is one fault while it is tried.

@@ -85,11 +85,14 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	if len(results) == 0 {
 		return fmt.Errorf("no fault matches %q", *pick)
 	}
-	if *asJSON {
+	switch {
+	case *asJSON:
 		enc := json.NewEncoder(out)
 		enc.SetIndent("", "  ")
 		err = enc.Encode(results)
-	} else {
+	case *prove:
+		_, err = io.WriteString(out, proof(results))
+	default:
 		_, err = io.WriteString(out, table(results))
 	}
 	if err == nil && *page != "" {
@@ -120,7 +123,7 @@ func faults() []fault {
 			passes: "alarm; every event of the new log is folded"},
 		{name: "log-exchanged", title: "EVENTS of another engine under a kept STATE", n: 3, short: 1, run: logExchanged,
 			passes: "alarm; every event of the new log is folded, from its beginning"},
-		{name: "log-restored", title: "EVENTS of an older backup under a kept STATE", n: 3, short: 0, run: logRestored,
+		{name: "log-restored", title: "EVENTS of an older backup under a kept STATE", n: 3, short: 1, run: logRestored,
 			passes: "alarm; every later event is folded, none takes another's idempotency key"},
 		{name: "freeze", title: "SIGSTOP under load, SIGCONT 5 s later", n: 5, short: 1, run: freeze,
 			passes: "no loss, no call twice; answers < 5 s after it goes on"},

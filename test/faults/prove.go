@@ -11,22 +11,68 @@ import (
 type removal struct {
 	fault string
 	n     int
+	long  bool // the fault notices only in its long form
 	patch
 }
 
-// removals is one protection for each fault that can lose or repeat something.
+// removals is at least one protection for each fault that has some of its own.
 func removals() []removal {
 	one := func(fault string, n int, name, file, old, new string) removal {
-		return removal{fault, n, patch{name, []edit{{file, old, new}}}}
+		return removal{fault: fault, n: n, patch: patch{name, []edit{{file, old, new}}}}
+	}
+	long := func(r removal) removal {
+		r.long = true
+		return r
 	}
 	return []removal{
-		one("kill-random", 10, "a webhook answers before its event is stored", "engine/host.go",
-			"	if err != nil {\n		h.stats.Refused.Add(1)\n	}\n	return err",
-			"	if err != nil {\n		h.stats.Refused.Add(1)\n	}\n	return err"),
+		one("kill-random", 20, "a webhook answers before its event is stored", "sources/webhook/webhook.go",
+			"h.host.Emit(r.Context(), one)", "h.host.EmitAsync(r.Context(), one, func(error) {})"),
+		one("kill-enqueued", 3, "a recovery does not look for firings in JOBS", "engine/fold/session.go",
+			"if _, there := s.enqueued[f.Key]; there {", "if _, there := s.enqueued[f.Key]; there && f.Key == \"\" {"),
+		one("kill-enqueued-late", 2, "instead of that, the bus's dedup window is relied on", "engine/fold/session.go",
+			"if _, there := s.enqueued[f.Key]; there {", "if _, there := s.enqueued[f.Key]; there && time.Since(f.Time) < 2*time.Second {"),
+		one("kill-called", 3, "a finished job leaves JOBS before the checkpoint covers it", "engine/jobs/pool.go",
+			"	if p.gate.pass(t) {", "	if true {"),
+		one("kill-called-late", 2, "the same", "engine/jobs/pool.go",
+			"	if p.gate.pass(t) {", "	if true {"),
+		one("log-recreated", 1, "the identity of the log is not compared", "engine/fold/session.go",
+			"	case cp.Log != info.ID:", "	case cp.Log != info.ID && rev == 0:"),
+		one("log-exchanged", 1, "the identity of the log is not compared", "engine/fold/session.go",
+			"	case cp.Log != info.ID:", "	case cp.Log != info.ID && rev == 0:"),
+		one("log-restored", 1, "firing keys do not know when their event was stored", "engine/fold/session.go",
+			"strconv.FormatInt(ev.StoredAt.UnixNano(), 36)", "strconv.FormatInt(0, 36)"),
+		one("bus-away", 1, "the client gives up after one try to reconnect", "bus/jetstream/bus.go",
+			"nats.MaxReconnects(-1)", "nats.MaxReconnects(1)"),
+		one("bus-away", 1, "a 503 does not say when to come again", "sources/webhook/webhook.go",
+			`"the event could not be stored, try again", "1"}`, `"the event could not be stored, try again", ""}`),
+		one("disk-full", 1, "no watermark before the disk is full", "bus/jetstream/disk.go",
+			"func (d *disk) low() string {\n", "func (d *disk) low() string {\n\tif d.dir != \"\" {\n\t\treturn \"\"\n\t}\n"),
+		one("function-hangs", 1, "processes that left the group are not looked for", "triggers/exec/exec.go",
+			`if (interrupted || errors.Is(err, exec.ErrWaitDelay)) && c.Key != "" {`, `if c.Key == "none" {`),
+		one("function-crashes", 2, "one attempt too many", "engine/jobs/queue.go",
+			"j.Attempt >= spec.Policy.Attempts", "j.Attempt > spec.Policy.Attempts"),
+		one("function-floods", 1, "output is kept whole", "triggers/exec/exec.go",
+			"n := min(len(p), triggers.MaxOutput-len(w.kept))", "n := len(p)"),
+		one("torn-specs", 2, "half-written files are taken for a removal, at once", "cmd/engine/run.go",
+			"removalGrace: durationFlag(5 * time.Second)", "removalGrace: durationFlag(0)"),
+		long(one("slow-clients", 1, "no time-out for headers and bodies", "engine/listen/server.go",
+			"ReadHeaderTimeout: or(o.HeaderTimeout, 10*time.Second),\n			ReadTimeout:       or(o.ReadTimeout, 30*time.Second),",
+			"ReadHeaderTimeout: or(o.HeaderTimeout, 10*time.Hour),\n			ReadTimeout:       or(o.ReadTimeout, 30*time.Hour),")),
+		one("forged-origin", 1, "the Host header is not looked at", "engine/api/guard.go",
+			"if !g.host(r.Host) && !g.hasToken(r) {", "if false {"),
+		one("forged-origin", 1, "the Origin header is not looked at", "engine/api/guard.go",
+			`if origin == "" {`, "if true {"),
+		one("secret-canary", 1, "secrets are not masked", "engine/secrets/masker.go",
+			"	if t == nil {\n		return s\n	}\n	at, n := t.find(s, 0)", "	if true {\n		return s\n	}\n	at, n := t.find(s, 0)"),
+		one("second-engine", 1, "the data directory is not locked", "bus/lock/lock_unix.go",
+			"err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)", "err := error(nil)"),
+		long(one("memory-cap", 1, "any number of jobs is taken into memory", "engine/jobs/pool.go",
+			"o.MaxOutstanding = 1024", "o.MaxOutstanding = 1 << 20")),
 	}
 }
 
-// proveAll takes the protections out one by one.
+// proveAll takes the protections out one by one. A fault that notices has
+// failures; here the failure is that it has none.
 func proveAll(ctx context.Context, b *builds, match *regexp.Regexp, progress io.Writer) (results []*result) {
 	all := faults()
 	for _, r := range removals() {
@@ -37,8 +83,13 @@ func proveAll(ctx context.Context, b *builds, match *regexp.Regexp, progress io.
 			if f.name != r.fault {
 				continue
 			}
-			res := runFault(ctx, f, options{builds: b, n: r.n, short: true, patch: &r.patch, progress: progress})
-			res.Removed = r.name
+			f.title = "without: " + r.name
+			res := runFault(ctx, f, options{builds: b, n: r.n, short: !r.long, patch: &r.patch, progress: progress})
+			res.Removed, res.Seen = r.name, res.Failures
+			res.Failures = nil
+			if len(res.Seen) == 0 && res.Skipped == "" {
+				res.Failures = []string{"it does not notice that " + r.name}
+			}
 			results = append(results, res)
 		}
 	}

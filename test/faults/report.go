@@ -13,21 +13,13 @@ func table(results []*result) string {
 	b.WriteString("| fault | passes when | × | acknowledged | lost | enqueued twice | calls repeated | recovery | result |\n|---|---|--:|--:|--:|--:|--:|--:|---|\n")
 	for _, r := range results {
 		verdict := "pass"
-		title := r.Title
 		switch {
 		case r.Skipped != "":
 			verdict = "left out: " + r.Skipped
 		case len(r.Failures) > 0:
-			verdict = "**fail**: " + r.Failures[0]
+			verdict = "FAIL: " + r.Failures[0]
 		}
-		if r.Removed != "" {
-			title = r.Removed
-			verdict = "**not noticed**"
-			if len(r.Failures) > 0 && r.Skipped == "" {
-				verdict = "noticed: " + r.Failures[0]
-			}
-		}
-		if len(r.Notes) > 0 && r.Removed == "" {
+		if len(r.Notes) > 0 {
 			verdict += "; " + strings.Join(r.Notes, "; ")
 		}
 		recovery := "–"
@@ -35,28 +27,46 @@ func table(results []*result) string {
 			recovery = fmt.Sprintf("%.2f s", r.Recovery)
 		}
 		fmt.Fprintf(&b, "| `%s`: %s | %s | %d | %d | %d | %d | %d | %s | %s |\n",
-			r.Fault, cell(title), cell(r.Passes), r.Repetitions, r.Acked, r.Lost, r.Twice, r.Repeated, recovery, cell(verdict))
+			r.Fault, cell(r.Title), cell(r.Passes), r.Repetitions, r.Acked, r.Lost, r.Twice, r.Repeated, recovery, cell(verdict))
 	}
 	return b.String()
 }
 
+// proof is the results of removed protections as a Markdown table.
+func proof(results []*result) string {
+	var b strings.Builder
+	b.WriteString("| without | fault | what it said |\n|---|---|---|\n")
+	for _, r := range results {
+		said := "NOT NOTICED"
+		switch {
+		case r.Skipped != "":
+			said = "left out: " + r.Skipped
+		case len(r.Seen) > 0:
+			said = r.Seen[0]
+		}
+		fmt.Fprintf(&b, "| %s | `%s` | %s |\n", cell(r.Removed), r.Fault, cell(said))
+	}
+	return b.String()
+}
+
+// cell makes text safe for one cell.
 func cell(s string) string {
 	s, _, _ = strings.Cut(s, "\n")
 	if len(s) > 300 {
 		s = strings.ToValidUTF8(s[:300], "") + "…"
 	}
-	return strings.NewReplacer("|", `\|`, "<", "&lt;", "*", `\*`, "_", `\_`, `\*\*`, "**").Replace(strings.ReplaceAll(s, "**", `\*\*`))
+	return strings.NewReplacer("|", `\|`, "<", "&lt;", "*", `\*`, "_", `\_`).Replace(s)
 }
 
 // writePage replaces the table on a page, between its markers.
-func writePage(path string, results []*result, proof bool) error {
+func writePage(path string, results []*result, proved bool) error {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
-	name := "faults"
-	if proof {
-		name = "proof"
+	name, made := "faults", table(results)
+	if proved {
+		name, made = "proof", proof(results)
 	}
 	begin, end := "<!-- results: "+name+" -->\n", "<!-- end of results: "+name+" -->"
 	head, rest, ok := strings.Cut(string(text), begin)
@@ -65,5 +75,5 @@ func writePage(path string, results []*result, proof bool) error {
 		return fmt.Errorf("%s has no markers %s… %s", path, begin, end)
 	}
 	machine := fmt.Sprintf("%d CPUs, %s/%s, %s.\n\n", runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version())
-	return os.WriteFile(path, []byte(head+begin+machine+table(results)+end+tail), 0o644) //nolint:gosec // a page is no secret
+	return os.WriteFile(path, []byte(head+begin+machine+made+end+tail), 0o644) //nolint:gosec // a page is no secret
 }
