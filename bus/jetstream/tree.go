@@ -14,17 +14,17 @@ import (
 
 // syncs is what can be synced.
 type syncs interface {
-	// file brings a file to the disk and returns how it was when that began.
-	file(path string) (fs.FileInfo, error)
-	// dir brings the entries of a directory to the disk.
-	dir(path string) error
+	// File brings a file to the disk and returns how it was when that began.
+	File(path string) (fs.FileInfo, error)
+	// Dir brings the entries of a directory to the disk.
+	Dir(path string) error
 }
 
 // diskSyncs syncs for real. The server has its own descriptors of the files;
 // a sync works on the file, whoever wrote it.
 type diskSyncs struct{}
 
-func (diskSyncs) file(path string) (_ fs.FileInfo, err error) {
+func (diskSyncs) File(path string) (_ fs.FileInfo, err error) {
 	f, err := os.OpenFile(path, os.O_RDWR, 0) // not to read: Windows asks for it
 	if err != nil {
 		return nil, err
@@ -37,7 +37,7 @@ func (diskSyncs) file(path string) (_ fs.FileInfo, err error) {
 	return st, syncData(f)
 }
 
-func (diskSyncs) dir(path string) error {
+func (diskSyncs) Dir(path string) error {
 	if runtime.GOOS == "windows" {
 		return nil // directories cannot be synced, and need not be, on NTFS
 	}
@@ -160,7 +160,7 @@ func (t *tree) scan(dir string, st fs.FileInfo) error {
 		if was == nil || !os.SameFile(was, now) {
 			changed = true
 		}
-		st, err := t.syncs.file(path)
+		st, err := t.syncs.File(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -170,7 +170,7 @@ func (t *tree) scan(dir string, st fs.FileInfo) error {
 		blocks[path] = st
 	}
 	if changed {
-		if err := t.syncs.dir(dir); err != nil {
+		if err := t.syncs.Dir(dir); err != nil {
 			return err
 		}
 	}
@@ -210,7 +210,7 @@ func (t *tree) syncBlock(path string) error {
 	if same(t.blocks[path], st) {
 		return nil
 	}
-	if st, err = t.syncs.file(path); err != nil {
+	if st, err = t.syncs.File(path); err != nil {
 		return err
 	}
 	t.blocks[path] = st
@@ -228,12 +228,12 @@ func (t *tree) syncPath() error {
 		if !e.Type().IsRegular() {
 			continue
 		}
-		if _, err := t.syncs.file(filepath.Join(t.dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if _, err := t.syncs.File(filepath.Join(t.dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
 	for d := t.dir; ; d = filepath.Dir(d) {
-		if err := t.syncs.dir(d); err != nil {
+		if err := t.syncs.Dir(d); err != nil {
 			return err
 		}
 		if d == t.root || len(d) <= len(t.root) {
@@ -283,7 +283,7 @@ func (t *tree) rewrite() error {
 		if err := os.WriteFile(tmp, b, st.Mode().Perm()); err != nil {
 			return errors.Join(err, os.Remove(tmp))
 		}
-		if _, err := t.syncs.file(tmp); err != nil {
+		if _, err := t.syncs.File(tmp); err != nil {
 			return errors.Join(err, os.Remove(tmp))
 		}
 		if err := os.Rename(tmp, path); err != nil {
@@ -291,7 +291,7 @@ func (t *tree) rewrite() error {
 		}
 	}
 	t.settled, t.path, t.blocks = false, false, nil
-	return t.syncs.dir(dir)
+	return t.syncs.Dir(dir)
 }
 
 // syncStore brings everything below the store directory to the disk, except
@@ -310,7 +310,7 @@ func syncStore(o Options) error {
 		case !e.Type().IsRegular() || strings.HasSuffix(path, blockSuffix):
 			return nil
 		}
-		if _, err := o.syncs.file(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if _, err := o.syncs.File(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 		return nil
@@ -319,13 +319,13 @@ func syncStore(o Options) error {
 		return fmt.Errorf("sync of %s: %w", o.Dir, err)
 	}
 	for i := len(dirs) - 1; i >= 0; i-- {
-		if err := o.syncs.dir(dirs[i]); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := o.syncs.Dir(dirs[i]); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("sync of %s: %w", dirs[i], err)
 		}
 	}
 	// The data directory and its entry may be new; they need not be ours.
 	parent := filepath.Dir(o.Dir)
-	_ = o.syncs.dir(parent)
-	_ = o.syncs.dir(filepath.Dir(parent))
+	_ = o.syncs.Dir(parent)
+	_ = o.syncs.Dir(filepath.Dir(parent))
 	return nil
 }
