@@ -1,6 +1,7 @@
 package specs
 
 import (
+	"errors"
 	"fmt"
 	"reflect"
 	"slices"
@@ -413,7 +414,7 @@ func (d *decoder) duration(n *node, v reflect.Value, path string, f *field) {
 	}
 	t, err := ParseDuration(n.value)
 	if err != nil {
-		e := err.(*formatError)
+		e, _ := errors.AsType[*formatError](err)
 		d.errorf(n, path, CodeInvalidDuration, e.hint, "%s", e.what)
 		return
 	}
@@ -431,7 +432,7 @@ func (d *decoder) size(n *node, v reflect.Value, path string, f *field) {
 	}
 	s, err := ParseSize(n.value)
 	if err != nil {
-		e := err.(*formatError)
+		e, _ := errors.AsType[*formatError](err)
 		d.errorf(n, path, CodeInvalidSize, e.hint, "%s", e.what)
 		return
 	}
@@ -539,6 +540,7 @@ func (d *decoder) any(n *node, path string, scalar func(*node, string) any) any 
 			out[p.key.value] = d.any(p.val, join(path, p.key.value), scalar)
 		}
 		return out
+	case scalarNode:
 	}
 	return scalar(n, path)
 }

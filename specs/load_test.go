@@ -387,10 +387,28 @@ func TestMatchGlob(t *testing.T) {
 		pattern, s string
 		want       bool
 	}{
-		{"a", "a", true}, {"a", "b", false}, {"a", "ab", false}, {"", "", true}, {"", "a", false}, {"*", "", true}, {"*", "a.b", true},
-		{"a*", "a", true}, {"a*", "abc", true}, {"a*c", "abbc", true}, {"a*c", "abcd", false}, {"*b*", "abc", true}, {"*b*", "ac", false},
-		{"a?c", "abc", true}, {"a?c", "ac", false}, {"?", "é", true}, {"?", "éé", false}, {"*?é", "aé", true}, {"**", "x", true},
-		{"com.example.*", "com.example.order.paid", true}, {"com.example.*", "com.example", false}, {"*.paid", "a.paid.paid", true},
+		{"a", "a", true},
+		{"a", "b", false},
+		{"a", "ab", false},
+		{"", "", true},
+		{"", "a", false},
+		{"*", "", true},
+		{"*", "a.b", true},
+		{"a*", "a", true},
+		{"a*", "abc", true},
+		{"a*c", "abbc", true},
+		{"a*c", "abcd", false},
+		{"*b*", "abc", true},
+		{"*b*", "ac", false},
+		{"a?c", "abc", true},
+		{"a?c", "ac", false},
+		{"?", "é", true},
+		{"?", "éé", false},
+		{"*?é", "aé", true},
+		{"**", "x", true},
+		{"com.example.*", "com.example.order.paid", true},
+		{"com.example.*", "com.example", false},
+		{"*.paid", "a.paid.paid", true},
 	} {
 		if got := specs.MatchGlob(c.pattern, c.s); got != c.want {
 			t.Errorf("MatchGlob(%q, %q) = %v", c.pattern, c.s, got)

@@ -159,10 +159,6 @@ func newLines(text string) *lines {
 	return l
 }
 
-// count is the number of lines; a text that ends in a line break has one more,
-// which is empty.
-func (l *lines) count() int { return len(l.start) }
-
 // line returns a line, from 1, without its break; "" beyond the end.
 func (l *lines) line(n int) string {
 	if n < 1 || n > len(l.start) {

@@ -454,6 +454,7 @@ func (n *node) canonical(b []byte) []byte {
 			b = p.val.canonical(b)
 		}
 		return append(b, '}')
+	case scalarNode:
 	}
 	switch n.tag {
 	case "!!null":

@@ -14,8 +14,14 @@ var durationUnits = []struct {
 	name string
 	unit time.Duration
 }{
-	{"ms", time.Millisecond}, {"us", time.Microsecond}, {"µs", time.Microsecond}, {"ns", time.Nanosecond},
-	{"s", time.Second}, {"m", time.Minute}, {"h", time.Hour}, {"d", 24 * time.Hour},
+	{"ms", time.Millisecond},
+	{"us", time.Microsecond},
+	{"µs", time.Microsecond},
+	{"ns", time.Nanosecond},
+	{"s", time.Second},
+	{"m", time.Minute},
+	{"h", time.Hour},
+	{"d", 24 * time.Hour},
 }
 
 const durationPattern = `^(0|(\d+(\.\d+)?(ns|us|µs|ms|s|m|h|d))+)$`
@@ -85,8 +91,16 @@ var sizeUnits = []struct {
 	name string
 	unit int64
 }{
-	{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"TiB", 1 << 40},
-	{"kB", 1e3}, {"KB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"TB", 1e12}, {"B", 1},
+	{"KiB", 1 << 10},
+	{"MiB", 1 << 20},
+	{"GiB", 1 << 30},
+	{"TiB", 1 << 40},
+	{"kB", 1e3},
+	{"KB", 1e3},
+	{"MB", 1e6},
+	{"GB", 1e9},
+	{"TB", 1e12},
+	{"B", 1},
 }
 
 const sizePattern = `^\d+(\.\d+)?(B|kB|KB|MB|GB|TB|KiB|MiB|GiB|TiB)?$`
@@ -209,16 +223,20 @@ func (n *node) free() (any, *problem) {
 	case "!!int", "!!float":
 		v, p := n.number()
 		if p == nil && n.style == plainStyle && trailingZero.MatchString(n.value) {
-			return v, &problem{Warning, CodeAmbiguous, fmt.Sprintf("`%s` is the number %v", n.value, v),
-				"write " + quote(n.value) + " to keep the text"}
+			return v, &problem{
+				Warning, CodeAmbiguous, fmt.Sprintf("`%s` is the number %v", n.value, v),
+				"write " + quote(n.value) + " to keep the text",
+			}
 		}
 		return v, p
 	}
 	if n.style == plainStyle {
 		switch strings.ToLower(n.value) {
 		case "yes", "no", "on", "off":
-			return n.value, &problem{Warning, CodeAmbiguous, fmt.Sprintf("`%s` is text here, not a boolean", n.value),
-				"write true or false, or " + quote(n.value) + " if text is meant"}
+			return n.value, &problem{
+				Warning, CodeAmbiguous, fmt.Sprintf("`%s` is text here, not a boolean", n.value),
+				"write true or false, or " + quote(n.value) + " if text is meant",
+			}
 		}
 	}
 	return n.value, nil

@@ -91,8 +91,7 @@ func (w *walker) failed(name string, err error) {
 }
 
 func (w *walker) unreadable(name string, err error) {
-	var pe *fs.PathError
-	if errors.As(err, &pe) {
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
 		err = pe.Err
 	}
 	w.report(name, CodeUnreadable, "", "cannot be read: %v", err)

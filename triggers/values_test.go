@@ -148,13 +148,12 @@ func TestRendered(t *testing.T) {
 	if got, err := v.Template(specs.Template{Set: true, Root: []any{text("", "a"), map[string]any{"b": text("", "$${b}")}, int64(1)}}); !reflect.DeepEqual(got, []any{"a", map[string]any{"b": "${b}"}, int64(1)}) || err != nil {
 		t.Error(got, err)
 	}
-	var p *PermanentError
 	for _, err := range []error{
 		func() error { _, err := v.Text(cfg.URL); return err }(),
 		func() error { _, err := v.Template(cfg.Data); return err }(),
 		func() error { _, err := v.Text(cfg.Inner.List[1]); return err }(),
 	} {
-		if !errors.As(err, &p) {
+		if _, ok := errors.AsType[*PermanentError](err); !ok {
 			t.Error(err)
 		}
 	}

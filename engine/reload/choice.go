@@ -166,9 +166,7 @@ func (c *choice) rejected() []specs.Ref {
 // build makes the set from the choices so far.
 func (c *choice) build() {
 	c.set = make(map[specs.Ref]*specs.Resource, len(c.current))
-	for ref, res := range c.current {
-		c.set[ref] = res
-	}
+	maps.Copy(c.set, c.current)
 	for ref := range c.reverted {
 		c.set[ref] = c.accepted[ref]
 	}

@@ -71,7 +71,7 @@ func resource(line string, pos specs.Pos) *specs.Resource {
 	res := &specs.Resource{Kind: ref(name).Kind, Pos: pos, Hash: version, Source: line}
 	res.Metadata.Name = ref(name).Name
 	if rest != "" {
-		for _, used := range strings.Split(rest, ", ") {
+		for used := range strings.SplitSeq(rest, ", ") {
 			used, want, _ := strings.Cut(used, "=")
 			res.Uses = append(res.Uses, ref(used))
 			res.Hash += " uses " + used + "=" + want
@@ -198,8 +198,10 @@ func TestReconciler(t *testing.T) {
 		}},
 		{"root-called-otherwise-after-restart", Options{}, []step{
 			{tree: tree{"a.yaml": "Function/f@1", "b.yaml": "Function/g@1"}},
-			{at: time.Second, tree: tree{"/dir/a.yaml": "BROKEN", "/dir/b.yaml": "Function/g@1"}, reboot: true,
-				change: func(l *specs.Loaded) { l.Roots[0].Path = "/dir" }},
+			{
+				at: time.Second, tree: tree{"/dir/a.yaml": "BROKEN", "/dir/b.yaml": "Function/g@1"}, reboot: true,
+				change: func(l *specs.Loaded) { l.Roots[0].Path = "/dir" },
+			},
 		}},
 		{"deleted-while-referenced", Options{Grace: 5 * time.Second}, []step{
 			{tree: tree{"a.yaml": shop}},

@@ -242,7 +242,7 @@ func (w *Watcher) watch(dirs map[string]*watchedDir) bool {
 func (w *Watcher) degrade(what string, err error) {
 	if !w.degraded {
 		w.degraded = true
-		w.o.Logger.Warn(what+": changes of spec files may be noticed late", "error", err, "poll", w.o.Poll)
+		w.o.Logger.Warn("changes of spec files may be noticed late", "why", what, "error", err, "poll", w.o.Poll)
 	}
 }
 

@@ -21,7 +21,7 @@ const (
 func awaitExit(pid int) bool {
 	var info [siginfoT / 8]uint64
 	for {
-		_, _, e := syscall.Syscall6(syscall.SYS_WAITID, pPID, uintptr(pid), uintptr(unsafe.Pointer(&info)), wExited|wNoWait, 0, 0) //nolint:gosec // the kernel's interface
+		_, _, e := syscall.Syscall6(syscall.SYS_WAITID, pPID, uintptr(pid), uintptr(unsafe.Pointer(&info)), wExited|wNoWait, 0, 0)
 		if !errors.Is(e, syscall.EINTR) {
 			return e == 0
 		}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -76,9 +77,7 @@ func testRequest(t *testing.T, newTest maker) {
 	}
 	with := func(kv ...string) map[string]string {
 		m := map[string]string{}
-		for k, v := range base {
-			m[k] = v
-		}
+		maps.Copy(m, base)
 		for i := 0; i < len(kv); i += 2 {
 			m[kv[i]] = kv[i+1]
 		}
@@ -233,9 +232,17 @@ func BenchmarkInvoke(b *testing.B) {
 	ctx, cancel := context.WithTimeout(b.Context(), time.Hour)
 	defer cancel()
 	headers := [][2]string{
-		{"Ce-Specversion", "1.0"}, {"Ce-Id", "1"}, {"Ce-Source", "/shop"}, {"Ce-Type", "order"}, {"Ce-Subject", "s"},
-		{"Ce-Time", "1970-01-01T00:00:01Z"}, {"Ce-Traceparent", "00-ab-cd-01"}, {"Content-Type", "application/json"},
-		{"Idempotency-Key", "0123456789abcdef"}, {"Engine-Attempt", "1"}, {"User-Agent", "sensor-engine"},
+		{"Ce-Specversion", "1.0"},
+		{"Ce-Id", "1"},
+		{"Ce-Source", "/shop"},
+		{"Ce-Type", "order"},
+		{"Ce-Subject", "s"},
+		{"Ce-Time", "1970-01-01T00:00:01Z"},
+		{"Ce-Traceparent", "00-ab-cd-01"},
+		{"Content-Type", "application/json"},
+		{"Idempotency-Key", "0123456789abcdef"},
+		{"Engine-Attempt", "1"},
+		{"User-Agent", "sensor-engine"},
 	}
 	call := func(maxDirect int) func(b *testing.B) {
 		return func(b *testing.B) {

@@ -126,8 +126,10 @@ func TestInjection(t *testing.T) {
 	const evil = "a\r\nEvil: 1"
 	_, err = newTest(t, &Config{URL: secret()}, 1).Invoke(t.Context(), &triggers.Call{
 		Key: evil, Values: fixed{value: "http://" + ln.Addr().String() + "/?q=a b HTTP/1.1"},
-		Event: &bus.Event{ID: evil, Source: evil, Type: evil, Subject: evil, DataSchema: evil, DataContentType: evil, Data: []byte("body"),
-			Extensions: map[string]string{evil: "x", "ok": evil, "a b": "x"}},
+		Event: &bus.Event{
+			ID: evil, Source: evil, Type: evil, Subject: evil, DataSchema: evil, DataContentType: evil, Data: []byte("body"),
+			Extensions: map[string]string{evil: "x", "ok": evil, "a b": "x"},
+		},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -176,11 +176,12 @@ func Diagnostics(f triggers.Factory, config string) []string {
 }
 
 func load(f triggers.Factory, config string) *specs.Loaded {
-	doc := "apiVersion: engine/v1\nkind: Function\nmetadata: {name: f}\nspec:\n  " + f.Name + ":\n"
+	var doc strings.Builder
+	doc.WriteString("apiVersion: engine/v1\nkind: Function\nmetadata: {name: f}\nspec:\n  " + f.Name + ":\n")
 	for line := range strings.Lines(config) {
-		doc += "    " + line
+		doc.WriteString("    " + line)
 	}
-	return specs.Loader{Types: specs.Types{Functions: []specs.Type{f.Type}}}.LoadBytes("test.yaml", []byte(doc))
+	return specs.Loader{Types: specs.Types{Functions: []specs.Type{f.Type}}}.LoadBytes("test.yaml", []byte(doc.String()))
 }
 
 // NewCall returns a first call with an event of its own, for key.
@@ -250,8 +251,7 @@ func fields(t *testing.T, typ reflect.Type, path string) {
 	if typ.Kind() != reflect.Struct || typ.PkgPath() == reflect.TypeFor[specs.Text]().PkgPath() {
 		return
 	}
-	for i := range typ.NumField() {
-		f := typ.Field(i)
+	for f := range typ.Fields() {
 		tag := f.Tag.Get("yaml")
 		if !f.IsExported() || tag == "-" {
 			continue
