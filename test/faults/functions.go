@@ -167,31 +167,36 @@ func functionFloods(t *trial) {
 	}
 	run(10)
 	l := t.traffic(e, 2, 10*time.Millisecond)
-	l.reach(200)
-	base := e.rss()
-	var peak int64
-	stop, sampled := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(sampled)
-		tick := time.NewTicker(10 * time.Millisecond)
-		defer tick.Stop()
-		for {
-			peak = max(peak, e.rss())
-			select {
-			case <-stop:
-				return
-			case <-tick.C:
+	// The load alone first, for as long as the flood will take.
+	peak := func(fn func()) (most int64) {
+		stop, sampled := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(sampled)
+			tick := time.NewTicker(10 * time.Millisecond)
+			defer tick.Stop()
+			for {
+				most = max(most, e.rss())
+				select {
+				case <-stop:
+					return
+				case <-tick.C:
+				}
 			}
-		}
-	}()
-	from := time.Now()
-	for range t.n {
-		run(100_000_000)
+		}()
+		fn()
+		close(stop)
+		<-sampled
+		return most
 	}
+	base := peak(func() { t.pause(t.long(8*time.Second, 2*time.Second)) })
+	from := time.Now()
+	flood := peak(func() {
+		for range t.n {
+			run(100_000_000)
+		}
+	})
 	t.recovered(from)
-	close(stop)
-	<-sampled
-	grew := float64(peak-base) / 1e6
+	grew := float64(flood-base) / 1e6
 	if grew > 10 {
 		t.failf("RSS grew by %.1f MB, want < 10 MB", grew)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -156,13 +157,27 @@ func (e *engine) stream(name string) string {
 	return filepath.Join(e.data, "bus", "jetstream", "$G", "streams", name)
 }
 
+// logRecreated deletes EVENTS while jobs of its events wait for a retry. Their
+// event is gone, and another one takes its number before they are due.
 func logRecreated(t *trial) {
+	const waiting = 20
 	for range t.n {
 		s := t.sink()
-		e := t.engine(map[string]string{"load.yaml": spec(s.Addr(), "")}, build{})
+		e := t.engine(map[string]string{"load.yaml": spec(s.Addr(), "\n      retry: {attempts: 9, backoff: 4s, factor: 1}")}, build{})
 		e.start()
-		t.phase(e, s, "a", 0, 101) // one of them waits for its partner
+		t.phase(e, s, "a", 0, 11) // one of them waits for its partner
+		s.fail.Store(true)
+		for n := 100; n < 100+waiting; n++ {
+			e.accepted("/in", string(event(n)), "X-Id", id("w", n))
+		}
+		t.eventually(20*time.Second, "the calls failed", func() error {
+			if n := int(s.failed.Load()); n < waiting*3/2 {
+				return errCount(n, waiting*3/2)
+			}
+			return nil
+		})
 		e.stop()
+		s.fail.Store(false)
 		t.open(filepath.Join(e.data, "bus"), func(ctx context.Context, js jetstream.JetStream) {
 			t.must(js.DeleteStream(ctx, "EVENTS"))
 		})
@@ -170,11 +185,24 @@ func logRecreated(t *trial) {
 		e.start()
 		t.recovered(start)
 		e.alarmed("log-exchanged")
-		t.phase(e, s, "b", 200, 50) // fewer than the old checkpoint had
-		if s.count("/pair") != 50+25 {
-			t.failf("%d pairs were called for, want 75", s.count("/pair"))
+		t.phase(e, s, "b", 200, 50) // these have the numbers of all others
+		if s.count("/pair") != 5+25 {
+			t.failf("%d pairs were called for, want 30", s.count("/pair"))
 		}
-		e.kill()
+		for _, d := range e.letters(waiting * 3 / 2) {
+			if !strings.Contains(d.Error, "no longer stored") {
+				t.failf("a job whose event is gone died of %q", d.Error)
+			}
+		}
+		if n := s.count("/each"); n != 11+50 {
+			t.failf("%d events were called for, want 61", n)
+		}
+		e.stop()
+		for i, b := range s.bad {
+			if i < 3 {
+				t.failf("%s", b)
+			}
+		}
 	}
 }
 

@@ -61,6 +61,9 @@ type sink struct {
 	// before is asked with the path before a call is recorded, after runs when
 	// it was; both may be nil and are set while nothing runs.
 	before, after atomic.Pointer[func(path string)]
+	// fail makes every call fail, unrecorded.
+	fail   atomic.Bool
+	failed atomic.Int32
 
 	mu    sync.Mutex
 	calls map[string]map[int]*call // by path and event, or pair
@@ -87,6 +90,10 @@ func (s *sink) handle(r load.Request) (int, string) {
 	path := r.Path()
 	if fn := s.before.Load(); fn != nil {
 		(*fn)(path)
+	}
+	if s.fail.Load() {
+		s.failed.Add(1)
+		return http.StatusInternalServerError, ""
 	}
 	var ev struct{ N, Pair *int }
 	err := json.Unmarshal(r.Body(), &ev)

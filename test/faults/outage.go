@@ -255,6 +255,7 @@ spec:
 	l.end()
 	l.settle(s)
 	e.stop()
+	t.audit(e)
 	mu.Lock()
 	defer mu.Unlock()
 	elapsed := int(time.Since(begin).Seconds())

@@ -37,6 +37,8 @@ func removals() []removal {
 			"	if p.gate.pass(t) {", "	if true {"),
 		one("log-recreated", 1, "the identity of the log is not compared", "engine/fold/session.go",
 			"	case cp.Log != info.ID:", "	case cp.Log != info.ID && rev == 0:"),
+		one("log-recreated", 1, "a job is called with whatever event has the number now", "engine/jobs/queue.go",
+			"if err == nil && !j.Time.IsZero() && ev.StoredAt.After(j.Time) {", "if false {"),
 		one("log-exchanged", 1, "the identity of the log is not compared", "engine/fold/session.go",
 			"	case cp.Log != info.ID:", "	case cp.Log != info.ID && rev == 0:"),
 		one("log-restored", 1, "firing keys do not know when their event was stored", "engine/fold/session.go",
