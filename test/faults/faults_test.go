@@ -98,6 +98,17 @@ func TestPage(t *testing.T) {
 	if strings.Contains(got, "old") {
 		t.Error("the old table is still there")
 	}
+	// Another fault leaves the row of the first.
+	if err := writePage(page, []*result{{Fault: "g", Title: "other", Acked: 9}, {Fault: "f", Title: "a", Acked: 8}}, false); err != nil {
+		t.Fatal(err)
+	}
+	if b, err = os.ReadFile(page); err != nil {
+		t.Fatal(err)
+	}
+	f, g := strings.Index(string(b), "| `f`: a |  | 0 | 8 |"), strings.Index(string(b), "| `g`: other |  | 0 | 9 |")
+	if f < 0 || g < f || strings.Count(string(b), "`f`") != 1 {
+		t.Errorf("rows were not merged:\n%s", b)
+	}
 	if err := writePage(page, nil, true); err == nil {
 		t.Error("a page without markers is not an error")
 	}

@@ -197,8 +197,12 @@ func functionFloods(t *trial) {
 	})
 	t.recovered(from)
 	grew := float64(flood-base) / 1e6
-	if grew > 10 {
-		t.failf("RSS grew by %.1f MB, want < 10 MB", grew)
+	most := 10.0
+	if t.o.short {
+		most = 40 // one measurement on a busy machine; whole output is 200
+	}
+	if grew > most {
+		t.failf("RSS grew by %.1f MB, want < %.0f MB", grew, most)
 	}
 	if out := runs(); strings.Count(out, `"truncated":true`) < t.n || strings.Count(out, `"status":"succeeded"`) < t.n+1 {
 		t.failf("of %d runs not all succeeded and are marked truncated: %.300s", t.n, out)

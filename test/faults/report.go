@@ -58,7 +58,8 @@ func cell(s string) string {
 	return strings.NewReplacer("|", `\|`, "<", "&lt;", "*", `\*`, "_", `\_`).Replace(s)
 }
 
-// writePage replaces the table on a page, between its markers.
+// writePage puts results on a page, between its markers. Rows of faults that
+// were not tried this time stay.
 func writePage(path string, results []*result, proved bool) error {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -70,10 +71,52 @@ func writePage(path string, results []*result, proved bool) error {
 	}
 	begin, end := "<!-- results: "+name+" -->\n", "<!-- end of results: "+name+" -->"
 	head, rest, ok := strings.Cut(string(text), begin)
-	_, tail, ok2 := strings.Cut(rest, end)
+	old, tail, ok2 := strings.Cut(rest, end)
 	if !ok || !ok2 {
 		return fmt.Errorf("%s has no markers %s… %s", path, begin, end)
 	}
 	machine := fmt.Sprintf("%d CPUs, %s/%s, %s.\n\n", runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version())
-	return os.WriteFile(path, []byte(head+begin+machine+made+end+tail), 0o644) //nolint:gosec // a page is no secret
+	return os.WriteFile(path, []byte(head+begin+machine+merge(old, made)+end+tail), 0o644) //nolint:gosec // a page is no secret
+}
+
+// merge returns the table made, with the rows of old that it has not.
+func merge(old, made string) string {
+	const heading = 2 // lines
+	lines := strings.SplitAfter(made, "\n")
+	rows := map[string]string{}
+	for _, l := range lines[heading:] {
+		rows[rowKey(l)] = l
+	}
+	b := strings.Join(lines[:heading], "")
+	_, old, _ = strings.Cut(old, "|--")
+	_, old, _ = strings.Cut(old, "\n")
+	for l := range strings.Lines(old) {
+		key := rowKey(l)
+		if key == "" {
+			continue
+		}
+		if n, again := rows[key]; again {
+			l = n
+			delete(rows, key)
+		}
+		b += l
+	}
+	for _, l := range lines[heading:] {
+		if rows[rowKey(l)] == l {
+			b += l
+		}
+	}
+	return b
+}
+
+// rowKey is what a row is about: its first two cells, or of a fault its name.
+func rowKey(row string) string {
+	cells := strings.SplitN(row, " | ", 3)
+	if len(cells) < 3 {
+		return ""
+	}
+	if name, _, fault := strings.Cut(cells[0], "`: "); fault {
+		return name
+	}
+	return cells[0] + cells[1]
 }
