@@ -267,12 +267,15 @@ func (e *Engine) Run(ctx context.Context) error {
 	watching.Go(func() { e.watcher.Run(watchCtx) })
 
 	err = e.accept(ctx, decision)
-	if err == nil {
+	switch {
+	case ctx.Err() != nil: // stopped while it started
+		err = nil
+	case err == nil:
+		e.awaitSettled(ctx, 10*time.Second)
+		e.table.Open()
 		e.mu.Lock()
 		e.ready = true
 		e.mu.Unlock()
-		e.awaitSettled(ctx, 10*time.Second)
-		e.table.Open()
 		e.log.Info("engine is running", "resources", len(decision.Set.Resources), "sources", e.countUnits(), "took", time.Since(e.start).Round(time.Millisecond))
 		err = e.loop(ctx, failed, down, decision.Again)
 	}
