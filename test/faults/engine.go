@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -51,7 +50,7 @@ func (t *trial) engine(files map[string]string, of build) *engine {
 		t: t, binary: binary, specs: filepath.Join(dir, "specs"), data: filepath.Join(dir, "data"),
 		in: addrs[0], api: addrs[1], logFile: filepath.Join(dir, "log"),
 	}
-	t.must(os.Mkdir(e.specs, 0o755)) //nolint:gosec // functions of another user may read there
+	t.must(os.Mkdir(e.specs, 0o755))
 	for name, text := range files {
 		e.write(name, text)
 	}
@@ -70,7 +69,7 @@ var panicked = regexp.MustCompile(`panicked|fatal error:|goroutine \d+ \[|SIGSEG
 // write replaces a spec file with a rename.
 func (e *engine) write(name, text string) {
 	tmp := filepath.Join(e.specs, "."+name+".tmp")
-	e.t.must(os.WriteFile(tmp, []byte(text), 0o644)) //nolint:gosec // a spec is no secret
+	e.t.must(os.WriteFile(tmp, []byte(text), 0o644))
 	e.t.must(os.Rename(tmp, filepath.Join(e.specs, name)))
 }
 
@@ -216,34 +215,6 @@ func (e *engine) alarmed(code string) {
 		}
 		return fmt.Errorf("it has %v", s.Alarms)
 	})
-}
-
-// verb runs a client verb against this engine.
-func (e *engine) verb(args ...string) string {
-	cmd := exec.CommandContext(e.t.ctx, e.binary, args...)
-	cmd.Env = append(os.Environ(), "ENGINE_API=http://"+e.api)
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := cmd.Run(); err != nil {
-		e.t.failf("engine %s: %v: %s", strings.Join(args, " "), err, lastLine(out.String()))
-	}
-	return out.String()
-}
-
-// metric is the sum of a metric over all its labels that contain match.
-func (e *engine) metric(name, match string) (sum float64) {
-	_, body, err := get("http://" + e.api + "/metrics")
-	if err != nil {
-		return 0
-	}
-	for line := range strings.Lines(body) {
-		if rest, ok := strings.CutPrefix(line, name); ok && strings.Contains(rest, match) && (rest[0] == ' ' || rest[0] == '{') {
-			f := strings.Fields(line)
-			v, _ := strconv.ParseFloat(f[len(f)-1], 64)
-			sum += v
-		}
-	}
-	return sum
 }
 
 // client keeps no connections.

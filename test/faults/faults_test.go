@@ -20,7 +20,7 @@ func TestMain(m *testing.M) {
 func TestFaults(t *testing.T) {
 	dir := t.TempDir()
 	// Another user may run functions there.
-	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // meant
+	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	b, err := newBuilds(t.Context(), dir, os.Getenv("FAULTS_ENGINE"))

@@ -204,7 +204,7 @@ func clockSteps(t *trial) {
 	defer f.Close()
 	set := func(offset time.Duration) {
 		var b [8]byte
-		binary.NativeEndian.PutUint64(b[:], uint64(int64(offset/time.Second))) //nolint:gosec // two's complement is meant
+		binary.NativeEndian.PutUint64(b[:], uint64(int64(offset/time.Second)))
 		_, err := f.WriteAt(b[:], 0)
 		t.must(err)
 	}

@@ -144,10 +144,10 @@ func (t *trial) auditStreams(ctx context.Context, js jetstream.JetStream) {
 	}
 	switch {
 	case enqueued > firings:
-		t.Twice += int(enqueued - firings) //nolint:gosec // small
+		t.Twice += int(enqueued - firings)
 		t.failf("%d firings were enqueued for %d decisions: %d of them twice", enqueued, firings, enqueued-firings)
 	case enqueued < firings:
-		t.Lost += int(firings - enqueued) //nolint:gosec // small
+		t.Lost += int(firings - enqueued)
 		t.failf("%d firings were enqueued for %d decisions: %d are lost", enqueued, firings, firings-enqueued)
 	}
 }
