@@ -56,6 +56,13 @@ func (e *engine) letters(n int) []letter {
 func functionHangs(t *trial) {
 	s := t.sink()
 	tag := fmt.Sprintf("86400.%d", os.Getpid())
+	t.after(func() {
+		for _, pid := range processes(tag) {
+			if p, err := os.FindProcess(pid); err == nil {
+				_ = p.Kill()
+			}
+		}
+	})
 	script := fmt.Sprintf(`trap "" TERM; setsid sleep %[1]s & sleep %[1]s & wait; sleep %[1]s`, tag)
 	e := t.engine(map[string]string{
 		"load.yaml": spec(s.Addr(), ""),
@@ -84,11 +91,6 @@ func functionHangs(t *trial) {
 	l.end()
 	l.settle(s)
 	e.stop()
-	for _, pid := range processes(tag) {
-		if p, err := os.FindProcess(pid); err == nil {
-			_ = p.Kill()
-		}
-	}
 }
 
 // processes are the pids whose command line contains s.

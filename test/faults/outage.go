@@ -191,7 +191,7 @@ func diskFull(t *trial) {
 	l.settle(s)
 	e.stop()
 	t.audit(e)
-	t.note("%d refused with 503; the embedded server was restarted inside %d times", l.refused, strings.Count(e.log(), "restarted"))
+	t.note("%d refused with 503; the embedded server was restarted inside %d times", l.refused, strings.Count(e.log(), "restarting the embedded bus"))
 }
 
 // clockSteps sets the wall clock of an engine forwards and back.

@@ -47,8 +47,10 @@ func removals() []removal {
 			"nats.MaxReconnects(-1)", "nats.MaxReconnects(1)"),
 		one("bus-away", 1, "a 503 does not say when to come again", "sources/webhook/webhook.go",
 			`"the event could not be stored, try again", "1"}`, `"the event could not be stored, try again", ""}`),
-		one("disk-full", 1, "no watermark before the disk is full", "bus/jetstream/disk.go",
-			"func (d *disk) low() string {\n", "func (d *disk) low() string {\n\tif d.dir != \"\" {\n\t\treturn \"\"\n\t}\n"),
+		{fault: "disk-full", n: 1, patch: patch{"no watermark before the disk is full, and a broken store is not opened again", []edit{
+			{"bus/jetstream/disk.go", "func (d *disk) low() string {\n", "func (d *disk) low() string {\n\tif d.dir != \"\" {\n\t\treturn \"\"\n\t}\n"},
+			{"bus/jetstream/server.go", "func (e *embedded) broken() string {\n", "func (e *embedded) broken() string {\n\tif e != nil {\n\t\treturn \"\"\n\t}\n"},
+		}}},
 		one("function-hangs", 1, "processes that left the group are not looked for", "triggers/exec/exec.go",
 			`if (interrupted || errors.Is(err, exec.ErrWaitDelay)) && c.Key != "" {`, `if c.Key == "none" {`),
 		one("function-crashes", 2, "one attempt too many", "engine/jobs/queue.go",
