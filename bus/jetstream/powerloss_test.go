@@ -504,15 +504,15 @@ func TestPowerLoss(t *testing.T) {
 			n := 0
 			for i := range cuts {
 				<-time.After(time.Duration(r.IntN(30_000)) * time.Microsecond)
-				w.mu.Lock()
-				acked, worked := maps.Clone(w.acked), maps.Clone(w.worked)
-				w.mu.Unlock()
 				chance := r
 				if !tc.written {
 					chance = nil
 				}
 				dir := filepath.Join(t.TempDir(), "bus")
+				w.mu.Lock() // the ledger of this very moment
+				acked, worked := maps.Clone(w.acked), maps.Clone(w.worked)
 				m.cut(t, dir, chance)
+				w.mu.Unlock()
 				n = len(acked)
 				bad := lost(t, dir, acked, worked)
 				_ = os.RemoveAll(dir)
