@@ -6,6 +6,10 @@ GO       ?= go
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 # What `make run` runs.
 SPECS    ?= examples/quickstart
+# How long each benchmark of a package runs; more for the measurement of the
+# whole, such as BENCHFLAGS='-rounds 5 -peer node-red'.
+BENCHTIME  ?= 20ms
+BENCHFLAGS ?=
 # Go cannot find data races without a C compiler; a machine that has none
 # still tests everything else.
 RACE     := $(if $(shell command -v "$$($(GO) env CC)" 2>/dev/null),-race)
@@ -36,10 +40,10 @@ lint: $(GOLANGCI)
 $(GOLANGCI):
 	GOBIN=$(CURDIR)/.bin $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
 
-## bench: the benchmarks of the packages, then the whole engine against the ceiling
+## bench: quick benchmarks of the packages, then the whole engine against the ceiling, about five minutes
 bench: build
-	$(GO) test -run '^$$' -bench . -benchmem -p 1 ./...
-	$(GO) run ./test/bench -engine bin/engine
+	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) -p 1 ./...
+	$(GO) run ./test/bench -engine bin/engine $(BENCHFLAGS)
 
 ## faults: breaks the built engine in every known way, for a quarter of an hour, and writes the table of docs/reliability.md
 faults: build

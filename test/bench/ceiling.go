@@ -22,6 +22,7 @@ func serveCeiling(ctx context.Context, args []string) error {
 	listen := fs.String("listen", "127.0.0.1:12000", "address for events")
 	sink := fs.String("sink", "", "URL to post them to")
 	workers := fs.Int("concurrency", 64, "calls at the same time")
+	drop := fs.String("drop", "", "`path` whose events are answered and not passed on")
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
@@ -54,7 +55,9 @@ func serveCeiling(ctx context.Context, args []string) error {
 			w.WriteHeader(http.StatusBadRequest)
 			return
 		}
-		queue <- body
+		if r.URL.Path != *drop {
+			queue <- body
+		}
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(http.StatusAccepted)
 		_, _ = io.WriteString(w, `{"id":"`+strconv.FormatInt(last.Add(1), 10)+`"}`)

@@ -12,10 +12,10 @@ var percentiles = [...]float64{50, 90, 99, 99.9}
 // times are latencies in milliseconds at [percentiles], then the maximum.
 type times [len(percentiles) + 1]float64
 
-// result is one round of one target.
+// result is one round of one lane.
 type result struct {
-	// Accepted and EndToEnd are events per second: those answered 202, and
-	// those whose call arrived.
+	// Accepted and EndToEnd are events per second: those answered 2xx, and those
+	// whose call arrived; the latter from when calls could be made.
 	Accepted float64 `json:"accepted_per_second"`
 	EndToEnd float64 `json:"end_to_end_per_second"`
 	// Latency is from sending the event to the first arrival of its call,
@@ -23,15 +23,19 @@ type result struct {
 	Latency times `json:"latency_ms"`
 	Answer  times `json:"answer_ms"`
 	// Lost were accepted and never arrived, Duplicated arrived again, Refused
-	// were not answered 202, Foreign is what arrived and was never sent so.
+	// were not answered 2xx, Foreign is what arrived and was never sent so.
 	Lost       int `json:"lost"`
 	Duplicated int `json:"duplicated"`
 	Refused    int `json:"refused"`
 	Foreign    int `json:"altered"`
-	// CPU is the process's user and system time in seconds per 1,000 events,
-	// PeakMiB its peak resident memory; 0 where the system does not tell.
-	CPU     float64 `json:"cpu_seconds_per_1000"`
-	PeakMiB float64 `json:"peak_memory_mib"`
+	// CPU is the process's user and system time in seconds per 1,000 events of
+	// all lanes, PeakMiB its peak resident memory, WaitingMiB that while the
+	// function hung and all events were accepted; 0 where the system does not tell.
+	CPU        float64 `json:"cpu_seconds_per_1000"`
+	PeakMiB    float64 `json:"peak_memory_mib"`
+	WaitingMiB float64 `json:"waiting_memory_mib,omitempty"`
+	// Function is the mean time a slow function took, in milliseconds.
+	Function float64 `json:"function_ms,omitempty"`
 }
 
 // timesOf sorts ns, latencies in nanoseconds.

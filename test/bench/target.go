@@ -13,59 +13,76 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
+
+	"github.com/sensor-engine/engine/test/load"
 )
 
 // addresses are the hosts and ports of a round.
 type addresses struct {
-	in, api string // of the target
-	sink    string // of the harness
+	in, api string   // of the target
+	sinks   []string // of the harness, one per lane
 }
 
-// target is a program that takes events on in and posts them to the sink.
+// target is a program that takes events on in and posts them to the sinks.
 type target struct {
 	name string
 	// command makes the process, not yet started; dir is its own.
 	command func(ctx context.Context, dir string, a addresses) (*exec.Cmd, error)
+	// ready is the URL to poll until the process takes events.
+	ready func(a addresses) string
+	// foreign programs may end as they like, and what they lose is told but no error.
+	foreign bool
+}
+
+// attempt is one target with its lanes, run at the same time.
+type attempt struct {
+	target
+	lanes []lane
 }
 
 // stopTimeout bounds how long a target may take to end after SIGTERM.
 const stopTimeout = 30 * time.Second
 
-// round starts the target afresh, warms it up and measures n events; rate 0 is
-// a closed loop.
-func (t target) round(ctx context.Context, o options, work string, n int, rate float64) (_ result, err error) {
-	dir, err := os.MkdirTemp(work, t.name+"-")
+// round starts the target afresh, warms it up and measures its lanes; the
+// results are in their order.
+func (t attempt) round(ctx context.Context, o options, work string) (_ []result, err error) {
+	dir, err := os.MkdirTemp(work, "round-")
 	if err != nil {
-		return result{}, err
+		return nil, err
 	}
 	defer os.RemoveAll(dir)
-	led := newLedger(o.warmup + n)
-	sink, err := led.listen()
-	if err != nil {
-		return result{}, err
-	}
-	defer sink.Close()
 	free, err := freeAddrs(2)
 	if err != nil {
-		return result{}, err
+		return nil, err
 	}
-	a := addresses{in: free[0], api: free[1], sink: sink.Addr()}
+	a := addresses{in: free[0], api: free[1]}
+	leds := make([]*ledger, len(t.lanes))
+	sinks := make([]*load.Sink, len(t.lanes))
+	for i, l := range t.lanes {
+		leds[i] = newLedger(l)
+		if sinks[i], err = leds[i].listen(); err != nil {
+			return nil, err
+		}
+		defer sinks[i].Close()
+		a.sinks = append(a.sinks, sinks[i].Addr())
+	}
 	cmd, err := t.command(ctx, dir, a)
 	if err != nil {
-		return result{}, err
+		return nil, err
 	}
 	logs, err := os.Create(filepath.Join(dir, "log"))
 	if err != nil {
-		return result{}, err
+		return nil, err
 	}
 	defer logs.Close()
 	cmd.Stdout, cmd.Stderr = logs, logs
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = stopTimeout
 	if err := cmd.Start(); err != nil {
-		return result{}, err
+		return nil, err
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
@@ -76,54 +93,85 @@ func (t target) round(ctx context.Context, o options, work string, n int, rate f
 			err = fmt.Errorf("%w\nits log ends with:\n%s", err, tail(b, 20))
 		}
 	}()
-	probe := "http://" + a.in + "/"
-	if t.name == "engine" {
-		probe = "http://" + a.api + "/readyz"
-	}
-	if err := waitReady(ctx, probe, ended); err != nil {
-		return result{}, err
+	if err := waitReady(ctx, t.ready(a), ended); err != nil {
+		return nil, err
 	}
 
-	if _, err := led.drive(ctx, a.in, o.conns, o.size, 0, o.warmup, 0); err != nil {
-		return result{}, fmt.Errorf("warming up: %w", err)
-	}
-	if err := led.settle(ctx, o.patience); err != nil {
-		return result{}, err
+	err = each(leds, func(_ int, l *ledger) error {
+		if _, err := l.drive(ctx, a.in, 0, l.warmup, 0); err != nil {
+			return fmt.Errorf("warming up: %w", err)
+		}
+		return l.settle(ctx, o.patience)
+	})
+	if err != nil {
+		return nil, err
 	}
 	before := usageOf(cmd.Process.Pid)
-	sp, err := led.drive(ctx, a.in, o.conns, o.size, o.warmup, n, rate)
+	spans, opened, waiting := make([]span, len(leds)), make([]int64, len(leds)), make([]int64, len(leds))
+	err = each(leds, func(i int, l *ledger) (err error) {
+		open := func() {}
+		if l.hold {
+			open = l.holdCalls()
+			defer open()
+		}
+		if spans[i], err = l.drive(ctx, a.in, l.warmup, l.events, l.rate); err != nil {
+			return err
+		}
+		opened[i] = spans[i].from
+		if l.hold {
+			opened[i], waiting[i] = int64(time.Since(l.start)), usageOf(cmd.Process.Pid).resident
+			open()
+		}
+		return l.settle(ctx, o.patience)
+	})
 	if err != nil {
-		return result{}, err
-	}
-	if err := led.settle(ctx, o.patience); err != nil {
-		return result{}, err
+		return nil, err
 	}
 	after := usageOf(cmd.Process.Pid)
 
 	// Stopping before counting lets a late duplicate arrive.
 	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		return result{}, err
+		return nil, err
 	}
 	select {
 	case werr := <-ended:
-		if werr != nil {
-			return result{}, fmt.Errorf("did not end cleanly after SIGTERM: %w", werr)
+		if werr != nil && !t.foreign {
+			return nil, fmt.Errorf("did not end cleanly after SIGTERM: %w", werr)
 		}
 	case <-time.After(stopTimeout):
-		return result{}, fmt.Errorf("still runs %s after SIGTERM", stopTimeout)
+		return nil, fmt.Errorf("still runs %s after SIGTERM", stopTimeout)
 	}
-	if err := sink.Close(); err != nil {
-		return result{}, err
+	n := 0
+	for i, s := range sinks {
+		if err := s.Close(); err != nil {
+			return nil, err
+		}
+		n += leds[i].events
 	}
-	r := led.result(o.warmup, sp)
-	r.CPU = (after.cpu - before.cpu).Seconds() / float64(n) * 1000
-	r.PeakMiB = float64(after.peak) / (1 << 20)
-	return r, nil
+	rs := make([]result, len(leds))
+	for i, l := range leds {
+		rs[i] = l.result(spans[i], opened[i])
+		rs[i].CPU = (after.cpu - before.cpu).Seconds() / float64(n) * 1000
+		rs[i].PeakMiB = float64(after.peak) / (1 << 20)
+		rs[i].WaitingMiB = float64(waiting[i]) / (1 << 20)
+	}
+	return rs, nil
 }
 
-// waitReady polls url until it answers 200.
+// each runs f for every ledger at the same time.
+func each(leds []*ledger, f func(int, *ledger) error) error {
+	var wg sync.WaitGroup
+	errs := make([]error, len(leds))
+	for i, l := range leds {
+		wg.Go(func() { errs[i] = f(i, l) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// waitReady polls url until it answers 2xx.
 func waitReady(ctx context.Context, url string, ended <-chan error) error {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	client := &http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	tick := time.NewTicker(20 * time.Millisecond)
@@ -137,7 +185,7 @@ func waitReady(ctx context.Context, url string, ended <-chan error) error {
 		resp, err := client.Do(req)
 		if err == nil {
 			resp.Body.Close()
-			if resp.StatusCode == http.StatusOK {
+			if resp.StatusCode/100 == 2 {
 				return nil
 			}
 			err = errors.New(resp.Status)
@@ -170,8 +218,9 @@ func freeAddrs(n int) (addrs []string, err error) {
 
 // usage is what a process has used.
 type usage struct {
-	cpu  time.Duration
-	peak int64 // bytes
+	cpu      time.Duration
+	resident int64 // bytes
+	peak     int64 // bytes
 }
 
 // usageOf reads it from /proc; zero where there is none.
@@ -188,9 +237,13 @@ func usageOf(pid int) (u usage) {
 	}
 	if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid)); err == nil {
 		for line := range strings.Lines(string(b)) {
-			if v, ok := strings.CutPrefix(line, "VmHWM:"); ok {
-				kib, _ := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(v), " kB"), 10, 64)
+			name, v, _ := strings.Cut(line, ":")
+			kib, _ := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(v), " kB"), 10, 64)
+			switch name {
+			case "VmHWM":
 				u.peak = kib << 10
+			case "VmRSS":
+				u.resident = kib << 10
 			}
 		}
 	}
