@@ -153,6 +153,7 @@ type Delivery interface {
 	// Record is what was delivered.
 	Record() Record
 	// Done removes the record from the queue. It does not wait for an answer.
+	// After an error the record is delivered again.
 	Done() error
 	// InProgress asks for more time before the record is delivered again.
 	InProgress() error

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -119,6 +120,9 @@ func (s *syncer) run() {
 	var calls []syncCall
 	for range s.kick {
 		for {
+			// Under load others are ready to run and about to join; a lone
+			// record finds nobody and goes on at once.
+			runtime.Gosched()
 			s.mu.Lock()
 			tickets, s.tickets = s.tickets, tickets[:0]
 			calls, s.calls = s.calls, calls[:0]

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -33,7 +34,8 @@ func (q *queue) Consume(ctx context.Context, partition, maxOutstanding int, deli
 	maxOutstanding = max(maxOutstanding, 1)
 	name := "p" + strconv.Itoa(partition)
 	owner := rand.Text()
-	taken := false // the first time we take it, afterwards only what is ours
+	taken := false        // the first time we take it, afterwards only what is ours
+	var made atomic.Int64 // how many consumers were made
 	p := puller{
 		b: q.b, what: what, stream: q.name, batch: min(maxOutstanding, 4096),
 		create: func(ctx context.Context) (string, error) {
@@ -56,6 +58,7 @@ func (q *queue) Consume(ctx context.Context, partition, maxOutstanding int, deli
 				return "", connError(what, err)
 			}
 			taken = true
+			made.Add(1)
 			return name, nil
 		},
 	}
@@ -67,7 +70,7 @@ func (q *queue) Consume(ctx context.Context, partition, maxOutstanding int, deli
 		if err != nil {
 			return err
 		}
-		deliver(&delivery{q: q, rec: q.record(&m), reply: m.Reply})
+		deliver(&delivery{q: q, rec: q.record(&m), reply: m.Reply, made: &made, consumer: made.Load()})
 	}
 }
 
@@ -97,13 +100,21 @@ type delivery struct {
 	q     *queue
 	rec   bus.Record
 	reply string
+	// made counts the consumers of the partition; consumer is the one that
+	// delivered this.
+	made     *atomic.Int64
+	consumer int64
 }
 
 // Record implements [bus.Delivery].
 func (d *delivery) Record() bus.Record { return d.rec }
 
-// Done implements [bus.Delivery].
+// Done implements [bus.Delivery]. An answer to a consumer that is gone would
+// be lost without a word.
 func (d *delivery) Done() error {
+	if d.made.Load() != d.consumer {
+		return fmt.Errorf("finish job in %s: its consumer was replaced, the job is delivered again: %w", d.q.name, bus.ErrUnavailable)
+	}
 	return connError("finish job in "+d.q.name, d.q.b.rc.Publish(d.reply, nil))
 }
 
