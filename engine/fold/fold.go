@@ -138,7 +138,7 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 		if time.Since(start) > time.Minute {
 			wait = 0
 		}
-		wait = min(max(2*wait, 50*time.Millisecond), 5*time.Second)
+		wait = min(max(2*wait, 50*time.Millisecond), time.Second)
 		if worked || time.Since(told) > time.Minute { // not each try of an outage
 			told = time.Now()
 			d.log.Warn("fold interrupted; it recovers from its checkpoint", "error", err, "in", wait)

@@ -443,26 +443,36 @@ func (p *Pool) finish(t *task) {
 	}
 }
 
-// release removes a task's job from JOBS.
+// release removes a task's job from JOBS. A task that cannot be answered now,
+// since it was offered and not yet delivered or since the bus is away, is kept
+// until its job is delivered (again).
 func (p *Pool) release(t *task) {
-	t.part.mu.Lock()
+	part := t.part
+	part.mu.Lock()
 	d := t.delivery
-	if d == nil { // offered: it can be answered when it is delivered
-		t.ended = true
-		t.part.mu.Unlock()
+	t.delivery, t.ended = nil, true
+	part.mu.Unlock()
+	if d == nil {
 		return
 	}
-	delete(t.part.inflight, t.seq)
-	if t.counted {
-		if n := t.part.active[t.q] - 1; n > 0 {
-			t.part.active[t.q] = n
-		} else {
-			delete(t.part.active, t.q)
+	if err := d.Done(); err != nil {
+		if !errors.Is(err, bus.ErrClosed) {
+			p.log.Debug("finished job is answered at its next delivery", "jobs_seq", t.seq, "error", err)
 		}
+		return
 	}
-	t.part.mu.Unlock()
-	if err := d.Done(); err != nil && !errors.Is(err, bus.ErrClosed) {
-		p.log.Debug("finished job was not removed and may be called again", "jobs_seq", t.seq, "error", err)
+	part.mu.Lock()
+	defer part.mu.Unlock()
+	if part.inflight[t.seq] != t {
+		return
+	}
+	delete(part.inflight, t.seq)
+	if t.counted {
+		if n := part.active[t.q] - 1; n > 0 {
+			part.active[t.q] = n
+		} else {
+			delete(part.active, t.q)
+		}
 	}
 }
 

@@ -490,3 +490,45 @@ func TestLateDeadLetterKeepsWhatItRenders(t *testing.T) {
 		t.Fatalf("letter %+v, error %v", letters, err)
 	}
 }
+
+// lossyBus loses the answer to each first delivery, as when the consumer died
+// with its server, and delivers the job again.
+type lossyBus struct{ bus.Bus }
+
+func (b lossyBus) Jobs() bus.Queue { return lossyQueue{b.Bus.Jobs()} }
+
+type lossyQueue struct{ bus.Queue }
+
+func (q lossyQueue) Consume(ctx context.Context, partition, outstanding int, deliver func(bus.Delivery)) error {
+	var again sync.WaitGroup
+	defer again.Wait()
+	return q.Queue.Consume(ctx, partition, outstanding, func(d bus.Delivery) {
+		deliver(&lossyDelivery{d, func() { again.Go(func() { deliver(d) }) }})
+	})
+}
+
+type lossyDelivery struct {
+	bus.Delivery
+	again func()
+}
+
+func (d *lossyDelivery) Done() error {
+	d.again()
+	return bus.ErrUnavailable
+}
+
+func TestLostAnswerIsGivenAtTheNextDelivery(t *testing.T) {
+	f := newFixture(t, Options{})
+	fn := &function{}
+	f.pool = NewPool(Options{Bus: lossyBus{f.bus}, Events: directEvents{f.bus}, Logger: slog.New(slog.DiscardHandler)})
+	f.pool.Apply(table(trigger("s", "a", fn)))
+	f.pool.Covered(f.seq)
+	f.run()
+	for i := range 20 {
+		f.enqueue("s", "a", fmt.Sprintf("k%d", i), nil)
+	}
+	until(t, "JOBS to empty", func() bool { return records(t, f.bus.Jobs()) == 0 })
+	if fn.count() != 20 {
+		t.Errorf("%d calls for 20 jobs", fn.count())
+	}
+}

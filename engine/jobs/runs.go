@@ -50,12 +50,20 @@ func (r *Run) fill(j *Job, ev *bus.Event, res triggers.Result, masker func([]byt
 		r.EventID, r.EventType = ev.ID, ev.Type
 	}
 	r.Result, r.ContentType, r.Truncated = res.Status, res.ContentType, res.Truncated
-	r.Output, r.Logs = mask(masker, res.Output), mask(masker, res.Logs)
-	for _, b := range []*[]byte{&r.Output, &r.Logs} {
-		if len(*b) > MaxRunOutput {
-			*b, r.Truncated = (*b)[:MaxRunOutput], true
-		}
+	r.Output, r.Logs = r.keep(res.Output, masker), r.keep(res.Logs, masker)
+}
+
+// keep masks and cuts an output. Only a little more than what is kept is
+// looked at: a secret the first cut goes through is beyond the second.
+func (r *Run) keep(b []byte, masker func([]byte) []byte) []byte {
+	if len(b) > 2*MaxRunOutput {
+		b, r.Truncated = b[:2*MaxRunOutput], true
 	}
+	b = mask(masker, b)
+	if len(b) > MaxRunOutput {
+		b, r.Truncated = b[:MaxRunOutput], true
+	}
+	return b
 }
 
 // AppendJSON appends the run as one JSON object: the form of the history, of
