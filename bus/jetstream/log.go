@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"sort"
 	"strconv"
 	"strings"
@@ -122,9 +123,7 @@ func (lg *stream) publish(ctx context.Context, r bus.Record, k, v string, done f
 		// The record's own map is the caller's: never write to it.
 		own := headers.Get().(nats.Header)
 		defer func() { clear(own); headers.Put(own) }()
-		for k, vs := range h {
-			own[k] = vs
-		}
+		maps.Copy(own, h)
 		own[k] = []string{v}
 		h = own
 	}
@@ -259,8 +258,7 @@ func (lg *stream) newReader(from uint64, filter string) *reader {
 // once.
 func (p *puller) openFirst(ctx context.Context) error {
 	err := p.openOnce(ctx)
-	var perm permanentError
-	if errors.As(err, &perm) {
+	if perm, ok := errors.AsType[permanentError](err); ok {
 		return perm.error
 	}
 	return err

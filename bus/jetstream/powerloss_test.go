@@ -190,7 +190,7 @@ func (m *model) restore(t *testing.T, live, dst string, ino uint64, chance *rand
 				}
 			}
 		}
-		var r io.Reader = io.LimitReader(eof{}, 0)
+		r := io.LimitReader(eof{}, 0)
 		if known {
 			f, err := os.Open(src)
 			if errors.Is(err, fs.ErrNotExist) && src == live {

@@ -126,11 +126,11 @@ func (s *slot) clear() { s.busy, s.acked, s.log, s.done, s.wait = false, false, 
 // receive handles an acknowledgement. It runs on one goroutine.
 func (p *publisher) receive(m *nats.Msg) {
 	rest := m.Subject[len(p.prefix):]
-	dot := strings.IndexByte(rest, '.')
-	if dot < 0 {
+	before, _, ok := strings.Cut(rest, ".")
+	if !ok {
 		return
 	}
-	n, err := strconv.ParseUint(rest[:dot], 36, 32)
+	n, err := strconv.ParseUint(before, 36, 32)
 	if err != nil || n >= uint64(len(p.slots)) {
 		return
 	}
@@ -182,11 +182,6 @@ func tell(done func(bus.Ack, error), w *waiter, ack bus.Ack, err error) {
 	}
 	done(ack, err)
 }
-
-var (
-	ackSeq    = []byte(`","seq":`)
-	ackSeqOld = []byte(`", "seq":`)
-)
 
 // parseAck reads `{"stream":"NAME","seq":N}` by hand and everything else as
 // JSON.

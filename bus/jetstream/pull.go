@@ -195,8 +195,7 @@ func (p *puller) open(ctx context.Context) error {
 			}
 			return nil
 		}
-		var perm permanentError
-		if errors.As(err, &perm) {
+		if perm, ok := errors.AsType[permanentError](err); ok {
 			return perm.error
 		}
 		if ctx.Err() != nil {

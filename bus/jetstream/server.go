@@ -141,8 +141,7 @@ func storeError(dir string, err error) error {
 	if errors.Is(err, os.ErrPermission) {
 		fix = fmt.Sprintf("give the user with uid %d the right to write there, or choose another --data", os.Getuid())
 	}
-	var pe *os.PathError
-	if errors.As(err, &pe) {
+	if pe, ok := errors.AsType[*os.PathError](err); ok {
 		err = pe.Err
 	}
 	return fmt.Errorf("bus directory %s cannot be written: %w; %s", dir, err, fix)

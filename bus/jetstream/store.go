@@ -131,8 +131,10 @@ func (s *store) Scan(ctx context.Context, prefix string, fn func(bus.Entry) erro
 	// what is written again meanwhile comes again at the end.
 	filter := statePrefix + prefix[:strings.LastIndexByte(prefix, '.')+1] + ">"
 	next, pending := uint64(1), uint64(0)
-	p := puller{b: s.b, what: "scan " + s.name, stream: s.name, ordered: true, batch: readBatch,
-		maxBytes: max(readBytes, s.b.MaxPayload()+64*kib)}
+	p := puller{
+		b: s.b, what: "scan " + s.name, stream: s.name, ordered: true, batch: readBatch,
+		maxBytes: max(readBytes, s.b.MaxPayload()+64*kib),
+	}
 	p.create = func(ctx context.Context) (string, error) {
 		c, err := s.b.js.CreateConsumer(ctx, s.name, jetstream.ConsumerConfig{
 			AckPolicy: jetstream.AckNonePolicy, DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: next,

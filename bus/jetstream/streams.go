@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"time"
@@ -113,9 +114,7 @@ func (b *Bus) reconcileStream(ctx context.Context, want jetstream.StreamConfig) 
 	s, err := b.js.Stream(ctx, want.Name)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		meta := map[string]string{metaID: rand.Text()}
-		for k, v := range want.Metadata {
-			meta[k] = v
-		}
+		maps.Copy(meta, want.Metadata)
 		want.Metadata = meta
 		if s, err = b.js.CreateStream(ctx, want); err != nil {
 			return nil, streamError("create "+what, err)
@@ -160,7 +159,7 @@ func (b *Bus) reconcileStream(ctx context.Context, want jetstream.StreamConfig) 
 	if s, err = b.js.UpdateStream(ctx, next); err != nil {
 		return nil, streamError("update "+what, err)
 	}
-	b.o.Logger.Info("stream updated", "stream", want.Name, "maxBytes", next.MaxBytes, "replicas", next.Replicas)
+	b.o.Logger.Info("stream updated", "stream", want.Name, "max_bytes", next.MaxBytes, "replicas", next.Replicas)
 	return s.CachedInfo(), nil
 }
 

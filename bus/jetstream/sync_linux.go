@@ -12,7 +12,7 @@ func syncData(f *os.File) error {
 		if err == nil {
 			return nil
 		}
-		if err != syscall.EINTR { //nolint:errorlint // a bare Errno
+		if err != syscall.EINTR {
 			return &os.PathError{Op: "fdatasync", Path: f.Name(), Err: err}
 		}
 	}

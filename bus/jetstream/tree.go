@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -318,9 +319,9 @@ func syncStore(o Options) error {
 	if err != nil {
 		return fmt.Errorf("sync of %s: %w", o.Dir, err)
 	}
-	for i := len(dirs) - 1; i >= 0; i-- {
-		if err := o.syncs.Dir(dirs[i]); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("sync of %s: %w", dirs[i], err)
+	for _, dir := range slices.Backward(dirs) {
+		if err := o.syncs.Dir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("sync of %s: %w", dir, err)
 		}
 	}
 	// The data directory and its entry may be new; they need not be ours.

@@ -97,8 +97,7 @@ func explain(dir, verb string, err error) error {
 	if aerr != nil {
 		abs = dir
 	}
-	var pe *fs.PathError
-	if errors.As(err, &pe) {
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
 		err = pe.Err
 	}
 	fix := "choose another --data"
