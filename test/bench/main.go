@@ -9,7 +9,7 @@
 //	go run ./test/bench -run filter -rounds 5  # one scenario
 //	go run ./test/bench -json                  # for machines
 //	go run ./test/bench -peer node-red
-//	go run ./test/bench -peer-cmd 'mine=exec ./mine --listen "$LISTEN" --post "$SINK"'
+//	go run ./test/bench -peer-cmd 'mine=exec ./mine "$LISTEN" "$SINK"'
 //
 // A closed loop, where every connection posts again when it was answered, gives
 // the throughput; a fixed rate gives the latency, from sending the webhook to
@@ -50,6 +50,8 @@ type options struct {
 	full     bool
 	workers  int
 	patience time.Duration
+	calm     float64
+	again    int
 	dir      string
 	jsonOut  bool
 	kept     string
@@ -90,6 +92,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	fs.BoolVar(&o.full, "full", false, "a backlog of 1,000,000 jobs")
 	fs.IntVar(&o.workers, "concurrency", 64, "calls at the same time")
 	fs.DurationVar(&o.patience, "patience", 15*time.Second, "how long nothing may arrive before the rest counts as lost")
+	fs.Float64Var(&o.calm, "calm", 0.15, "`part` of all cores that other programs may take; a measurement they disturb more is repeated, and the calmest counts")
+	fs.IntVar(&o.again, "again", 1, "how often a disturbed measurement is repeated")
 	fs.StringVar(&o.dir, "dir", "", "`directory` for data, on the disk to measure; default: a temporary one")
 	fs.BoolVar(&o.jsonOut, "json", false, "print JSON")
 	fs.StringVar(&o.kept, "kept", "test/bench/ratios.json", "`file` of the kept ratios to compare with")
@@ -197,7 +201,7 @@ func (o options) measure(ctx context.Context, s scenario, work string) (*measure
 			}
 			a := s.attempts[k]
 			fmt.Fprintf(os.Stderr, "%s, round %d of %d: %s\n", s.name, i+1, rounds, a.lanes[0].column)
-			rs, err := a.round(ctx, o, work)
+			rs, err := a.calmest(ctx, o, work)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", a.lanes[0].column, err)
 			}
@@ -214,6 +218,26 @@ func (o options) measure(ctx context.Context, s scenario, work string) (*measure
 		v.Value = median(v.Rounds)
 	}
 	return m, nil
+}
+
+// calmest is a round that others left alone, or disturbed least. What must not
+// happen at all counts in every one.
+func (t attempt) calmest(ctx context.Context, o options, work string) ([]result, error) {
+	best, err := t.round(ctx, o, work)
+	for i := 0; err == nil && i < o.again && best[0].Others > o.calm; i++ {
+		fmt.Fprintf(os.Stderr, "others took %.0f %% of the cores: again\n", 100*best[0].Others)
+		var rs []result
+		if rs, err = t.round(ctx, o, work); err != nil {
+			break
+		}
+		if rs[0].Others < best[0].Others {
+			best, rs = rs, best
+		}
+		for j := range best {
+			best[j].addFaults(rs[j])
+		}
+	}
+	return best, err
 }
 
 // table is a scenario's results for people: a row for each measure, a column

@@ -12,8 +12,8 @@ import (
 func picture(vs []*value) []byte {
 	const (
 		width, top, step = 900, 70, 26
-		left, scale      = 430, 330 // where 0 is, and how far from it 1 is
-		most             = 1.25
+		left, scale      = 430, 200 // where 0 is, and how far from it 1 is
+		most             = 2
 	)
 	height := top + step*len(vs) + 46
 	var b bytes.Buffer
@@ -33,7 +33,7 @@ func picture(vs []*value) []byte {
 	}
 	fmt.Fprintf(&b, `<path d="M%d 25 V39" stroke="#b91c1c" stroke-width="2"/><text x="%d" y="36" font-size="12.5" fill="#334155">budget</text>`+"\n", left+306, left+315)
 	bottom := top + step*len(vs)
-	for _, at := range []float64{0, 0.25, 0.5, 0.75, 1} {
+	for _, at := range []float64{0, 0.5, 1, 1.5, 2} {
 		x := left + at*scale
 		fmt.Fprintf(&b, `<path d="M%.1f %d V%d" stroke="#cbd5e1"/><text x="%.1f" y="%d" text-anchor="middle" font-size="11.5" fill="#334155">%g</text>`+"\n", x, top-8, bottom, x, bottom+18, at)
 	}
@@ -46,14 +46,16 @@ func picture(vs []*value) []byte {
 		w := min(v.Value, most) * scale
 		fmt.Fprintf(&b, `<text x="%d" y="%d" text-anchor="end" font-size="12.5" fill="#0f172a">%s</text>`, left-10, y+13, html.EscapeString(v.Text))
 		fmt.Fprintf(&b, `<rect x="%d" y="%d" width="%.1f" height="16" rx="3" fill="%s"/>`, left, y, w, fill)
+		end := w
 		if v.Budget > 0 && v.Budget <= most {
+			end = max(end, v.Budget*scale)
 			fmt.Fprintf(&b, `<path d="M%.1f %d V%d" stroke="#b91c1c" stroke-width="2"/>`, left+v.Budget*scale, y-3, y+19)
 		}
 		number := v.String()
 		if v.Value > most {
 			number = "→ " + number
 		}
-		fmt.Fprintf(&b, `<text x="%.1f" y="%d" font-size="12.5" font-weight="600" fill="#0f172a">%s</text>`+"\n", left+w+7, y+13, number)
+		fmt.Fprintf(&b, `<text x="%.1f" y="%d" font-size="12.5" font-weight="600" fill="#0f172a">%s</text>`+"\n", left+end+7, y+13, number)
 	}
 	b.WriteString("</svg>\n")
 	return b.Bytes()

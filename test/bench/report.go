@@ -188,6 +188,7 @@ func (m *measured) rows() [][]string {
 	row("duplicated", "%.0f", func(r result) float64 { return float64(r.Duplicated) })
 	row("CPU s/1,000 events", "%.4f", func(r result) float64 { return r.CPU })
 	row("peak memory MiB", "%.0f", func(r result) float64 { return r.PeakMiB })
+	row("CPU taken by others %", "%.0f", func(r result) float64 { return 100 * r.Others })
 	if waits {
 		row("memory while they wait MiB", "%.0f", func(r result) float64 { return r.WaitingMiB })
 	}

@@ -34,6 +34,9 @@ type result struct {
 	CPU        float64 `json:"cpu_seconds_per_1000"`
 	PeakMiB    float64 `json:"peak_memory_mib"`
 	WaitingMiB float64 `json:"waiting_memory_mib,omitempty"`
+	// Others is the part of all cores that programs outside the measurement
+	// took meanwhile.
+	Others float64 `json:"others_share"`
 	// Function is the mean time a slow function took, in milliseconds.
 	Function float64 `json:"function_ms,omitempty"`
 }
@@ -59,12 +62,16 @@ func typicalOf(rs []result) result {
 	r := sorted[len(sorted)/2]
 	r.Lost, r.Duplicated, r.Refused, r.Foreign = 0, 0, 0, 0
 	for _, x := range rs {
-		r.Lost += x.Lost
-		r.Duplicated += x.Duplicated
-		r.Refused += x.Refused
-		r.Foreign += x.Foreign
+		r.addFaults(x)
 	}
 	return r
+}
+
+func (r *result) addFaults(x result) {
+	r.Lost += x.Lost
+	r.Duplicated += x.Duplicated
+	r.Refused += x.Refused
+	r.Foreign += x.Foreign
 }
 
 func median(v []float64) float64 {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -106,7 +107,7 @@ func (t attempt) round(ctx context.Context, o options, work string) (_ []result,
 	if err != nil {
 		return nil, err
 	}
-	before := usageOf(cmd.Process.Pid)
+	before, others := usageOf(cmd.Process.Pid), startOthers(cmd.Process.Pid)
 	spans, opened, waiting := make([]span, len(leds)), make([]int64, len(leds)), make([]int64, len(leds))
 	err = each(leds, func(i int, l *ledger) (err error) {
 		open := func() {}
@@ -127,7 +128,7 @@ func (t attempt) round(ctx context.Context, o options, work string) (_ []result,
 	if err != nil {
 		return nil, err
 	}
-	after := usageOf(cmd.Process.Pid)
+	after, share := usageOf(cmd.Process.Pid), others.share()
 
 	// Stopping before counting lets a late duplicate arrive.
 	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
@@ -152,6 +153,7 @@ func (t attempt) round(ctx context.Context, o options, work string) (_ []result,
 	for i, l := range leds {
 		rs[i] = l.result(spans[i], opened[i])
 		rs[i].CPU = (after.cpu - before.cpu).Seconds() / float64(n) * 1000
+		rs[i].Others = share
 		rs[i].PeakMiB = float64(after.peak) / (1 << 20)
 		rs[i].WaitingMiB = float64(waiting[i]) / (1 << 20)
 	}
@@ -223,9 +225,47 @@ type usage struct {
 	peak     int64 // bytes
 }
 
+// hz is USER_HZ, the same on every Linux that Go runs on.
+const hz = 100
+
+// othersUse watches the time that all cores spend on neither a process nor the
+// harness.
+type othersUse struct {
+	pid   int
+	from  time.Time
+	spent time.Duration
+}
+
+func startOthers(pid int) othersUse {
+	return othersUse{pid, time.Now(), spentBeside(pid)}
+}
+
+// share is the part of all cores since the start, 0 where it is not told.
+func (u othersUse) share() float64 {
+	all := time.Since(u.from) * time.Duration(runtime.NumCPU())
+	return max(0, float64(spentBeside(u.pid)-u.spent)/float64(all))
+}
+
+// spentBeside is the user and system time of all processes but pid and this one.
+func spentBeside(pid int) time.Duration {
+	b, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0
+	}
+	f := strings.Fields(string(b[:max(0, bytes.IndexByte(b, '\n'))]))
+	if len(f) < 4 {
+		return 0
+	}
+	ticks := int64(0)
+	for _, v := range f[1:4] { // user, nice, system
+		n, _ := strconv.ParseInt(v, 10, 64)
+		ticks += n
+	}
+	return time.Duration(ticks)*time.Second/hz - usageOf(pid).cpu - usageOf(os.Getpid()).cpu
+}
+
 // usageOf reads it from /proc; zero where there is none.
 func usageOf(pid int) (u usage) {
-	const hz = 100 // USER_HZ, the same on every Linux that Go runs on
 	if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err == nil {
 		// The second field, the name, may hold anything but ends with the last ')'.
 		f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
