@@ -93,7 +93,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	fs.IntVar(&o.workers, "concurrency", 64, "calls at the same time")
 	fs.DurationVar(&o.patience, "patience", 15*time.Second, "how long nothing may arrive before the rest counts as lost")
 	fs.Float64Var(&o.calm, "calm", 0.15, "`part` of all cores that other programs may take; a measurement they disturb more is repeated, and the calmest counts")
-	fs.IntVar(&o.again, "again", 1, "how often a disturbed measurement is repeated")
+	fs.IntVar(&o.again, "again", 0, "how often a disturbed measurement is repeated")
 	fs.StringVar(&o.dir, "dir", "", "`directory` for data, on the disk to measure; default: a temporary one")
 	fs.BoolVar(&o.jsonOut, "json", false, "print JSON")
 	fs.StringVar(&o.kept, "kept", "test/bench/ratios.json", "`file` of the kept ratios to compare with")

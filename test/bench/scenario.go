@@ -202,8 +202,10 @@ func (o options) scenarios(peers []target) []scenario {
 		}), l))
 		if n > 1 {
 			sensors.figures = append(sensors.figures,
-				figure{key: fmt.Sprintf("sensors/%d", n), text: fmt.Sprintf("CPU per event with %d sensors / with 1", n), budget: 2, lower: true,
-					of: func(r map[string]result) float64 { return r[fmt.Sprint(n)].CPU / r["1"].CPU }},
+				figure{
+					key: fmt.Sprintf("sensors/%d", n), text: fmt.Sprintf("CPU per event with %d sensors / with 1", n), budget: 2, lower: true,
+					of: func(r map[string]result) float64 { return r[fmt.Sprint(n)].CPU / r["1"].CPU },
+				},
 				figure{key: fmt.Sprintf("sensors/%d rate", n), text: fmt.Sprintf("rate with %d sensors / with 1", n), of: rate(fmt.Sprint(n), "1")})
 		}
 	}
