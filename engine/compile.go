@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -165,7 +166,11 @@ func (c *Compiler) routes(set *specs.Set) specs.Diagnostics {
 			}
 		}
 	}
-	slices.SortFunc(claims, func(a, b claim) int { return strings.Compare(a.event.Pos.String(), b.event.Pos.String()) })
+	// The later one in the files is told of the earlier one.
+	slices.SortFunc(claims, func(a, b claim) int {
+		p, q := a.event.Pos, b.event.Pos
+		return cmp.Or(cmp.Compare(p.File, q.File), cmp.Compare(p.Line, q.Line), cmp.Compare(p.Col, q.Col))
+	})
 	var found specs.Diagnostics
 	meet := func(a, b claim) {
 		if !sources.Conflict(a.route, b.route) {
