@@ -22,8 +22,6 @@ const (
 	SourceEmit = "_emit"
 	// SourcePublish is for events of `publish` functions, by sensor.
 	SourcePublish = "_publish"
-	// SourceFunction is for results of functions, by function.
-	SourceFunction = "_function"
 )
 
 const upperhex = "0123456789ABCDEF"
