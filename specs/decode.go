@@ -19,6 +19,8 @@ type field struct {
 	enum         []string
 	min, max     string
 	doc, example string
+	// ref is the kind of the resources that the text names, "" for none.
+	ref Kind
 }
 
 // structInfo is the fields of a struct type, embedded inline ones included.
@@ -48,6 +50,7 @@ var (
 	valueType        = reflect.TypeFor[Value]()
 	secretRefType    = reflect.TypeFor[SecretRef]()
 	textOrSecretType = reflect.TypeFor[TextOrSecret]()
+	settingsType     = reflect.TypeFor[Settings]()
 	triggerType      = reflect.TypeFor[Trigger]()
 )
 
@@ -92,6 +95,7 @@ func (s *structInfo) collect(typ reflect.Type, index []int) {
 		f := field{
 			name: name, index: at, typ: sf.Type, required: sf.Tag.Get("required") == "true",
 			min: sf.Tag.Get("min"), max: sf.Tag.Get("max"), doc: sf.Tag.Get("doc"), example: sf.Tag.Get("example"),
+			ref: Kind(sf.Tag.Get("ref")),
 		}
 		if e := sf.Tag.Get("enum"); e != "" {
 			f.enum = strings.Split(e, ",")
@@ -228,6 +232,9 @@ func (d *decoder) value(n *node, v reflect.Value, path string, f *field) {
 	case textOrSecretType:
 		d.textOrSecret(n, v.Addr().Interface().(*TextOrSecret), path)
 		return
+	case settingsType:
+		v.Set(reflect.ValueOf(d.settings(n, path)))
+		return
 	case triggerType:
 		d.trigger(n, v.Addr().Interface().(*Trigger), path)
 		return
@@ -288,12 +295,12 @@ func (d *decoder) element(n *node, v reflect.Value, path string, f *field) {
 	d.value(n, v, path, elem(f))
 }
 
-// elem is what holds for each element of a list or mapping: its enum.
+// elem is what holds for each element of a list or mapping: its enum, and what it names.
 func elem(f *field) *field {
-	if f == nil || f.enum == nil {
+	if f == nil || f.enum == nil && f.ref == "" {
 		return nil
 	}
-	return &field{enum: f.enum}
+	return &field{enum: f.enum, ref: f.ref}
 }
 
 func (d *decoder) str(n *node, v reflect.Value, path string, f *field) {
@@ -304,6 +311,9 @@ func (d *decoder) str(n *node, v reflect.Value, path string, f *field) {
 	v.SetString(n.value)
 	if f != nil && f.enum != nil && !slices.Contains(f.enum, n.value) {
 		d.errorf(n, path, CodeUnknownValue, d.hint(n.value, f.enum), "%s is not allowed here", n.describe())
+	}
+	if f != nil && f.ref != "" && n.value != "" {
+		d.uses = append(d.uses, use{Ref{f.ref, n.value}, "", d.place(n), path})
 	}
 }
 
@@ -575,13 +585,13 @@ func (d *decoder) textOrSecret(n *node, t *TextOrSecret, path string) {
 
 // config decodes the configuration of a source type or function kind and asks
 // it to validate itself. A config of nothing is one of defaults.
-func (d *decoder) config(n *node, t *Type, path string) any {
+func (d *decoder) config(n *node, t *Type, path string, names []string, other func(p pair) bool) any {
 	cfg := t.New()
 	if n.null() {
 		n = &node{kind: mapNode, tag: "!!map", line: n.line, col: n.col, size: 1, height: 1}
 	}
 	before := d.errors
-	d.structure(n, reflect.ValueOf(cfg).Elem(), path, nil, nil)
+	d.structure(n, reflect.ValueOf(cfg).Elem(), path, names, other)
 	// What a half decoded config says about itself would mislead.
 	if v, ok := cfg.(interface{ Validate(*Checker) }); ok && d.errors == before {
 		c := &Checker{ref: d.ref, prefix: path, place: func(field string) Pos { return d.place(n.find(field)) }}

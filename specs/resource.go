@@ -20,7 +20,15 @@ type document struct {
 	pos Pos
 }
 
-var kinds = []string{string(KindEventSource), string(KindSensor), string(KindFunction), string(KindSecret)}
+var kinds = kindNames()
+
+func kindNames() []string {
+	var names []string
+	for _, k := range Kinds() {
+		names = append(names, string(k))
+	}
+	return names
+}
 
 var dnsLabel = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
 
@@ -173,6 +181,16 @@ func (d *decoder) spec(n *node, r *Resource) {
 		}
 		d.delivery(s, &fn.Delivery, "spec")
 		r.Spec = fn
+	case KindSubscription:
+		sub := &Subscription{}
+		d.structure(s, reflect.ValueOf(sub).Elem(), "spec", nil, nil)
+		d.subscription(s, sub)
+		r.Spec = sub
+	case KindDriverType:
+		typ := &DriverType{}
+		d.structure(s, reflect.ValueOf(typ).Elem(), "spec", nil, nil)
+		d.driverType(s, typ)
+		r.Spec = typ
 	case KindSecret:
 		secret := &Secret{}
 		before := d.errors
@@ -218,7 +236,15 @@ func (d *decoder) eventSource(n *node) *EventSource {
 			}
 			seen[e.key.value] = e.key
 			from := len(d.uses)
-			ev := SourceEvent{Type: t.Name, Name: e.key.value, Pos: d.place(e.key), Config: d.config(e.val, t, at)}
+			ev := SourceEvent{Type: t.Name, Name: e.key.value, Pos: d.place(e.key)}
+			ev.Config = d.config(e.val, t, at, d.table.info(intakeType).names, func(p pair) bool {
+				f := d.table.info(intakeType).field(p.key.value)
+				if f != nil {
+					d.value(p.val, reflect.ValueOf(&ev.Intake).Elem().FieldByIndex(f.index), join(at, f.name), f)
+				}
+				return f != nil
+			})
+			d.intake(e.val, &ev.Intake, at)
 			b := appendToken(nil, 't', t.Name)
 			b = appendToken(b, 'n', ev.Name)
 			ev.Hash = hash(e.val.canonical(b))
@@ -268,7 +294,7 @@ func (d *decoder) call(n *node, v reflect.Value, path string) Call {
 				"%s is given, and %s too", call.Kind, t.Name)
 			return true
 		}
-		call = Call{Kind: t.Name, Config: d.config(p.val, t, join(path, t.Name)), Pos: d.place(p.key)}
+		call = Call{Kind: t.Name, Config: d.config(p.val, t, join(path, t.Name), nil, nil), Pos: d.place(p.key)}
 		return true
 	})
 	return call
@@ -414,6 +440,65 @@ func (d *decoder) dependencyName(name *node, path string, seen map[string]*node)
 		d.errorf(name, path, CodeInvalidName, "begin it with a letter", "%s cannot be used in expressions", name.describe())
 	}
 }
+
+// subscription checks what the types of the fields cannot say.
+func (d *decoder) subscription(n *node, s *Subscription) {
+	s.pos = d.place(n)
+	if n.kind != mapNode {
+		return
+	}
+	d.glob(n.get("eventType"), "spec.eventType", "type")
+	d.glob(n.get("source"), "spec.source", "source")
+	if fn := n.get("function"); fn != nil && s.Function != "" {
+		s.functionPos = d.place(fn)
+		d.uses = append(d.uses, use{Ref{KindFunction, s.Function}, "", s.functionPos, "spec.function"})
+	}
+	if src := n.get("source"); src != nil && s.Source != "" && !IsGlob(s.Source) && !strings.HasPrefix(s.Source, "_") {
+		d.uses = append(d.uses, use{Ref{KindEventSource, s.Source}, "", d.place(src), "spec.source"})
+	}
+	d.delivery(n, &s.Delivery, "spec")
+}
+
+// driverType checks what the types of the fields cannot say.
+func (d *decoder) driverType(n *node, t *DriverType) {
+	if n.kind != mapNode {
+		return
+	}
+	switch {
+	case len(t.Command) == 0 && t.Path == "":
+		d.errorf(n, "spec.command", CodeMissingKey, "write command: [program, argument] or path: program", "the DriverType runs nothing")
+	case len(t.Command) > 0 && t.Path != "":
+		d.errorf(n.get("path"), "spec.path", CodeInvalidValue, "keep one of them", "command is given, and path too")
+	case len(t.Command) > 0 && t.Command[0] == "":
+		d.errorf(n.get("command"), "spec.command[0]", CodeMissingKey, "write command: [program, argument]", "the program is empty")
+	}
+}
+
+// settings decodes the settings of a driver: plain values under names that
+// flags can have.
+func (d *decoder) settings(n *node, path string) Settings {
+	if !d.mapping(n, path, "write {key: value}") {
+		return nil
+	}
+	s := make(Settings, len(n.pairs))
+	for _, p := range n.pairs {
+		at := join(path, p.key.value)
+		if !flagName.MatchString(p.key.value) {
+			d.errorf(p.key, at, CodeInvalidName, "letters, digits, - _ and . make a flag's name", "%s cannot be the name of a setting", p.key.describe())
+		}
+		switch {
+		case p.val.kind != scalarNode:
+			d.wrongType(p.val, at, "a plain value", "a driver gets it as --"+p.key.value+"=…")
+		case p.val.null():
+			s[p.key.value] = ""
+		default:
+			s[p.key.value] = p.val.value
+		}
+	}
+	return s
+}
+
+var flagName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]*$`)
 
 // glob checks the pattern of a dependency.
 func (d *decoder) glob(n *node, path, key string) {

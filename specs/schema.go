@@ -24,6 +24,9 @@ func Schema(t Types) ([]byte, error) {
 		string(KindSensor):      b.structure(reflect.ValueOf(&Sensor{}).Elem(), "Sensor", t.Functions),
 		string(KindFunction):    b.structure(reflect.ValueOf(&Function{}).Elem(), "Function", t.Functions),
 		string(KindSecret):      b.structure(reflect.ValueOf(&Secret{}).Elem(), "Secret", nil),
+
+		string(KindSubscription): b.structure(reflect.ValueOf(&Subscription{}).Elem(), "Subscription", nil),
+		string(KindDriverType):   b.structure(reflect.ValueOf(&DriverType{}).Elem(), "DriverType", nil),
 	}
 	meta := b.structure(reflect.ValueOf(&Metadata{}).Elem(), "metadata", nil)
 	meta["required"] = []string{"name"}
@@ -83,6 +86,11 @@ func commonDefs() object {
 		"Text":       object{"type": scalarTypes(), "description": "Template: text that may contain ${ expression }."},
 		"Template":   object{"description": "Template: a value of any shape whose strings may contain ${ expression }."},
 		"Value":      object{"description": "A value of any shape."},
+		"Settings": object{
+			"description": "Settings of a driver: plain values, passed as --key=value; a key without a value is a bare flag.",
+			"type":        "object", "propertyNames": object{"pattern": flagName.String()},
+			"additionalProperties": object{"type": append(scalarTypes(), "null")},
+		},
 		"SecretRef": object{
 			"type": "object", "description": "One value of a Secret.", "required": []string{"name", "key"},
 			"properties": object{
@@ -122,9 +130,17 @@ func (b *schemaBuilder) problem(path, format string, args ...any) {
 
 func (b *schemaBuilder) eventSource(types []Type) object {
 	props := object{}
+	intake := b.structure(reflect.ValueOf(&Intake{}).Elem(), "intake", nil)["properties"].(object)
 	for _, t := range types {
 		def := "source-" + t.Name
-		b.defs[def] = b.config(t, def)
+		own := b.config(t, def)
+		keys := own["properties"].(object)
+		for name, p := range intake {
+			if keys[name] == nil {
+				keys[name] = p
+			}
+		}
+		b.defs[def] = own
 		props[t.Name] = object{
 			"description": t.Doc, "type": "object", "minProperties": 1,
 			"propertyNames": ref("Name"), "additionalProperties": ref(def),
@@ -250,6 +266,8 @@ func (b *schemaBuilder) value(v reflect.Value, f *field, path string, functions 
 		return ref("SecretRef")
 	case textOrSecretType:
 		return ref("TextOrSecret")
+	case settingsType:
+		return ref("Settings")
 	}
 	switch v.Kind() {
 	case reflect.Pointer:

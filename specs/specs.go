@@ -19,11 +19,18 @@ type Kind string
 
 // The kinds of resources.
 const (
-	KindEventSource Kind = "EventSource"
-	KindSensor      Kind = "Sensor"
-	KindFunction    Kind = "Function"
-	KindSecret      Kind = "Secret"
+	KindEventSource  Kind = "EventSource"
+	KindSensor       Kind = "Sensor"
+	KindFunction     Kind = "Function"
+	KindSubscription Kind = "Subscription"
+	KindDriverType   Kind = "DriverType"
+	KindSecret       Kind = "Secret"
 )
+
+// Kinds returns all kinds, in the order in which people are shown them.
+func Kinds() []Kind {
+	return []Kind{KindEventSource, KindSensor, KindFunction, KindSubscription, KindDriverType, KindSecret}
+}
 
 // Ref names a resource.
 type Ref struct {
@@ -64,7 +71,7 @@ type Resource struct {
 	// Source is the document's own text, whole lines beginning with that of
 	// Pos, so that it can be stored and loaded again by [Loader.LoadSource].
 	Source string
-	// Spec is *EventSource, *Sensor, *Function or *Secret.
+	// Spec is *EventSource, *Sensor, *Function, *Subscription, *DriverType or *Secret.
 	Spec any
 	// Uses are the resources this one references, sorted.
 	Uses []Ref
@@ -97,8 +104,9 @@ type Type struct {
 	// struct's fields have `yaml` names and `doc` texts; `required:"true"`
 	// marks what must be there and not empty, `enum:"a,b"` what is allowed,
 	// `min` and `max` (as in a spec, for example "1ms") the limits of numbers,
-	// durations and sizes; `example` shows. A field may be any of: bool, string, integers, floats, [Duration],
-	// [Size], [Expr], [Text], [Template], [SecretRef], [Value], pointers,
+	// durations and sizes; `example` shows; `ref:"Secret"` on text or a list of
+	// it says that it names resources of that kind. A field may be any of: bool, string, integers, floats, [Duration],
+	// [Size], [Expr], [Text], [Template], [SecretRef], [Value], [Settings], pointers,
 	// slices, maps with string keys and structs of these; an embedded struct
 	// tagged `yaml:",inline"` is flattened; a field `Pos Pos` takes the place
 	// of its struct. A config that has the method Validate(*Checker) is asked
@@ -226,10 +234,72 @@ type SourceEvent struct {
 	Pos Pos
 	// Config is what the type's New returned, filled in.
 	Config any
-	// Hash covers Type, Name and the canonical config.
+	// Intake says which of the incoming events are stored, and as what.
+	Intake Intake
+	// Hash covers Type, Name and the canonical config, intake included.
 	Hash string
 	// Uses are the resources the config references, sorted.
 	Uses []Ref
+}
+
+// DriverType is a program that drivers of this type run: see the source type driver.
+type DriverType struct {
+	Command     []string `yaml:"command" doc:"Program and its first arguments; a program with a / in it is relative to this file, another is looked up in PATH." example:"[python3, ticker.py]"`
+	Path        string   `yaml:"path" doc:"The program alone, relative to this file; instead of command." example:"bin/ticker"`
+	Expose      bool     `yaml:"expose" doc:"Whether the driver listens for requests on the port in its variable PORT, which the engine forwards from its own listener."`
+	SecretFlags bool     `yaml:"secretFlags" doc:"Whether secrets are passed as flags, too, where every local user can read them."`
+	Set         Settings `yaml:"set" doc:"Settings for all drivers of the type, passed as --key=value; a driver's own win." example:"{seconds: 60}"`
+	Schema      Value    `yaml:"schema" doc:"JSON Schema of the settings, against which drivers are checked."`
+}
+
+// Settings are the settings of a driver by key, with their text as it is in the
+// file; "" for a key without a value.
+type Settings map[string]string
+
+// Subscription calls a function for every event of a type. It is short for a
+// Sensor with one dependency and one trigger; see [Subscription.Sensor].
+type Subscription struct {
+	EventType string   `yaml:"eventType" required:"true" doc:"CloudEvents type of the events, or a glob." example:"ticker.tick"`
+	Source    string   `yaml:"source" doc:"Name of the EventSource, or a glob; default: any."`
+	When      Expr     `yaml:"when" doc:"Expression over the event that must be true." example:"data.total > 100"`
+	Function  string   `yaml:"function" required:"true" doc:"Name of the Function to call."`
+	Input     Template `yaml:"input" doc:"What the function gets instead of the event's data; strings may contain ${ expr }, in which event is the event."`
+	Delivery  `yaml:",inline"`
+
+	functionPos, pos Pos
+}
+
+// SubscriptionPrefix begins the name of the Sensor a Subscription stands for;
+// no Sensor written as such has a dot in its name.
+const SubscriptionPrefix = "subscription."
+
+// The names within the Sensor of a Subscription.
+const (
+	SubscriptionDependency = "event"
+	SubscriptionTrigger    = "call"
+)
+
+// Sensor returns the Sensor the Subscription stands for: one dependency,
+// `event`, and one trigger, `call`.
+func (s *Subscription) Sensor() *Sensor {
+	return &Sensor{
+		Dependencies: []Dependency{{Name: SubscriptionDependency, Source: s.Source, Type: s.EventType, When: s.When, Pos: s.pos}},
+		Triggers: []Trigger{{
+			Name: SubscriptionTrigger, Function: s.Function, FunctionPos: s.functionPos, Input: s.Input, Delivery: s.Delivery, Pos: s.pos,
+		}},
+	}
+}
+
+// Sensor is the Sensor a resource is or stands for, and the name it runs
+// under; nil for other kinds.
+func (r *Resource) Sensor() (name string, s *Sensor) {
+	switch spec := r.Spec.(type) {
+	case *Sensor:
+		return r.Metadata.Name, spec
+	case *Subscription:
+		return SubscriptionPrefix + r.Metadata.Name, spec.Sensor()
+	}
+	return "", nil
 }
 
 // Secret says where secret values come from; it never holds one.
