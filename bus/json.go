@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
-	"strings"
 	"unicode/utf16"
 	"unicode/utf8"
 )
@@ -31,8 +30,9 @@ func ParseJSONFields(data []byte, fields []string) (any, error) {
 }
 
 func parseJSON(data []byte, fields []string) (any, error) {
-	p := jsonParser{s: string(data), fields: fields}
+	p := jsonParser{s: data, fields: fields}
 	if fields == nil {
+		p.text = string(data)
 		p.keys = make([]string, 0, min(len(data)/20+2, 16))
 		p.vals = make([]any, 0, min(len(data)/10+2, 32))
 	}
@@ -50,14 +50,15 @@ func parseJSON(data []byte, fields []string) (any, error) {
 // jsonParser reads s from i on. The elements of the arrays and objects it is
 // inside of wait on the two stacks, so that each is made in its final size.
 type jsonParser struct {
-	s    string
+	s    []byte
 	i    int
 	keys []string
 	vals []any
-	// fields are those wanted of the outermost object, nil for all; within an
-	// unwanted one skip is set and nothing is made.
+	// text is a copy of s that the strings of the result share, "" when each
+	// is a copy of its own because most of s is not wanted.
+	text string
+	// fields are those wanted of the outermost object, nil for all.
 	fields []string
-	skip   bool
 }
 
 var errJSONEnd = errors.New("unexpected end of JSON")
@@ -74,15 +75,14 @@ func (p *jsonParser) unexpected(want string) error {
 	return p.errorf("invalid character %q, want %s,", p.s[p.i], want)
 }
 
-func (p *jsonParser) space() {
-	for p.i < len(p.s) {
-		switch p.s[p.i] {
-		case ' ', '\n', '\r', '\t':
-			p.i++
-		default:
-			return
-		}
+func (p *jsonParser) space() { p.i = skipSpace(p.s, p.i) }
+
+// cut returns what is between two places of s.
+func (p *jsonParser) cut(from, to int) string {
+	if p.text != "" {
+		return p.text[from:to]
 	}
+	return string(p.s[from:to])
 }
 
 func (p *jsonParser) value(depth int) (any, error) {
@@ -92,7 +92,7 @@ func (p *jsonParser) value(depth int) (any, error) {
 	switch c := p.s[p.i]; c {
 	case '"':
 		s, err := p.string()
-		if err != nil || p.skip {
+		if err != nil {
 			return nil, err
 		}
 		return s, nil
@@ -133,9 +133,6 @@ func (p *jsonParser) object(depth int) (any, error) {
 	p.space()
 	if p.i < len(p.s) && p.s[p.i] == '}' {
 		p.i++
-		if p.skip {
-			return nil, nil
-		}
 		return map[string]any{}, nil
 	}
 	for {
@@ -143,7 +140,14 @@ func (p *jsonParser) object(depth int) (any, error) {
 		if p.i >= len(p.s) || p.s[p.i] != '"' {
 			return nil, p.unexpected("a name")
 		}
-		k, err := p.string()
+		var k string
+		var err error
+		wanted := true
+		if depth == 1 && p.fields != nil {
+			k, wanted, err = p.field()
+		} else {
+			k, err = p.string()
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -153,15 +157,14 @@ func (p *jsonParser) object(depth int) (any, error) {
 		}
 		p.i++
 		p.space()
-		if depth == 1 && p.fields != nil {
-			p.skip = !slices.Contains(p.fields, k)
-		}
-		v, err := p.value(depth)
-		if err != nil {
-			return nil, err
-		}
-		if !p.skip {
+		if wanted {
+			v, err := p.value(depth)
+			if err != nil {
+				return nil, err
+			}
 			p.keys, p.vals = append(p.keys, k), append(p.vals, v)
+		} else if err := p.skip(depth); err != nil {
+			return nil, err
 		}
 		p.space()
 		switch {
@@ -169,12 +172,6 @@ func (p *jsonParser) object(depth int) (any, error) {
 			p.i++
 		case p.i < len(p.s) && p.s[p.i] == '}':
 			p.i++
-			if depth == 1 {
-				p.skip = false
-			}
-			if p.skip {
-				return nil, nil
-			}
 			keys, vals := p.keys[firstKey:], p.vals[firstVal:]
 			m := make(map[string]any, len(keys))
 			for j, k := range keys {
@@ -197,9 +194,6 @@ func (p *jsonParser) array(depth int) (any, error) {
 	p.space()
 	if p.i < len(p.s) && p.s[p.i] == ']' {
 		p.i++
-		if p.skip {
-			return nil, nil
-		}
 		return []any{}, nil
 	}
 	for {
@@ -208,18 +202,13 @@ func (p *jsonParser) array(depth int) (any, error) {
 		if err != nil {
 			return nil, err
 		}
-		if !p.skip {
-			p.vals = append(p.vals, v)
-		}
+		p.vals = append(p.vals, v)
 		p.space()
 		switch {
 		case p.i < len(p.s) && p.s[p.i] == ',':
 			p.i++
 		case p.i < len(p.s) && p.s[p.i] == ']':
 			p.i++
-			if p.skip {
-				return nil, nil
-			}
 			list := make([]any, len(p.vals)-first)
 			copy(list, p.vals[first:])
 			p.vals = p.vals[:first]
@@ -258,62 +247,90 @@ func (p *jsonParser) number() (any, error) {
 		}
 	}
 	text := p.s[start:p.i]
-	if p.skip && len(text) < 300 && (whole || !strings.ContainsAny(text, "eE")) {
-		return nil, nil // in range, whatever it is
-	}
 	if whole {
-		if n, err := strconv.ParseInt(text, 10, 64); err == nil {
+		if n, err := strconv.ParseInt(string(text), 10, 64); err == nil {
 			return n, nil
 		}
 	}
-	f, err := strconv.ParseFloat(text, 64)
+	f, err := strconv.ParseFloat(string(text), 64)
 	if err != nil {
 		return nil, p.errorf("number out of range")
-	}
-	if p.skip {
-		return nil, nil
 	}
 	return f, nil
 }
 
 // digits reads at least one digit.
 func (p *jsonParser) digits() bool {
-	start := p.i
-	for p.i < len(p.s) && '0' <= p.s[p.i] && p.s[p.i] <= '9' {
-		p.i++
+	end := skipDigits(p.s, p.i)
+	if end < 0 {
+		return false
 	}
-	return p.i > start
+	p.i = end
+	return true
 }
 
 // string reads a string that begins at i.
 func (p *jsonParser) string() (string, error) {
-	p.i++
-	start, ascii := p.i, true
-	for p.i < len(p.s) {
-		switch c := p.s[p.i]; {
-		case c == '"':
-			s := p.s[start:p.i]
-			p.i++
-			if !ascii && !utf8.ValidString(s) {
-				return string([]rune(s)), nil // each invalid byte becomes U+FFFD
-			}
-			return s, nil
-		case c == '\\':
-			return p.escaped(start)
-		case c < ' ':
-			return "", p.errorf("invalid character %q in a string", c)
-		case c >= utf8.RuneSelf:
-			ascii = false
-		}
-		p.i++
+	start := p.i + 1
+	if p.i = skipPlain(p.s, start); p.i >= len(p.s) {
+		return "", errJSONEnd
 	}
-	return "", errJSONEnd
+	switch c := p.s[p.i]; c {
+	case '"':
+		p.i++
+		s := p.cut(start, p.i-1)
+		if !utf8.ValidString(s) {
+			return string([]rune(s)), nil // each invalid byte becomes U+FFFD
+		}
+		return s, nil
+	case '\\':
+		return p.escaped(start)
+	default:
+		return "", p.errorf("invalid character %q in a string", c)
+	}
+}
+
+// field reads a string that begins at i and reports whether it is one of the
+// fields wanted.
+func (p *jsonParser) field() (name string, wanted bool, err error) {
+	start := p.i + 1
+	if end := skipPlain(p.s, start); end < len(p.s) && p.s[end] == '"' {
+		for _, f := range p.fields {
+			if string(p.s[start:end]) == f {
+				p.i = end + 1
+				return f, true, nil
+			}
+		}
+		if utf8.Valid(p.s[start:end]) { // or it could still become one of them
+			p.i = end + 1
+			return "", false, nil
+		}
+	}
+	name, err = p.string()
+	return name, slices.Contains(p.fields, name), err
+}
+
+// skip goes over a value that is not wanted.
+func (p *jsonParser) skip(depth int) error {
+	c := jsonChecker{b: p.s, ranged: true}
+	end := c.value(p.i, depth)
+	if end < 0 {
+		_, err := p.value(depth) // says why
+		return err
+	}
+	p.i = end
+	return nil
 }
 
 // escaped reads the rest of a string from its first escape on.
 func (p *jsonParser) escaped(start int) (string, error) {
 	b := append(make([]byte, 0, p.i-start+32), p.s[start:p.i]...)
 	for p.i < len(p.s) {
+		plain := p.i
+		if p.i = skipPlain(p.s, plain); p.i >= len(p.s) {
+			break
+		}
+		b = append(b, p.s[plain:p.i]...)
 		c := p.s[p.i]
 		p.i++
 		switch {
@@ -325,9 +342,6 @@ func (p *jsonParser) escaped(start int) (string, error) {
 		case c < ' ':
 			p.i--
 			return "", p.errorf("invalid character %q in a string", c)
-		case c != '\\':
-			b = append(b, c)
-			continue
 		}
 		if p.i >= len(p.s) {
 			break
