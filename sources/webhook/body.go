@@ -38,10 +38,11 @@ func (b *hold) pay(n int) bool {
 	return true
 }
 
-// read reads r to its end into a buffer that grows with what arrives, so that
-// a producer holds only what it sent; more than limit is refused.
-func (b *hold) read(r io.Reader, limit int) *refusal {
-	buf := make([]byte, 0, min(limit+1, 4<<10))
+// read reads r to its end into a buffer that begins with first bytes and grows
+// by factor with what arrives, so that a producer holds only a small multiple
+// of what it sent; more than limit is refused.
+func (b *hold) read(r io.Reader, limit, first, factor int) *refusal {
+	buf := make([]byte, 0, min(limit+1, first))
 	for {
 		n, err := r.Read(buf[len(buf):cap(buf)])
 		if buf = buf[:len(buf)+n]; len(buf) > limit {
@@ -57,7 +58,7 @@ func (b *hold) read(r io.Reader, limit int) *refusal {
 		if len(buf) == cap(buf) {
 			// One byte more than allowed tells a body that ends there from one
 			// that goes on.
-			size := min(2*cap(buf), limit+1)
+			size := min(factor*cap(buf), limit+1)
 			if !b.pay(size) {
 				return &refusal{http.StatusTooManyRequests, "too many large requests at the same time", "1"}
 			}
@@ -70,7 +71,7 @@ func (b *hold) read(r io.Reader, limit int) *refusal {
 // strings for fields that occur more than once. A body that is JSON all the
 // same is taken as such: it is what `curl -d` sends without a content type.
 func form(ev *bus.Event) *refusal {
-	if c := ev.Data[0]; (c == '{' || c == '[') && json.Valid(ev.Data) {
+	if c := ev.Data[0]; (c == '{' || c == '[') && bus.ValidJSON(ev.Data) {
 		ev.DataContentType = "application/json"
 		return nil
 	}

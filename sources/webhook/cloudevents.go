@@ -134,7 +134,7 @@ func setData(ev *bus.Event, data, encoded json.RawMessage) *refusal {
 		if len(raw) > 0 {
 			ev.Data = raw
 		}
-		if ev.DataContentType != "" && len(raw) > 0 && bus.IsJSON(ev.DataContentType) && !json.Valid(raw) {
+		if ev.DataContentType != "" && len(raw) > 0 && bus.IsJSON(ev.DataContentType) && !bus.ValidJSON(raw) {
 			return refuse(http.StatusBadRequest, "data_base64 is not the JSON its datacontenttype claims")
 		}
 	case !given:

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -30,7 +29,9 @@ const (
 	maxAttributes = 60 << 10
 	// smallBody is what a request may hold without asking, largeBodies what
 	// all larger ones of a webhook may hold together.
-	smallBody   = 64 << 10
+	smallBody = 64 << 10
+	// firstBuffer is for a body of unknown length.
+	firstBuffer = 4 << 10
 	largeBodies = 128 << 20
 )
 
@@ -223,11 +224,12 @@ func (h *handler) receive(r *http.Request, b *hold) *refusal {
 				return badRead(err)
 			}
 		}
-	default:
-		if n > 0 {
-			limit = int(n)
+	case n > 0:
+		if ref := b.read(r.Body, int(n), smallBody, 4); ref != nil {
+			return ref
 		}
-		if ref := b.read(r.Body, limit); ref != nil {
+	default:
+		if ref := b.read(r.Body, limit, firstBuffer, 2); ref != nil {
 			return ref
 		}
 	}
@@ -266,7 +268,7 @@ func (h *handler) inflate(b *hold) *refusal {
 	}
 	defer h.inflaters.Put(z)
 	b.data = nil
-	ref := b.read(z, int(h.cfg.MaxBody))
+	ref := b.read(z, int(h.cfg.MaxBody), firstBuffer, 2)
 	if ref != nil && ref.status == http.StatusBadRequest {
 		ref.text = "the body is not gzip"
 	}
@@ -322,7 +324,7 @@ func (h *handler) events(r *http.Request, body []byte) (*bus.Event, []*bus.Event
 		if !cloud {
 			ev.DataContentType = ""
 		}
-	} else if contentType != "" && bus.IsJSON(ev.DataContentType) && !json.Valid(ev.Data) {
+	} else if contentType != "" && bus.IsJSON(ev.DataContentType) && !bus.ValidJSON(ev.Data) {
 		return nil, nil, refuse(http.StatusBadRequest, "the body is not the JSON its content type %s claims", strconv.Quote(contentType))
 	}
 	if !cloud {

@@ -111,7 +111,7 @@ func structured(ev *bus.Event) ([]byte, error) {
 	}
 	switch {
 	case len(ev.Data) == 0:
-	case bus.IsJSON(ev.DataContentType) && json.Valid(ev.Data):
+	case bus.IsJSON(ev.DataContentType) && bus.ValidJSON(ev.Data):
 		m["data"] = json.RawMessage(ev.Data)
 	case utf8.Valid(ev.Data):
 		m["data"] = string(ev.Data)

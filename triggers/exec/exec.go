@@ -23,6 +23,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/specs"
 	"github.com/sensor-engine/engine/triggers"
 )
@@ -243,7 +244,7 @@ func contentType(out []byte) string {
 	switch {
 	case len(bytes.TrimSpace(out)) == 0:
 		return ""
-	case json.Valid(out):
+	case bus.ValidJSON(out):
 		return "application/json"
 	case utf8.Valid(out) && bytes.IndexByte(out, 0) < 0:
 		return "text/plain; charset=utf-8"
