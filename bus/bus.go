@@ -54,6 +54,11 @@ type Record struct {
 	Data []byte
 	// MsgID is the dedup id of the log's window, "" for none. Write only.
 	MsgID string
+	// Fence, when not nil, lets the record in only while the last record of
+	// its subject has this sequence (0: there is none); otherwise Append fails
+	// with [ErrConflict], also for a record that is itself the last one, unless
+	// it is told as a duplicate. Write only.
+	Fence *uint64
 	// Seq and Time are set by the log when the record is read.
 	Seq  uint64
 	Time time.Time
@@ -104,6 +109,12 @@ type Log interface {
 	// Next returns the first record with sequence ≥ from whose subject
 	// matches filter, or ErrNotFound.
 	Next(ctx context.Context, filter string, from uint64) (Record, error)
+	// GetBatch returns the records from sequence from on, in log order: at most
+	// limit, and none after those that hold maxBytes of payload together. It
+	// returns at least one, or ErrNotFound.
+	GetBatch(ctx context.Context, from uint64, limit, maxBytes int) ([]Record, error)
+	// Last returns the last record of one subject, or ErrNotFound.
+	Last(ctx context.Context, subject string) (Record, error)
 	// Delete removes one record. Removing a missing one is no error.
 	Delete(ctx context.Context, seq uint64) error
 	// PurgeTo removes all records with a sequence < seq.

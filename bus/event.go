@@ -38,6 +38,9 @@ type Event struct {
 	Request []byte
 	// Hops counts how many functions this event has passed through.
 	Hops int
+	// Cursor is the position of the source after this event, text of at most
+	// 4 KiB, "" for none: event and position are one write.
+	Cursor string
 	// Cause is the key of the firing that caused it, "" when none did.
 	Cause string
 
@@ -66,6 +69,7 @@ const (
 	hdrRequest  = "engine-request"
 	hdrHops     = "engine-hops"
 	hdrCause    = "engine-cause"
+	hdrCursor   = "engine-cursor"
 	hdrProducer = "engine-producer-id"
 )
 
@@ -103,6 +107,7 @@ func (e *Event) Record() Record {
 		set(hdrHops, strconv.Itoa(e.Hops))
 	}
 	set(hdrCause, e.Cause)
+	set(hdrCursor, escape(e.Cursor))
 	r := Record{Subject: EventSubject(e.EventSource, e.EventName), Header: h, Data: e.Data}
 	if e.ProducerID {
 		set(hdrProducer, "1")
@@ -171,6 +176,8 @@ func DecodeEvent(r Record) (*Event, error) {
 			}
 		case hdrCause:
 			e.Cause = v
+		case hdrCursor:
+			e.Cursor = unescape(v)
 		case hdrProducer:
 			e.ProducerID = true
 		default:

@@ -20,7 +20,7 @@ func example() *bus.Event {
 		Time:       time.Date(2026, 3, 1, 12, 30, 0, 123456789, time.FixedZone("", 3600)),
 		Extensions: map[string]string{"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "x": "100% \"sure\"\r\n"},
 		Data:       []byte(`{"id":9007199254740993}`), EventSource: "shop", EventName: "orders.new", ProducerID: true,
-		Request: []byte(`{"method":"POST","path":"/orders"}`), Hops: 3, Cause: "0a1b2c",
+		Request: []byte(`{"method":"POST","path":"/orders"}`), Hops: 3, Cause: "0a1b2c", Cursor: "42 ü",
 	}
 }
 
@@ -30,7 +30,7 @@ func content(a, b *bus.Event) bool {
 		a.DataContentType == b.DataContentType && a.DataSchema == b.DataSchema && a.Time.Equal(b.Time) &&
 		maps.Equal(a.Extensions, b.Extensions) && bytes.Equal(a.Data, b.Data) && a.EventSource == b.EventSource &&
 		a.EventName == b.EventName && a.ProducerID == b.ProducerID && bytes.Equal(a.Request, b.Request) &&
-		a.Hops == b.Hops && a.Cause == b.Cause
+		a.Hops == b.Hops && a.Cause == b.Cause && a.Cursor == b.Cursor
 }
 
 func TestEventRoundTrip(t *testing.T) {
@@ -62,7 +62,7 @@ func TestEventHeaders(t *testing.T) {
 		"ce-type": {"order.created"}, "ce-subject": {"order%207"}, "ce-time": {"2026-03-01T12:30:00.123456789+01:00"},
 		"ce-dataschema": {"https://example.com/s#1"}, "content-type": {"application/json;%20charset=utf-8"},
 		"ce-traceparent": {"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}, "ce-x": {"100%25%20%22sure%22%0D%0A"},
-		"engine-request": {`{"method":"POST","path":"/orders"}`}, "engine-hops": {"3"}, "engine-cause": {"0a1b2c"}, "engine-producer-id": {"1"},
+		"engine-request": {`{"method":"POST","path":"/orders"}`}, "engine-hops": {"3"}, "engine-cause": {"0a1b2c"}, "engine-cursor": {"42%20%C3%BC"}, "engine-producer-id": {"1"},
 	}
 	if !reflect.DeepEqual(r.Header, want) {
 		t.Errorf("got %v\nwant %v", r.Header, want)

@@ -44,6 +44,7 @@ func Run(t *testing.T, c Config) {
 		{"AppendFull", testFull},
 		{"RecordIntact", testRecordIntact},
 		{"Dedup", testDedup},
+		{"Fence", testFence},
 		{"Read", testRead},
 		{"ReadFilter", testReadFilter},
 		{"ReadLive", testReadLive},
@@ -373,6 +374,49 @@ func testDedup(t *testing.T, c Config) {
 		if d, err = l.Append(ctx(t), r); err != nil || d.Duplicate || d.Seq != a.Seq+2 {
 			t.Errorf("%s: no id: %+v, %v", name, d, err)
 		}
+	}
+}
+
+func testFence(t *testing.T, c Config) {
+	b := c.Open(t)
+	l := b.Events()
+	fenced := func(event, id string, last uint64) (bus.Ack, error) {
+		r := record("s", event, id)
+		r.MsgID, r.Fence, r.Header = id, &last, bus.Header{"n": {id}}
+		return l.Append(ctx(t), r)
+	}
+	if _, err := l.Last(ctx(t), bus.EventSubject("s", "e")); !errors.Is(err, bus.ErrNotFound) {
+		t.Errorf("Last of nothing: %v, want ErrNotFound", err)
+	}
+	first, err := fenced("e", "1", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustAppend(t, l, record("s", "other", "x"))
+	if _, err := fenced("e", "2", 0); !errors.Is(err, bus.ErrConflict) {
+		t.Errorf("after another one: %v, want ErrConflict", err)
+	}
+	second, err := fenced("e", "2", first.Seq)
+	if err != nil || second.Duplicate {
+		t.Errorf("refused before: %+v, %v", second, err)
+	}
+	switch again, err := fenced("e", "1", 0); {
+	case errors.Is(err, bus.ErrConflict):
+	case err != nil || !again.Duplicate || again.Seq != first.Seq:
+		t.Errorf("again: %+v, %v, want a duplicate of %d or ErrConflict", again, err, first.Seq)
+	}
+	last, err := l.Last(ctx(t), bus.EventSubject("s", "e"))
+	if err != nil || last.Seq != second.Seq || string(last.Data) != "2" || len(last.Header) != 1 || last.Header.Get("n") != "2" {
+		t.Errorf("Last: %+v, %v", last, err)
+	}
+	if err := l.PurgeTo(ctx(t), second.Seq+1); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fenced("e", "3", second.Seq); !errors.Is(err, bus.ErrConflict) {
+		t.Errorf("after a purge: %v, want ErrConflict", err)
+	}
+	if _, err := fenced("e", "3", 0); err != nil {
+		t.Errorf("after a purge: %v", err)
 	}
 }
 

@@ -119,12 +119,17 @@ func (lg *stream) publish(ctx context.Context, r bus.Record, k, v string, done f
 	if r.MsgID != "" {
 		k, v = hdrMsgID, r.MsgID
 	}
-	if k != "" {
+	if k != "" || r.Fence != nil {
 		// The record's own map is the caller's: never write to it.
 		own := headers.Get().(nats.Header)
 		defer func() { clear(own); headers.Put(own) }()
 		maps.Copy(own, h)
-		own[k] = []string{v}
+		if k != "" {
+			own[k] = []string{v}
+		}
+		if r.Fence != nil {
+			own[hdrExpectedSeq] = []string{strconv.FormatUint(*r.Fence, 10)}
+		}
 		h = own
 	}
 	return lg.b.pub.send(ctx, lg, lg.b.prefix+r.Subject, h, r.Data, done, w)
@@ -189,6 +194,7 @@ func (lg *stream) record(m *message) bus.Record {
 // ownHeader removes what JetStream added.
 func ownHeader(h nats.Header) bus.Header {
 	delete(h, hdrMsgID)
+	delete(h, hdrExpectedSeq)
 	if len(h) == 0 {
 		return nil
 	}
@@ -461,6 +467,68 @@ func (g getRequest) bytes() []byte {
 	return b
 }
 
+// batch returns the records that a request with a Batch asks for; from the
+// leader of the stream only the first. What came before an error counts.
+func (lg *stream) batch(ctx context.Context, what string, request getRequest) ([]bus.Record, error) {
+	if !lg.direct {
+		request.Batch, request.Bytes = 0, 0
+		if request.NextFor == "" {
+			request.NextFor = lg.filter(everything)
+		}
+		r, err := lg.getFromLeader(ctx, what, request)
+		if err != nil {
+			return nil, err
+		}
+		return []bus.Record{r}, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, lg.b.o.AckTimeout)
+	defer cancel()
+	ch := make(chan *nats.Msg, request.Batch+8)
+	sub, err := lg.b.rc.ChanSubscribe(nats.NewInbox(), ch)
+	if err != nil {
+		return nil, connError(what, err)
+	}
+	defer func() { _ = sub.Unsubscribe() }()
+	if err := lg.b.rc.PublishRequest("$JS.API.DIRECT.GET."+lg.name, sub.Subject, request.bytes()); err != nil {
+		return nil, connError(what, err)
+	}
+	out := make([]bus.Record, 0, min(request.Batch, 64))
+	for {
+		select {
+		case m := <-ch:
+			if st := m.Header.Get("Status"); st != "" {
+				if st == "503" {
+					lg.b.suspect.Store(true)
+					return out, connError(what, nats.ErrNoResponders)
+				}
+				return out, nil // the end of the batch, or nothing more
+			}
+			rec, err := lg.directRecord(m)
+			if err != nil {
+				return out, fmt.Errorf("%s: %w", what, err)
+			}
+			out = append(out, rec)
+		case <-ctx.Done():
+			return out, connError(what, ctx.Err())
+		case <-lg.b.closed:
+			return out, fmt.Errorf("%s: the bus is %w", what, bus.ErrClosed)
+		}
+	}
+}
+
+// GetBatch implements [bus.Log].
+func (lg *stream) GetBatch(ctx context.Context, from uint64, limit, maxBytes int) ([]bus.Record, error) {
+	what := "get from " + lg.name
+	recs, err := lg.batch(ctx, what, getRequest{Seq: max(from, 1), Batch: min(max(limit, 1), readBatch), Bytes: max(maxBytes, 1)})
+	if len(recs) > 0 {
+		return recs, nil
+	}
+	if err == nil {
+		err = fmt.Errorf("%s: %w", what, bus.ErrNotFound)
+	}
+	return nil, err
+}
+
 // Get implements [bus.Log].
 func (lg *stream) Get(ctx context.Context, seq uint64) (bus.Record, error) {
 	if seq == 0 {
@@ -475,6 +543,15 @@ func (lg *stream) Next(ctx context.Context, filter string, from uint64) (bus.Rec
 		filter = everything
 	}
 	return lg.get(ctx, getRequest{Seq: max(from, 1), NextFor: lg.filter(filter)})
+}
+
+// Last implements [bus.Log].
+func (lg *stream) Last(ctx context.Context, subject string) (bus.Record, error) {
+	request := getRequest{LastFor: lg.filter(subject)}
+	if lg.b.o.Replicas > 1 { // a follower may answer with an older one
+		return lg.getFromLeader(ctx, "get from "+lg.name, request)
+	}
+	return lg.get(ctx, request)
 }
 
 // Delete implements [bus.Log].
