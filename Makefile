@@ -55,6 +55,7 @@ gen:
 	$(GO) run ./cmd/engine schema > docs/schema/engine.schema.json
 	$(GO) run ./cmd/engine docs > docs/cli.md
 	cp engine/api/openapi.yaml docs/api/openapi.yaml
+	$(GO) run ./sources/generic/eventing/gen -dir sources/generic/eventing -go sources/generic/eventing -python examples/generic/python
 
 ## clean: removes what the other targets made
 clean:
