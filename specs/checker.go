@@ -15,13 +15,17 @@ type Checker struct {
 // "auth.hmac.header" or "items[2]" ("" for the config itself). When the field
 // is absent from the file, the nearest parent present is the place.
 func (c *Checker) Errorf(field string, code Code, hint, format string, args ...any) {
-	path := c.prefix
-	if field != "" {
-		path += "." + field
-	}
+	c.report(Error, field, code, hint, fmt.Sprintf(format, args...))
+}
+
+// Warnf is Errorf for what is allowed and probably not meant, or risky.
+func (c *Checker) Warnf(field string, code Code, hint, format string, args ...any) {
+	c.report(Warning, field, code, hint, fmt.Sprintf(format, args...))
+}
+
+func (c *Checker) report(s Severity, field string, code Code, hint, text string) {
 	c.found = append(c.found, Diagnostic{
-		Pos: c.place(field), Severity: Error, Code: code, Ref: c.ref, Path: path,
-		Message: fmt.Sprintf(format, args...), Hint: hint,
+		Pos: c.place(field), Severity: s, Code: code, Ref: c.ref, Path: c.Path(field), Message: text, Hint: hint,
 	})
 }
 
