@@ -52,6 +52,7 @@ func Run(t *testing.T, c Config) {
 		{"ReadLarge", testReadLarge},
 		{"ReadClosed", testReadClosed},
 		{"GetNextDelete", testGetNextDelete},
+		{"GetBatch", testGetBatch},
 		{"PurgeTo", testPurge},
 		{"Counts", testCounts},
 		{"Info", testInfo},
@@ -590,6 +591,48 @@ func testGetNextDelete(t *testing.T, c Config) {
 	}
 	if err := l.Delete(ctx(t), 999); err != nil {
 		t.Errorf("Delete of a missing record: %v", err)
+	}
+}
+
+func testGetBatch(t *testing.T, c Config) {
+	b := c.Open(t)
+	l := b.Parked()
+	big := strings.Repeat("x", 1000)
+	for i := range 10 {
+		mustAppend(t, l, bus.Record{Subject: bus.ParkedPrefix + "a.t.retry", Data: []byte(fmt.Sprint(i, " ", big)), Header: bus.Header{"n": {fmt.Sprint(i)}}})
+	}
+	if err := l.Delete(ctx(t), 4); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		from            uint64
+		limit, maxBytes int
+		want            []uint64
+	}{
+		{0, 2, 1 << 20, []uint64{1, 2}},
+		{3, 3, 1 << 20, []uint64{3, 5, 6}},
+		{4, 1, 1 << 20, []uint64{5}},
+		{9, 100, 1 << 20, []uint64{9, 10}},
+		{1, 100, 1, []uint64{1}},
+		{11, 10, 1 << 20, nil},
+	} {
+		recs, err := l.GetBatch(ctx(t), tc.from, tc.limit, tc.maxBytes)
+		if (err != nil) != (tc.want == nil) || err != nil && !errors.Is(err, bus.ErrNotFound) {
+			t.Errorf("GetBatch(%d, %d, %d): %v", tc.from, tc.limit, tc.maxBytes, err)
+		}
+		var got []uint64
+		for _, r := range recs {
+			got = append(got, r.Seq)
+			if n := fmt.Sprint(r.Seq - 1); string(r.Data) != n+" "+big || r.Header.Get("n") != n || len(r.Header) != 1 || r.Time.IsZero() {
+				t.Errorf("record %d: %.3s… %v %v", r.Seq, r.Data, r.Header, r.Time)
+			}
+		}
+		if n := len(got); n > len(tc.want) || n == 0 && tc.want != nil || !slices.Equal(got, tc.want[:n]) {
+			t.Errorf("GetBatch(%d, %d, %d): %v, want %v", tc.from, tc.limit, tc.maxBytes, got, tc.want)
+		}
+	}
+	if recs, err := l.GetBatch(ctx(t), 1, 10, 2500); err != nil || len(recs) > 3 {
+		t.Errorf("up to 2500 bytes: %d records, %v, want at most 3", len(recs), err)
 	}
 }
 

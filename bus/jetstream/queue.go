@@ -9,7 +9,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/sensor-engine/engine/bus"
@@ -189,49 +188,13 @@ func (r *queueReader) Next(ctx context.Context, limit int) ([]bus.Record, error)
 
 // fetch reads the next batch. What came before an error counts.
 func (r *queueReader) fetch(ctx context.Context) error {
-	if !r.q.direct {
-		rec, err := r.q.get(ctx, getRequest{Seq: r.next, NextFor: r.filter})
-		if err == nil {
-			r.ready = append(r.ready[:0:0], rec)
-			r.next = rec.Seq + 1
-		}
-		return err
+	recs, err := r.q.batch(ctx, "read "+r.q.name, getRequest{
+		Seq: r.next, NextFor: r.filter, Batch: readBatch, Bytes: max(readBytes, r.q.b.MaxPayload()+64*kib),
+	})
+	if n := len(recs); n > 0 {
+		r.ready, r.next = recs, recs[n-1].Seq+1
 	}
-	ctx, cancel := context.WithTimeout(ctx, r.q.b.o.AckTimeout)
-	defer cancel()
-	ch := make(chan *nats.Msg, readBatch+8)
-	sub, err := r.q.b.rc.ChanSubscribe(nats.NewInbox(), ch)
-	if err != nil {
-		return connError("read "+r.q.name, err)
-	}
-	defer func() { _ = sub.Unsubscribe() }()
-	req := getRequest{Seq: r.next, NextFor: r.filter, Batch: readBatch, Bytes: max(readBytes, r.q.b.MaxPayload()+64*kib)}
-	if err := r.q.b.rc.PublishRequest("$JS.API.DIRECT.GET."+r.q.name, sub.Subject, req.bytes()); err != nil {
-		return connError("read "+r.q.name, err)
-	}
-	r.ready = make([]bus.Record, 0, 64)
-	for {
-		select {
-		case m := <-ch:
-			if st := m.Header.Get("Status"); st != "" {
-				if st == "503" {
-					r.q.b.suspect.Store(true)
-					return connError("read "+r.q.name, nats.ErrNoResponders)
-				}
-				return nil // the end of the batch, or nothing more
-			}
-			rec, err := r.q.directRecord(m)
-			if err != nil {
-				return fmt.Errorf("read %s: %w", r.q.name, err)
-			}
-			r.ready = append(r.ready, rec)
-			r.next = rec.Seq + 1
-		case <-ctx.Done():
-			return connError("read "+r.q.name, ctx.Err())
-		case <-r.q.b.closed:
-			return fmt.Errorf("read %s: the bus is %w", r.q.name, bus.ErrClosed)
-		}
-	}
+	return err
 }
 
 // Close implements [bus.Reader].

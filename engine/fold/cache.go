@@ -8,10 +8,11 @@ import (
 )
 
 // Cache keeps the newest events in memory, bounded in number and bytes, so
-// that workers seldom read them from the bus again. One goroutine puts, any
-// number read.
+// that workers seldom read them from the bus again, and reads older ones ahead.
+// One goroutine puts, any number read.
 type Cache struct {
-	log      bus.Log
+	ahead    readAhead
+	id       string // identity of the log
 	slots    []atomic.Pointer[bus.Event]
 	oldest   uint64 // sequence after the last one given up for bytes
 	next     uint64 // sequence after the last one put
@@ -20,9 +21,22 @@ type Cache struct {
 }
 
 // NewCache returns a cache of up to size events and maxBytes of payload in
-// front of log.
+// front of log. What is read ahead takes up to a quarter of maxBytes more.
 func NewCache(log bus.Log, size, maxBytes int) *Cache {
-	return &Cache{log: log, slots: make([]atomic.Pointer[bus.Event], size), maxBytes: maxBytes}
+	return &Cache{ahead: readAhead{log: log, maxBytes: maxBytes / 4}, slots: make([]atomic.Pointer[bus.Event], size), maxBytes: maxBytes}
+}
+
+// adopt drops what is not of the log with this identity and last sequence: the
+// log was exchanged or shortened, and its numbers are given to other events.
+func (c *Cache) adopt(id string, last uint64) {
+	if c.id == id && c.next <= last+1 {
+		return
+	}
+	for i := range c.slots {
+		c.slots[i].Store(nil)
+	}
+	c.ahead.forget()
+	c.id, c.oldest, c.next, c.bytes = id, 0, 0, 0
 }
 
 func cost(ev *bus.Event) int { return 512 + len(ev.Data) + len(ev.Request) }
@@ -57,9 +71,5 @@ func (c *Cache) Event(ctx context.Context, seq uint64) (*bus.Event, error) {
 	if ev := c.slots[seq%uint64(len(c.slots))].Load(); ev != nil && ev.Seq == seq {
 		return ev, nil
 	}
-	r, err := c.log.Get(ctx, seq)
-	if err != nil {
-		return nil, err
-	}
-	return bus.DecodeEvent(r)
+	return c.ahead.event(ctx, seq)
 }
