@@ -62,7 +62,7 @@ type Result struct {
 	// Output is the answer, at most [MaxOutput] bytes, and its media type.
 	Output      []byte
 	ContentType string
-	// Logs is what the function wrote to its log (stderr), at most MaxOutput.
+	// Logs is what the function wrote to its log (stderr), at most [MaxLogs].
 	Logs []byte
 	// Truncated is true when Output or Logs were cut.
 	Truncated bool
@@ -70,8 +70,12 @@ type Result struct {
 	Status string
 }
 
-// MaxOutput is the most of an answer or log that is kept, in bytes.
-const MaxOutput = 1 << 20
+// MaxOutput is the most of an answer that is kept, and MaxLogs of a log, in
+// bytes.
+const (
+	MaxOutput = 1 << 20
+	MaxLogs   = 64 << 10
+)
 
 // Host is what the engine gives the functions it makes.
 type Host interface {

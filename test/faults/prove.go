@@ -56,7 +56,7 @@ func removals() []removal {
 		one("function-crashes", 2, "one attempt too many", "engine/jobs/queue.go",
 			"j.Attempt >= spec.Policy.Attempts", "j.Attempt > spec.Policy.Attempts"),
 		one("function-floods", 1, "output is kept whole", "triggers/exec/exec.go",
-			"n := min(len(p), triggers.MaxOutput-len(w.kept))", "n := len(p)"),
+			"n := min(len(p), w.limit-len(w.kept))", "n := len(p)"),
 		one("torn-specs", 2, "half-written files are taken for a removal, at once", "cmd/engine/run.go",
 			"removalGrace: durationFlag(5 * time.Second)", "removalGrace: durationFlag(0)"),
 		long(one("slow-clients", 1, "no time-out for headers and bodies", "engine/listen/server.go",

@@ -132,7 +132,7 @@ func (f *function) Invoke(ctx context.Context, c *triggers.Call) (triggers.Resul
 	if err != nil {
 		return triggers.Result{}, err
 	}
-	stdout, stderr := &capped{}, &capped{}
+	stdout, stderr := &capped{limit: triggers.MaxOutput}, &capped{limit: triggers.MaxLogs}
 	cmd := &exec.Cmd{
 		Path: program, Args: f.cfg.Command, Dir: f.dir, Env: env,
 		Stdout: stdout, Stderr: stderr, WaitDelay: pipeDelay,
@@ -308,15 +308,31 @@ func (f *function) stdin(c *triggers.Call) ([]byte, error) {
 	return nil, nil
 }
 
-// capped keeps the first MaxOutput bytes and takes the rest without keeping it.
+// capped keeps the first limit bytes and takes the rest without keeping it.
 type capped struct {
-	kept []byte
-	cut  bool
+	limit int
+	kept  []byte
+	cut   bool
 }
+
+// Sizes of what is kept: most programs print little, and one that prints more
+// than is kept leaves little behind for the collector. Both limits are reached
+// exactly.
+const (
+	firstBuffer = 4 << 10
+	growth      = 4
+)
 
 // Write keeps what still fits.
 func (w *capped) Write(p []byte) (int, error) {
-	n := min(len(p), triggers.MaxOutput-len(w.kept))
+	n := min(len(p), w.limit-len(w.kept))
+	if need := len(w.kept) + n; need > cap(w.kept) {
+		size := max(growth*cap(w.kept), firstBuffer)
+		for size < need {
+			size *= growth
+		}
+		w.kept = append(make([]byte, 0, size), w.kept...)
+	}
 	w.kept = append(w.kept, p[:n]...)
 	w.cut = w.cut || n < len(p)
 	return len(p), nil

@@ -144,7 +144,7 @@ func (s Suite) invoke(t *testing.T, ctx context.Context, f triggers.Function, v 
 	hung := time.AfterFunc(patience, func() { panic("triggertest: " + t.Name() + ": the call does not return") })
 	defer hung.Stop()
 	res, err := f.Invoke(ctx, c)
-	if len(res.Output) > triggers.MaxOutput || len(res.Logs) > triggers.MaxOutput {
+	if len(res.Output) > triggers.MaxOutput || len(res.Logs) > triggers.MaxLogs {
 		t.Errorf("output of %d bytes and logs of %d are not capped", len(res.Output), len(res.Logs))
 	}
 	for ref, value := range s.Secrets {
