@@ -91,6 +91,9 @@ func Open(ctx context.Context, o Options) (_ *Bus, err error) {
 	if o.URL == "" {
 		b.emb = &embedded{o: o}
 		b.disk = newDisk(o)
+		if err := b.restore(); err != nil {
+			return nil, err
+		}
 		if err := b.emb.start(); err != nil {
 			if b.disk.enough() {
 				return nil, err
@@ -288,6 +291,7 @@ func (b *Bus) look() {
 	}
 	b.mu.Unlock()
 	b.lookDisk()
+	b.nudge()
 	b.refresh()
 }
 
@@ -602,4 +606,5 @@ func (b *Bus) release() {
 			lg.syncer.close()
 		}
 	}
+	b.settle()
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"sync"
@@ -82,6 +84,15 @@ func (s *syncer) join(t ticket, seq uint64) {
 	s.mu.Lock()
 	s.tickets = append(s.tickets, t)
 	s.last = max(s.last, seq)
+	s.mu.Unlock()
+	s.wake()
+}
+
+// nudge has what no append will sync brought to the disk: records that were
+// removed, blocks that the server has replaced. It does not wait.
+func (s *syncer) nudge() {
+	s.mu.Lock()
+	s.calls = append(s.calls, syncCall{0, make(chan error, 1)})
 	s.mu.Unlock()
 	s.wake()
 }
@@ -245,6 +256,44 @@ func (b *Bus) durably() {
 	}
 	for _, lg := range []*stream{b.jobs, b.state} {
 		lg.syncer = newSyncer(b, lg, false)
+	}
+}
+
+// restore repairs what a power loss has left of the store, before the embedded
+// server starts for the first time.
+func (b *Bus) restore() error {
+	for _, lg := range b.logs {
+		if err := restoreBlocks(b.o, lg.name); err != nil {
+			return fmt.Errorf("restoring %s after a crash: %w", lg.name, err)
+		}
+		if b.o.Durability == DurabilityFsync {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(streamDir(b.o, lg.name), heldDir)); err != nil {
+			return fmt.Errorf("removing what durability fsync has left: %w", err)
+		}
+	}
+	return nil
+}
+
+// nudge has everything synced that is not, soon.
+func (b *Bus) nudge() {
+	for _, lg := range b.logs {
+		if lg.syncer != nil {
+			lg.syncer.nudge()
+		}
+	}
+}
+
+// settle brings what the server wrote last to the disk, after its end.
+func (b *Bus) settle() {
+	for _, lg := range b.logs {
+		if lg.syncer == nil {
+			continue
+		}
+		if err := lg.syncer.tree.sync(); err != nil {
+			b.o.Logger.Warn("last sync failed", "stream", lg.name, "error", err)
+		}
 	}
 }
 

@@ -9,11 +9,14 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -32,6 +35,8 @@ import (
 type model struct {
 	jetstream.DiskSyncs
 	root, links string
+	// before is told of a file that is about to be synced, if set.
+	before atomic.Pointer[func(path string)]
 
 	mu      sync.Mutex // a cut is between two syncs
 	sizes   map[uint64]int64
@@ -119,7 +124,12 @@ func (m *model) syncDir(path string) error {
 }
 
 // File implements [jetstream.Syncs].
-func (m *model) File(path string) (fs.FileInfo, error) { return m.sync(path) }
+func (m *model) File(path string) (fs.FileInfo, error) {
+	if fn := m.before.Load(); fn != nil {
+		(*fn)(path)
+	}
+	return m.sync(path)
+}
 
 // Dir implements [jetstream.Syncs].
 func (m *model) Dir(path string) error { return m.syncDir(path) }
@@ -142,9 +152,47 @@ func (m *model) all(t *testing.T) {
 	}
 }
 
-// cut makes dst what a power loss at this moment leaves. With chance, the
-// system happened to write some of what nobody asked it to.
-func (m *model) cut(t *testing.T, dst string, chance *rand.Rand) {
+// luck is what the system happened to write of what nobody asked it to.
+type luck interface {
+	// entries says whether the entries of a directory are on the disk as they
+	// are now.
+	entries(dir string) bool
+	// size is how much of a file is on the disk, of which synced bytes were
+	// asked for and now are there.
+	size(path string, synced, now int64) int64
+}
+
+// random is luck that anything may have.
+type random struct{ *rand.Rand }
+
+func (r random) entries(string) bool { return r.IntN(2) == 0 }
+
+func (r random) size(_ string, synced, now int64) int64 {
+	switch r.IntN(3) {
+	case 0:
+		return now
+	case 1:
+		return synced + r.Int64N(now-synced)
+	}
+	return synced
+}
+
+// ahead is the luck of some files alone: those have reached the disk, nothing
+// else that was not synced has.
+type ahead func(path string) bool
+
+func (a ahead) entries(dir string) bool { return a(dir + string(filepath.Separator)) }
+
+func (a ahead) size(path string, synced, now int64) int64 {
+	if a(path) {
+		return now
+	}
+	return synced
+}
+
+// cut makes dst what a power loss at this moment leaves; nothing that was not
+// synced, if lucky is nil.
+func (m *model) cut(t *testing.T, dst string, lucky luck) {
 	t.Helper()
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -152,16 +200,16 @@ func (m *model) cut(t *testing.T, dst string, chance *rand.Rand) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.restore(t, m.root, dst, inode(st), chance)
+	m.restore(t, m.root, dst, inode(st), lucky)
 }
 
-func (m *model) restore(t *testing.T, live, dst string, ino uint64, chance *rand.Rand) {
+func (m *model) restore(t *testing.T, live, dst string, ino uint64, lucky luck) {
 	t.Helper()
 	if err := os.MkdirAll(dst, 0o750); err != nil {
 		t.Fatal(err)
 	}
 	entries := m.entries[ino]
-	if chance != nil && chance.IntN(2) == 0 {
+	if lucky != nil && lucky.entries(live) {
 		if st, err := os.Stat(live); err == nil && inode(st) == ino {
 			if now, err := list(live); err == nil {
 				entries = now
@@ -171,23 +219,18 @@ func (m *model) restore(t *testing.T, live, dst string, ino uint64, chance *rand
 	for name, n := range entries {
 		live, dst := filepath.Join(live, name), filepath.Join(dst, name)
 		if n.dir {
-			m.restore(t, live, dst, n.ino, chance)
+			m.restore(t, live, dst, n.ino, lucky)
 			continue
 		}
 		size, known := m.sizes[n.ino]
 		src := m.link(n.ino)
-		if chance != nil {
+		if lucky != nil {
 			if st, err := os.Stat(live); err == nil && inode(st) == n.ino && st.Size() > size {
 				if !known {
 					src = live
 				}
 				known = true
-				switch chance.IntN(3) {
-				case 0:
-					size = st.Size()
-				case 1:
-					size += chance.Int64N(st.Size() - size)
-				}
+				size = lucky.size(live, size, st.Size())
 			}
 		}
 		r := io.LimitReader(eof{}, 0)
@@ -227,6 +270,7 @@ type world struct {
 	b    *jetstream.Bus
 	d    *fold.Dispatcher
 	work chan done
+	keys int // of each producer, reused; 0: a new one for each order
 
 	mu     sync.Mutex
 	acked  map[string]uint64 // event id → sequence
@@ -300,8 +344,8 @@ func (w *world) dispatcher(t *testing.T) {
 }
 
 // event appends one event and notes that it was acknowledged.
-func (w *world) event(ctx context.Context, name string, id int) error {
-	key := name + "/" + strconv.Itoa(id)
+func (w *world) event(ctx context.Context, name string, id, round int) error {
+	key := fmt.Sprintf("%s/%d#%d", name, id, round)
 	ev := &bus.Event{ID: key, Source: "/t", Type: "t", EventSource: "shop", EventName: name, Data: fmt.Appendf(nil, `{"id":%d}`, id)}
 	a, err := w.b.Events().Append(ctx, ev.Record())
 	if err == nil {
@@ -333,8 +377,14 @@ func (w *world) run(t *testing.T) (stop func()) {
 		wg.Go(func() {
 			for i := g; ctx.Err() == nil; i += 8 {
 				w.load.RLock()
-				if w.event(ctx, "orders", i) == nil && i%3 > 0 {
-					_ = w.event(ctx, "payments", i-i%2*8*((i/8)%2))
+				switch n := i / 8; {
+				case w.keys > 0: // each is paid when half of the others are ordered
+					_ = w.event(ctx, "orders", n%w.keys*8+g, n/w.keys)
+					if n -= w.keys / 2; n >= 0 {
+						_ = w.event(ctx, "payments", n%w.keys*8+g, n/w.keys)
+					}
+				case w.event(ctx, "orders", i, 0) == nil && i%3 > 0:
+					_ = w.event(ctx, "payments", i-i%2*8*((i/8)%2), 0)
 				}
 				w.load.RUnlock()
 			}
@@ -361,7 +411,7 @@ func lost(t *testing.T, dir string, acked, worked map[string]uint64) (bad []stri
 	}
 	for i := range 4 {
 		for _, name := range []string{"orders", "payments"} {
-			if err := w.event(ctx, name, -1-i); err != nil {
+			if err := w.event(ctx, name, -1-i, 0); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -390,6 +440,19 @@ func lost(t *testing.T, dir string, acked, worked map[string]uint64) (bad []stri
 		}
 	}
 	_ = rd.Close()
+	orders, payments := map[string]int{}, map[string]int{}
+	count := func(id string) {
+		name, key, _ := strings.Cut(id, "/")
+		key, _, _ = strings.Cut(key, "#")
+		if name == "orders" {
+			orders[key]++
+		} else {
+			payments[key]++
+		}
+	}
+	for _, id := range stored {
+		count(id)
+	}
 	maps.Copy(acked, w.acked)
 	for id, seq := range acked {
 		if stored[seq] != id {
@@ -398,6 +461,25 @@ func lost(t *testing.T, dir string, acked, worked map[string]uint64) (bad []stri
 	}
 	if len(bad) > 0 {
 		return bad
+	}
+	// Orders that wait must be waited for still: the last of them are paid now.
+	paid := 0
+	for seq := info.Last; seq > 0 && paid < 200; seq-- {
+		name, key, _ := strings.Cut(stored[seq], "/")
+		key, _, _ = strings.Cut(key, "#")
+		id, err := strconv.Atoi(key)
+		if err != nil || name != "orders" || orders[key] <= payments[key] {
+			continue
+		}
+		if err := w.event(ctx, "payments", id, math.MaxInt); err != nil {
+			t.Fatal(err)
+		}
+		paid++
+		payments[key]++
+	}
+	for id, seq := range w.acked {
+		stored[seq] = id
+		info.Last = max(info.Last, seq)
 	}
 
 	w.dispatcher(t)
@@ -448,15 +530,6 @@ func lost(t *testing.T, dir string, acked, worked map[string]uint64) (bad []stri
 			fired["worked"]++
 		}
 	}
-	orders, payments := map[string]int{}, map[string]int{}
-	for _, id := range stored {
-		name, n, _ := cutID(id)
-		if name == "orders" {
-			orders[n]++
-		} else {
-			payments[n]++
-		}
-	}
 	want := 0
 	for id, n := range orders {
 		want += n + min(n, payments[id])
@@ -465,15 +538,6 @@ func lost(t *testing.T, dir string, acked, worked map[string]uint64) (bad []stri
 		bad = append(bad, fmt.Sprintf("%d firings (%v), want %d; %d events were stored before", got, fired, want, before.Last))
 	}
 	return bad
-}
-
-func cutID(id string) (name, n string, ok bool) {
-	for i := range id {
-		if id[i] == '/' {
-			return id[:i], id[i+1:], true
-		}
-	}
-	return id, "", false
 }
 
 // TestPowerLoss cuts the power at random moments under load. What was
@@ -509,14 +573,14 @@ func TestPowerLoss(t *testing.T) {
 			n := 0
 			for i := range cuts {
 				<-time.After(time.Duration(r.IntN(30_000)) * time.Microsecond)
-				chance := r
-				if !tc.written {
-					chance = nil
+				var lucky luck
+				if tc.written {
+					lucky = random{r}
 				}
 				dir := filepath.Join(t.TempDir(), "bus")
 				w.mu.Lock() // the ledger of this very moment
 				acked, worked := maps.Clone(w.acked), maps.Clone(w.worked)
-				m.cut(t, dir, chance)
+				m.cut(t, dir, lucky)
 				w.mu.Unlock()
 				n = len(acked)
 				bad := func() []string {
@@ -533,6 +597,119 @@ func TestPowerLoss(t *testing.T) {
 				}
 			}
 			t.Logf("%d cuts, %d events acknowledged before the last", cuts, n)
+		})
+	}
+}
+
+// unsynced returns the last block of a directory if it and others are not
+// synced.
+func (m *model) unsynced(t *testing.T, dir string) string {
+	t.Helper()
+	now, err := list(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	last, highest, n := "", 0, 0
+	for name, nd := range now {
+		digits, isBlock := strings.CutSuffix(name, ".blk")
+		st, err := os.Lstat(filepath.Join(dir, name))
+		if !isBlock || err != nil || inode(st) != nd.ino {
+			continue
+		}
+		if size, known := m.sizes[nd.ino]; !known || size < st.Size() {
+			n++
+			if i, _ := strconv.Atoi(digits); i > highest {
+				last, highest = filepath.Join(dir, name), i
+			}
+		}
+	}
+	if n < 2 {
+		return ""
+	}
+	return last
+}
+
+// TestPowerLossAtCheckpoint cuts the power when a sync of STATE is about to
+// begin. Of what was not synced, the disk has just that part which needs
+// another that it has not: each case fails without one of the three syncs of a
+// checkpoint.
+func TestPowerLossAtCheckpoint(t *testing.T) {
+	cuts := 6
+	if testing.Short() {
+		cuts = 2
+	}
+	if n, err := strconv.Atoi(os.Getenv("POWER_CUTS")); err == nil {
+		cuts = max(n/4, 1)
+	}
+	blocks := func(stream string) string { return filepath.Join("/", stream, "msgs") + "/" }
+	in := func(stream string) ahead {
+		return func(path string) bool { return strings.Contains(path, blocks(stream)) }
+	}
+	for _, tc := range []struct {
+		name string
+		luck func(t *testing.T, m *model) luck // nil: not now
+	}{
+		{"state without its jobs", func(*testing.T, *model) luck { return in("STATE") }},
+		{"jobs removed without the checkpoint", func(*testing.T, *model) luck { return in("JOBS") }},
+		// They are in one file, except where a block ends.
+		{"checkpoint without the state of keys", func(t *testing.T, m *model) luck {
+			last := m.unsynced(t, filepath.Join(m.root, "jetstream", "$G", "streams", "STATE", "msgs"))
+			if last == "" {
+				return nil
+			}
+			return ahead(func(path string) bool { return path == last || strings.HasSuffix(path, blocks("STATE")) })
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			m := newModel(t)
+			o := options(m.root, jetstream.DurabilityFsync)
+			o.Limits.State = 120 << 10 // the smallest blocks
+			w := &world{b: open(t, jetstream.WithSyncs(o, m)), keys: 24}
+			stop := w.run(t)
+			moments, over := make(chan chan struct{}), make(chan struct{})
+			defer func() { close(over); stop() }()
+			fn := func(path string) {
+				if !in("STATE")(path) {
+					return
+				}
+				resume := make(chan struct{})
+				select {
+				case moments <- resume:
+					<-resume
+				case <-over:
+				}
+			}
+			m.before.Store(&fn)
+			for i, end := 0, time.After(5*time.Minute); i < cuts; {
+				var resume chan struct{}
+				select {
+				case resume = <-moments:
+				case <-end:
+					t.Fatalf("the moment came %d times, want %d", i, cuts)
+				}
+				func() {
+					defer close(resume)
+					w.mu.Lock()
+					acked, worked := maps.Clone(w.acked), maps.Clone(w.worked)
+					lucky := tc.luck(t, m)
+					if lucky == nil || len(worked) == 0 {
+						w.mu.Unlock()
+						return
+					}
+					dir := filepath.Join(t.TempDir(), "bus")
+					m.cut(t, dir, lucky)
+					w.mu.Unlock()
+					i++
+					w.load.Lock()
+					defer w.load.Unlock()
+					if bad := lost(t, dir, acked, worked); len(bad) > 0 {
+						t.Fatalf("cut %d after %d events: %d promises are broken, first: %v", i, len(acked), len(bad), bad[:min(len(bad), 5)])
+					}
+					_ = os.RemoveAll(dir)
+				}()
+			}
 		})
 	}
 }

@@ -57,9 +57,15 @@ func (diskSyncs) Dir(path string) error {
 // directory. So while the directory is the same, only the last block has to be
 // looked at. A purge of everything and a stream made again have another
 // directory.
+//
+// A block is removed or replaced once what it had is written elsewhere, but the
+// disk may be told of that before it has the other place. So each block that is
+// synced has a second name in a directory of ours, until a later sync; what a
+// power loss left without its first name gets it back, see [restoreBlocks].
 type tree struct {
 	root  string // the store directory
 	dir   string // of the stream
+	held  string // directory of the second names
 	syncs syncs
 
 	mu      sync.Mutex
@@ -68,15 +74,26 @@ type tree struct {
 	path    bool                   // what leads to it is synced too
 	blocks  map[string]fs.FileInfo // by path
 	last    string                 // path of the last block
+	names   map[string]fs.FileInfo // in held; nil: not looked at yet
 }
 
 const (
 	blockDir    = "msgs"
 	blockSuffix = ".blk"
+	heldDir     = "synced"
+	// The server makes its index of the blocks anew when there is none, and
+	// ends a purge of everything that has got as far as purgedDir.
+	indexFile = "index.db"
+	purgedDir = "__new_msgs__"
 )
 
 func newTree(o Options, stream string) *tree {
-	return &tree{root: o.Dir, dir: filepath.Join(o.Dir, "jetstream", "$G", "streams", stream), syncs: o.syncs}
+	return &tree{root: o.Dir, dir: streamDir(o, stream), held: filepath.Join(streamDir(o, stream), heldDir), syncs: o.syncs}
+}
+
+// streamDir is where the server keeps a stream.
+func streamDir(o Options, stream string) string {
+	return filepath.Join(o.Dir, "jetstream", "$G", "streams", stream)
 }
 
 // sync brings what the server wrote so far to the disk.
@@ -121,7 +138,7 @@ func same(a, b fs.FileInfo) bool {
 // scan syncs all blocks that changed, and the directory if its entries did.
 func (t *tree) scan(dir string, st fs.FileInfo) error {
 	if t.msgs == nil || !os.SameFile(t.msgs, st) {
-		t.blocks, t.path = nil, false
+		t.blocks, t.names, t.path = nil, nil, false
 	}
 	t.msgs, t.settled, t.last = st, false, ""
 	// The time of a change is that of the last tick, or second.
@@ -130,29 +147,14 @@ func (t *tree) scan(dir string, st fs.FileInfo) error {
 		grain = 2 * time.Second
 	}
 	age := time.Since(st.ModTime()).Abs()
-	entries, err := os.ReadDir(dir)
+	blocks, last, err := readBlocks(dir)
 	if err != nil {
 		return err
 	}
-	blocks := make(map[string]fs.FileInfo, len(entries))
+	// All are looked at before the first is synced: what one of them no longer
+	// has was written to another before, which is synced now.
 	changed := len(t.blocks) == 0
-	index := uint64(0)
-	for _, e := range entries {
-		n, ok := blockIndex(e.Name())
-		if !ok {
-			continue
-		}
-		path := filepath.Join(dir, e.Name())
-		now, err := os.Lstat(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // worked off
-		}
-		if err != nil {
-			return err
-		}
-		if n >= index {
-			index, t.last = n, path
-		}
+	for path, now := range blocks {
 		was := t.blocks[path]
 		if same(was, now) {
 			blocks[path] = was
@@ -161,14 +163,12 @@ func (t *tree) scan(dir string, st fs.FileInfo) error {
 		if was == nil || !os.SameFile(was, now) {
 			changed = true
 		}
-		st, err := t.syncs.File(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
+		if blocks[path], err = t.syncs.File(path); err != nil {
 			return err
 		}
-		blocks[path] = st
+		if !os.SameFile(now, blocks[path]) {
+			return fmt.Errorf("%s was replaced: %w", path, fs.ErrNotExist)
+		}
 	}
 	if changed {
 		if err := t.syncs.Dir(dir); err != nil {
@@ -180,8 +180,98 @@ func (t *tree) scan(dir string, st fs.FileInfo) error {
 			return err
 		}
 	}
-	t.path, t.blocks, t.settled = true, blocks, age > grain
+	if err := t.hold(blocks); err != nil {
+		return err
+	}
+	t.last, t.path, t.blocks, t.settled = last, true, blocks, age > grain
 	return nil
+}
+
+// readBlocks returns the blocks in a directory by path, and which is the last.
+func readBlocks(dir string) (blocks map[string]fs.FileInfo, last string, err error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, "", err
+	}
+	blocks = make(map[string]fs.FileInfo, len(entries))
+	index := uint64(0)
+	for _, e := range entries {
+		n, ok := blockIndex(e.Name())
+		if !ok {
+			continue
+		}
+		path := filepath.Join(dir, e.Name())
+		st, err := os.Lstat(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // worked off
+		}
+		if err != nil {
+			return nil, "", err
+		}
+		blocks[path] = st
+		if n >= index {
+			index, last = n, path
+		}
+	}
+	return blocks, last, nil
+}
+
+// hold makes the second names those of blocks, which are synced.
+func (t *tree) hold(blocks map[string]fs.FileInfo) error {
+	if t.names == nil {
+		if err := os.MkdirAll(t.held, 0o750); err != nil {
+			return err
+		}
+		names, _, err := readBlocks(t.held)
+		if err != nil {
+			return err
+		}
+		if err := t.syncs.Dir(t.dir); err != nil {
+			return err
+		}
+		t.names = names
+	}
+	changed := false
+	for path, st := range blocks {
+		name := filepath.Join(t.held, filepath.Base(path))
+		was := t.names[name]
+		if was != nil && os.SameFile(was, st) {
+			continue
+		}
+		tmp := name + ".tmp"
+		_ = os.Remove(tmp)
+		if err := os.Link(path, tmp); err != nil {
+			if errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+			return fmt.Errorf("durability fsync needs a file system with hard links: %w", err)
+		}
+		now, err := os.Lstat(tmp)
+		if err != nil {
+			return err
+		}
+		if !os.SameFile(now, st) {
+			return errors.Join(fmt.Errorf("%s was replaced: %w", path, fs.ErrNotExist), os.Remove(tmp))
+		}
+		if err := os.Rename(tmp, name); err != nil {
+			return err
+		}
+		t.names[name], changed = now, true
+	}
+	for name := range t.names {
+		if _, there := blocks[filepath.Join(t.dir, blockDir, filepath.Base(name))]; there {
+			continue
+		}
+		if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		delete(t.names, name)
+		changed = true
+	}
+	if !changed {
+		return nil
+	}
+	return t.syncs.Dir(t.held)
 }
 
 // blockIndex is the number in the name of a block.
@@ -241,6 +331,44 @@ func (t *tree) syncPath() error {
 			return nil
 		}
 	}
+}
+
+// restoreBlocks gives blocks that were synced their names back, where a power
+// loss has taken those away, or has left less under them. What was removed in
+// truth is removed again by what is written of that in later blocks, by the
+// limits of the stream, or by the next purge. No server may run.
+func restoreBlocks(o Options, stream string) error {
+	stream = streamDir(o, stream)
+	names, _, err := readBlocks(filepath.Join(stream, heldDir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	dir, restored := filepath.Join(stream, blockDir), false
+	for name, st := range names {
+		path := filepath.Join(dir, filepath.Base(name))
+		now, err := os.Lstat(path)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if err == nil && now.Size() >= st.Size() {
+			continue
+		}
+		if !restored {
+			restored = true
+			if err := errors.Join(os.RemoveAll(filepath.Join(stream, purgedDir)), os.MkdirAll(dir, 0o750), os.RemoveAll(filepath.Join(dir, indexFile))); err != nil {
+				return err
+			}
+		}
+		tmp := path + ".tmp" // the server removes what is left of it
+		_ = os.Remove(tmp)
+		if err := errors.Join(os.Link(name, tmp), os.Rename(tmp, path)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // look makes the next sync look at all blocks and the way to them.
