@@ -116,6 +116,17 @@ func (e *Event) Record() Record {
 	return r
 }
 
+// Derive returns a copy to change, with extensions of its own and no place in
+// the log; the payload is shared until it is replaced.
+func (e *Event) Derive() *Event {
+	return &Event{
+		ID: e.ID, Source: e.Source, Type: e.Type, Subject: e.Subject, DataContentType: e.DataContentType, DataSchema: e.DataSchema,
+		Time: e.Time, Extensions: maps.Clone(e.Extensions), Data: e.Data,
+		EventSource: e.EventSource, EventName: e.EventName, ProducerID: e.ProducerID, Request: e.Request,
+		Hops: e.Hops, Cause: e.Cause, Cursor: e.Cursor,
+	}
+}
+
 // DedupID is the id under which the log recognises a retry: a hash of
 // EventSource, event name, ce-source and ce-id.
 func (e *Event) DedupID() string {

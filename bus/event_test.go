@@ -55,6 +55,18 @@ func TestEventRoundTrip(t *testing.T) {
 	}
 }
 
+func TestDerive(t *testing.T) {
+	e := example()
+	d := e.Derive()
+	if !content(e, d) {
+		t.Errorf("derived %+v of %+v", d, e)
+	}
+	d.Extensions["x"], d.Data = "other", []byte("other")
+	if !content(e, example()) {
+		t.Errorf("changed with its copy: %+v", e)
+	}
+}
+
 func TestEventHeaders(t *testing.T) {
 	r := example().Record()
 	want := bus.Header{

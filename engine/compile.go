@@ -65,7 +65,9 @@ type Compiler struct {
 }
 
 type compiledSensor struct {
+	name    string
 	hash    string
+	spec    *specs.Sensor
 	program *sensors.Program
 	found   specs.Diagnostics
 }
@@ -88,27 +90,30 @@ func (c *Compiler) Check(set *specs.Set, invalid ...specs.Ref) specs.Diagnostics
 	found := c.catalog.Loader().Check(set, invalid...)
 	for ref, r := range set.Resources {
 		switch spec := r.Spec.(type) {
-		case *specs.Sensor:
-			found = append(found, c.sensor(ref, r, spec).found...)
+		case *specs.Sensor, *specs.Subscription:
+			found = append(found, c.sensor(ref, r).found...)
 		case *specs.Function:
 			found = append(found, c.function(ref, r, spec).found...)
 		case *specs.EventSource:
 			found = append(found, c.sizes(ref, spec)...)
+			found = append(found, c.events(set, ref, r, spec)...)
 		}
 	}
 	found = append(found, c.routes(set)...)
 	return found.Sort()
 }
 
-func (c *Compiler) sensor(ref specs.Ref, r *specs.Resource, spec *specs.Sensor) compiledSensor {
+// sensor compiles the Sensor that a resource is or stands for.
+func (c *Compiler) sensor(ref specs.Ref, r *specs.Resource) compiledSensor {
 	if was, ok := c.programs[ref]; ok && was.hash == r.Hash && len(was.found) == 0 {
 		return was
 	}
-	p, found := sensors.Compile(r.Metadata.Name, spec)
+	name, spec := r.Sensor()
+	p, found := sensors.Compile(name, spec)
 	for i := range found {
 		found[i].Ref = ref
 	}
-	cs := compiledSensor{hash: r.Hash, program: p, found: found}
+	cs := compiledSensor{name: name, hash: r.Hash, spec: spec, program: p, found: found}
 	c.programs[ref] = cs
 	return cs
 }
@@ -124,6 +129,41 @@ func (c *Compiler) function(ref specs.Ref, r *specs.Resource, spec *specs.Functi
 	cf := compiledFunction{hash: r.Hash, compiled: compiled, found: found}
 	c.functions[ref] = cf
 	return cf
+}
+
+// env is where an event stands in a set.
+func env(set *specs.Set, source, dir string, ev specs.SourceEvent) sources.Env {
+	return sources.Env{
+		Source: source, Event: ev.Name, Dir: dir,
+		Resource: func(ref specs.Ref) *specs.Resource { return set.Resources[ref] },
+	}
+}
+
+// events finds what is wrong with the intake of events, and what their types
+// can only say with the referenced resources at hand.
+func (c *Compiler) events(set *specs.Set, ref specs.Ref, r *specs.Resource, es *specs.EventSource) specs.Diagnostics {
+	var found specs.Diagnostics
+	for _, ev := range es.Events {
+		path := fmt.Sprintf("spec.%s.%s", ev.Type, ev.Name)
+		_, ds := sources.CompileIntake(&ev.Intake, path)
+		for i := range ds {
+			ds[i].Ref = ref
+		}
+		found = append(found, ds...)
+		f := c.catalog.Sources.Lookup(ev.Type)
+		if f == nil || f.Check == nil || !exist(set, ev.Uses) {
+			continue
+		}
+		ck := specs.NewChecker(ref, path, ev.Places)
+		f.Check(ev.Config, env(set, ref.Name, filepath.Dir(r.Pos.File), ev), ck)
+		found = append(found, ck.Found()...)
+	}
+	return found
+}
+
+// exist reports whether all resources are in the set.
+func exist(set *specs.Set, refs []specs.Ref) bool {
+	return !slices.ContainsFunc(refs, func(ref specs.Ref) bool { return set.Resources[ref] == nil })
 }
 
 // sizes finds events that may be larger than the bus takes.
@@ -161,7 +201,7 @@ func (c *Compiler) routes(set *specs.Set) specs.Diagnostics {
 			if f == nil || f.Routes == nil {
 				continue
 			}
-			for _, rt := range f.Routes(ev.Config) {
+			for _, rt := range f.Routes(ev.Config, env(set, ref.Name, filepath.Dir(r.Pos.File), ev)) {
 				claims = append(claims, claim{rt, ref, ev})
 			}
 		}
@@ -205,6 +245,11 @@ func (c *Compiler) routes(set *specs.Set) specs.Diagnostics {
 	return found
 }
 
+// isSensor reports whether a resource is a Sensor or stands for one.
+func isSensor(r *specs.Resource) bool {
+	return r.Kind == specs.KindSensor || r.Kind == specs.KindSubscription
+}
+
 // rules compiles the sensors of a checked set.
 func (c *Compiler) rules(set *specs.Set) *fold.Rules {
 	rules := &fold.Rules{}
@@ -216,11 +261,12 @@ func (c *Compiler) rules(set *specs.Set) *fold.Rules {
 	hashes := make([]string, 0, len(refs))
 	for _, ref := range refs {
 		r := set.Resources[ref]
-		if spec, ok := r.Spec.(*specs.Sensor); ok {
-			if cs := c.sensor(ref, r, spec); cs.program != nil {
-				rules.Sensors = append(rules.Sensors, fold.Sensor{Name: ref.Name, Hash: r.Hash, Program: cs.program})
-				hashes = append(hashes, ref.Name+"="+r.Hash)
-			}
+		if !isSensor(r) {
+			continue
+		}
+		if cs := c.sensor(ref, r); cs.program != nil {
+			rules.Sensors = append(rules.Sensors, fold.Sensor{Name: cs.name, Hash: r.Hash, Program: cs.program})
+			hashes = append(hashes, cs.name+"="+r.Hash)
 		}
 	}
 	sum := sha256.Sum256([]byte(strings.Join(hashes, "\n")))
@@ -298,13 +344,13 @@ func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, erro
 		return callee, nil
 	}
 	for ref, r := range set.Resources {
-		spec, ok := r.Spec.(*specs.Sensor)
-		if !ok {
+		if !isSensor(r) {
 			continue
 		}
-		program := c.compiler.sensor(ref, r, spec).program
-		for i := range spec.Triggers {
-			t := &spec.Triggers[i]
+		cs := c.compiler.sensor(ref, r)
+		program := cs.program
+		for i := range cs.spec.Triggers {
+			t := &cs.spec.Triggers[i]
 			d := t.Delivery
 			name, hash, call, pos := ref.Name+"."+t.Name, set.HashOf(ref), t.Inline, r.Pos
 			var compiled *triggers.Compiled
@@ -332,7 +378,7 @@ func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, erro
 				return nil, err
 			}
 			jt := &jobs.Trigger{
-				Ref: jobs.TriggerRef{Sensor: ref.Name, Trigger: t.Name}, Callee: callee,
+				Ref: jobs.TriggerRef{Sensor: cs.name, Trigger: t.Name}, Callee: callee,
 				Timeout: d.Timeout.D(), Concurrency: d.Concurrency, Policy: triggers.PolicyOf(d.Retry), Block: d.Overflow == "block",
 				Render: func(events map[string][]*bus.Event) (map[string]any, error) { return program.RenderTrigger(i, events) },
 			}

@@ -18,6 +18,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/engine/fold"
 	"github.com/sensor-engine/engine/engine/jobs"
@@ -83,7 +85,12 @@ type Engine struct {
 	wanted     atomic.Bool    // a spec reads `request`
 	reloads    chan reloadRequest
 	unitsCtx   context.Context
+	wakes      *wakes
 	stored     []byte // the accepted specs as STATE has them
+
+	logMu    sync.Mutex
+	logName  string
+	logAsked time.Time
 
 	mu       sync.Mutex
 	units    map[unitKey]*unit
@@ -155,6 +162,7 @@ func New(o Options) *Engine {
 		o: o, log: o.Logger, start: time.Now(), reloads: make(chan reloadRequest),
 		units: map[unitKey]*unit{}, stats: map[unitKey]*SourceStats{}, alarms: map[string]Alarm{},
 		applied: &specs.Set{Resources: map[specs.Ref]*specs.Resource{}},
+		wakes:   newWakes(),
 	}
 	e.loader = o.Catalog.Loader()
 	e.loader.Cache = &specs.Cache{}
@@ -245,6 +253,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	defer stopFold()
 	defer stopUnits()
 	e.unitsCtx = unitsCtx
+	go e.wakes.run(unitsCtx)
 	failed := make(chan error, 3)
 	var down <-chan struct{} // the listener does not accept any more
 	if e.server != nil {
@@ -473,7 +482,7 @@ func (e *Engine) applyUnits(set *specs.Set) {
 	e.mu.Lock()
 	for k, w := range wishes {
 		if units[k] == nil {
-			units[k] = e.newUnit(k, w.ev, w.hash, w.dir)
+			units[k] = e.newUnit(k, w.ev, w.hash, w.dir, set)
 			starting = append(starting, units[k])
 		}
 	}
@@ -485,7 +494,7 @@ func (e *Engine) applyUnits(set *specs.Set) {
 	e.units = units
 	e.mu.Unlock()
 	for _, u := range starting {
-		u.start(e.unitsCtx)
+		u.start(e.unitsCtx, e.wakes)
 	}
 	for _, old := range replaced {
 		units[old.key].awaitReady(time.Second)
@@ -494,7 +503,7 @@ func (e *Engine) applyUnits(set *specs.Set) {
 }
 
 // newUnit makes the unit of one event. mu is held.
-func (e *Engine) newUnit(k unitKey, ev specs.SourceEvent, hash, dir string) *unit {
+func (e *Engine) newUnit(k unitKey, ev specs.SourceEvent, hash, dir string, set *specs.Set) *unit {
 	f := e.o.Catalog.Sources.Lookup(ev.Type)
 	log := e.log.With("source", k.source, "event", k.event, "type", ev.Type)
 	u := &unit{key: k, typ: ev.Type, hash: hash, dir: dir, log: log, ready: make(chan struct{}), settled: make(chan struct{})}
@@ -503,13 +512,57 @@ func (e *Engine) newUnit(k unitKey, ev specs.SourceEvent, hash, dir string) *uni
 		st = &SourceStats{}
 		e.stats[k] = st
 	}
-	u.make = func() (sources.Source, error) { return f.Make(ev.Config) }
+	at := env(set, k.source, dir, ev)
+	u.make = func() (sources.Source, error) { return f.Make(ev.Config, at) }
+	u.details = func(now time.Time) []sources.Detail {
+		if f.Describe == nil {
+			return nil
+		}
+		return f.Describe(ev.Config, at, now)
+	}
+	// A checked set compiles.
+	intake, _ := sources.CompileIntake(&ev.Intake, "")
 	u.host = &host{
-		key: k, defaultType: f.DefaultType, ceSource: "/" + k.source + "/" + k.event,
+		key: k, defaultType: f.DefaultType, ceSource: "/" + k.source + "/" + k.event, push: f.Push,
 		bus: e.o.Bus, routes: e.table, secret: e.secrets.Secret, wanted: &e.wanted, log: log, stats: st,
-		ready: u.isReady,
+		ready: u.isReady, intake: intake, limit: limiter(ev.Intake.RateLimit),
+		position: position{key: k, bus: e.o.Bus, log: e.logID, out: log},
 	}
 	return u
+}
+
+// limiter is the token bucket of a spec, nil for none.
+func limiter(r *specs.RateLimit) *rate.Limiter {
+	if r == nil {
+		return nil
+	}
+	per, burst := r.Per.D(), r.Burst
+	if per == 0 {
+		per = time.Second
+	}
+	if burst == 0 {
+		burst = r.Events
+	}
+	return rate.NewLimiter(rate.Limit(float64(r.Events)/per.Seconds()), burst)
+}
+
+// logIDFor is how long the identity of EVENTS is remembered, so that thousands
+// of sources that start together ask for it once.
+const logIDFor = time.Second
+
+// logID returns the identity of EVENTS.
+func (e *Engine) logID(ctx context.Context) (string, error) {
+	e.logMu.Lock()
+	defer e.logMu.Unlock()
+	if time.Since(e.logAsked) < logIDFor {
+		return e.logName, nil
+	}
+	info, err := e.o.Bus.Events().Info(ctx)
+	if err != nil {
+		return "", err
+	}
+	e.logName, e.logAsked = info.ID, time.Now()
+	return e.logName, nil
 }
 
 // awaitSettled waits until every source was ready or failed once, so that

@@ -10,6 +10,7 @@ import (
 	"github.com/sensor-engine/engine/engine/fold"
 	"github.com/sensor-engine/engine/engine/jobs"
 	"github.com/sensor-engine/engine/engine/reload"
+	"github.com/sensor-engine/engine/sources"
 	"github.com/sensor-engine/engine/specs"
 )
 
@@ -54,12 +55,15 @@ type ResourceStatus struct {
 	Place  string     `json:"place"`
 	Hash   string     `json:"hash,omitempty"`
 	// Until is when a resource that is being removed ends.
-	Until    time.Time         `json:"until,omitzero"`
-	Labels   map[string]string `json:"labels,omitempty"`
-	Events   []EventStatus     `json:"events,omitempty"`
-	Sensor   *SensorStatus     `json:"sensor,omitempty"`
-	Triggers []TriggerStatus   `json:"triggers,omitempty"`
-	UsedBy   []string          `json:"usedBy,omitempty"`
+	Until  time.Time         `json:"until,omitzero"`
+	Labels map[string]string `json:"labels,omitempty"`
+	Events []EventStatus     `json:"events,omitempty"`
+	Sensor *SensorStatus     `json:"sensor,omitempty"`
+	// RunsAs is the name of the sensor as which a Sensor or Subscription runs:
+	// the one its jobs, runs and dead letters have.
+	RunsAs   string          `json:"runsAs,omitempty"`
+	Triggers []TriggerStatus `json:"triggers,omitempty"`
+	UsedBy   []string        `json:"usedBy,omitempty"`
 }
 
 // EventStatus is the state of one event of an EventSource.
@@ -74,6 +78,27 @@ type EventStatus struct {
 	Duplicates uint64    `json:"duplicates,omitempty"`
 	Refused    uint64    `json:"refused,omitempty"`
 	Last       time.Time `json:"last,omitzero"`
+	// Intake counts what the event's filter, rate limit and shaping did.
+	Intake IntakeStatus `json:"intake,omitzero"`
+	// Position is where the source stands, and Lag, in seconds, how far behind
+	// it is, where it knows.
+	Position string  `json:"position,omitempty"`
+	Lag      float64 `json:"lag,omitempty"`
+	// Details is what the config tells, for example the next times of a
+	// schedule. It is only there when one resource is asked for.
+	Details []sources.Detail `json:"details,omitempty"`
+}
+
+// IntakeStatus are the counters of an event's intake since the start of the
+// engine, as in [SourceStats].
+type IntakeStatus struct {
+	Filtered      uint64 `json:"filtered,omitempty"`
+	FilterMissing uint64 `json:"filterMissing,omitempty"`
+	FilterFailed  uint64 `json:"filterFailed,omitempty"`
+	Unshaped      uint64 `json:"unshaped,omitempty"`
+	Limited       uint64 `json:"limited,omitempty"`
+	// Problem is what failed last, "" for nothing.
+	Problem string `json:"problem,omitempty"`
 }
 
 // SensorStatus are the counters of a sensor since the start of the engine.
@@ -183,8 +208,10 @@ func (e *Engine) Status(ctx context.Context) Status {
 			switch spec := r.Spec.(type) {
 			case *specs.EventSource:
 				rs.Events = e.eventStatus(st.Ref.Name, spec)
-			case *specs.Sensor:
-				if st := sensorStats[st.Ref.Name]; st != nil {
+			case *specs.Sensor, *specs.Subscription:
+				name, _ := r.Sensor()
+				rs.RunsAs = name
+				if st := sensorStats[name]; st != nil {
 					rs.Sensor = &SensorStatus{
 						Matched: st.Matched.Load(), Fired: st.Fired.Load(), Missing: st.Missing.Load(), Failed: st.Failed.Load(),
 						Superseded: st.Superseded.Load(), Expired: st.Expired.Load(),
@@ -193,7 +220,7 @@ func (e *Engine) Status(ctx context.Context) Status {
 						rs.Sensor.Problem = v.String()
 					}
 				}
-				rs.Triggers = triggers[st.Ref.Name]
+				rs.Triggers = triggers[name]
 				slices.SortFunc(rs.Triggers, func(a, b TriggerStatus) int { return cmp.Compare(a.Name, b.Name) })
 			}
 		}
@@ -218,8 +245,37 @@ func (e *Engine) eventStatus(source string, spec *specs.EventSource) []EventStat
 			if n := st.LastStored.Load(); n > 0 {
 				es.Last = time.Unix(0, n)
 			}
+			es.Intake = IntakeStatus{
+				Filtered: st.Filtered.Load(), FilterMissing: st.FilterMissing.Load(), FilterFailed: st.FilterFailed.Load(),
+				Unshaped: st.Unshaped.Load(), Limited: st.Limited.Load(),
+			}
+			if p := st.Problem.Load(); p != nil {
+				es.Intake.Problem = *p
+			}
+			if p := st.Progress.Load(); p != nil {
+				es.Position, es.Lag = p.Position, p.Lag.Seconds()
+			}
 		}
 		out = append(out, es)
+	}
+	return out
+}
+
+// Details returns what the configs of an EventSource's running events tell, by
+// the name of the event.
+func (e *Engine) Details(source string) map[string][]sources.Detail {
+	e.mu.Lock()
+	asked := map[string]func(time.Time) []sources.Detail{}
+	for k, u := range e.units {
+		if k.source == source {
+			asked[k.event] = u.details
+		}
+	}
+	e.mu.Unlock()
+	out := make(map[string][]sources.Detail, len(asked))
+	now := time.Now()
+	for name, details := range asked {
+		out[name] = details(now)
 	}
 	return out
 }

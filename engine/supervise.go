@@ -37,10 +37,12 @@ type unit struct {
 	log     *slog.Logger
 	host    *host
 	make    func() (sources.Source, error)
+	details func(now time.Time) []sources.Detail
 	cancel  context.CancelFunc
 	done    chan struct{}
 	ready   chan struct{} // closed when it reported itself ready first
 	settled chan struct{} // closed when it was ready or failed first
+	backoff time.Duration // last wait after a failure; its runner's
 	once    sync.Once
 	first   sync.Once
 
@@ -99,68 +101,92 @@ const (
 )
 
 // start runs the unit until stop is called; a failure or panic is retried
-// with jittered backoff and visible in its status.
-func (u *unit) start(ctx context.Context) {
+// with jittered backoff and visible in its status. A timed source sleeps in w.
+func (u *unit) start(ctx context.Context, w *wakes) {
 	ctx, u.cancel = context.WithCancel(ctx)
 	u.done = make(chan struct{})
 	u.set(UnitStarting, "")
+	src, err := u.makeSafely()
+	if timed, ok := src.(sources.Timed); ok && err == nil {
+		s := w.add(ctx, u, timed)
+		context.AfterFunc(ctx, func() { w.end(s) })
+		return
+	}
 	go func() {
 		defer close(u.done)
-		defer u.set(UnitStopped, "")
-		u.supervise(ctx)
+		u.supervise(ctx, src, err)
 	}()
 }
 
-func (u *unit) supervise(ctx context.Context) {
-	wait := time.Duration(0)
+func (u *unit) supervise(ctx context.Context, src sources.Source, err error) {
 	for {
 		begin := time.Now()
-		err := u.run(ctx)
+		if err == nil {
+			err = u.run(ctx, src)
+		}
 		if ctx.Err() != nil {
 			return
 		}
 		if err == nil {
 			err = errors.New("it ended by itself")
 		}
-		if _, permanent := errors.AsType[*sources.Permanent](err); permanent {
-			u.set(UnitFailed, err.Error())
-			u.settle()
-			u.log.Error("source failed; it waits for a change of its spec", "error", err)
+		pause, permanent := u.failed(err, time.Since(begin))
+		if permanent {
 			<-ctx.Done()
 			return
 		}
-		if time.Since(begin) > healthyAfter {
-			wait = 0
-		}
-		wait = min(max(2*wait, firstBackoff), maxBackoff)
-		pause := wait/2 + rand.N(wait/2)
-		u.mu.Lock()
-		u.restarts++
-		u.mu.Unlock()
-		u.set(UnitRetrying, err.Error())
-		u.settle()
-		u.log.Warn("source failed; it is started again", "error", err, "in", pause.Round(time.Millisecond))
 		select {
 		case <-ctx.Done():
 			return
 		case <-time.After(pause):
 		}
+		src, err = u.makeSafely()
 	}
 }
 
-// run makes and runs the source once.
-func (u *unit) run(ctx context.Context) (err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			err = fmt.Errorf("panic: %v", r)
-			u.log.Error("source panicked", "panic", r, "stack", string(debug.Stack()))
-		}
-	}()
-	src, err := u.make()
-	if err != nil {
-		return &sources.Permanent{Err: err}
+// failed notes why the source ended or did not wake, after it ran for a time,
+// and tells how long to wait before it is tried again, or that it is not.
+func (u *unit) failed(err error, ran time.Duration) (pause time.Duration, permanent bool) {
+	defer u.settle()
+	if _, permanent := errors.AsType[*sources.Permanent](err); permanent {
+		u.set(UnitFailed, err.Error())
+		u.log.Error("source failed; it waits for a change of its spec", "error", err)
+		return 0, true
 	}
+	if ran > healthyAfter {
+		u.backoff = 0
+	}
+	u.backoff = min(max(2*u.backoff, firstBackoff), maxBackoff)
+	pause = u.backoff/2 + rand.N(u.backoff/2)
+	u.mu.Lock()
+	u.restarts++
+	u.mu.Unlock()
+	u.set(UnitRetrying, err.Error())
+	u.log.Warn("source failed; it is started again", "error", err, "in", pause.Round(time.Millisecond))
+	return pause, false
+}
+
+// makeSafely makes the source; one that cannot be made waits for another spec.
+func (u *unit) makeSafely() (src sources.Source, err error) {
+	defer u.recovered(&err)
+	if src, err = u.make(); err != nil {
+		err = &sources.Permanent{Err: err}
+	}
+	return src, err
+}
+
+// run runs the source once.
+func (u *unit) run(ctx context.Context, src sources.Source) (err error) {
+	defer u.recovered(&err)
 	return src.Run(ctx, u.host)
+}
+
+// recovered makes an error of a panic.
+func (u *unit) recovered(err *error) {
+	if r := recover(); r != nil {
+		*err = fmt.Errorf("panic: %v", r)
+		u.log.Error("source panicked", "panic", r, "stack", string(debug.Stack()))
+	}
 }
 
 // stop ends the unit and waits for it. A unit that does not end within the
@@ -169,6 +195,8 @@ func (u *unit) stop(limit time.Duration) {
 	u.cancel()
 	select {
 	case <-u.done:
+		u.host.position.close()
+		u.set(UnitStopped, "")
 		u.log.Info("source stopped")
 	case <-time.After(limit):
 		u.log.Error("source does not stop; it is left behind", "after", limit)

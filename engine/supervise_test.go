@@ -44,13 +44,13 @@ func (p *probe) Run(ctx context.Context, h sources.Host) error {
 			return nil
 		}
 	}
-	if v, err := h.Cursor().Load(ctx); err != nil || v != nil {
+	if v, err := h.Cursor().Load(ctx); err != nil || v != "" {
 		return errors.New("a new source has a cursor")
 	}
-	if err := h.Cursor().Store(ctx, []byte("7")); err != nil {
+	if err := h.Cursor().Store(ctx, "7"); err != nil {
 		return err
 	}
-	if v, err := h.Cursor().Load(ctx); err != nil || string(v) != "7" {
+	if v, err := h.Cursor().Load(ctx); err != nil || v != "7" {
 		return errors.New("the cursor is lost")
 	}
 	if err := h.Emit(ctx, &bus.Event{Data: []byte("1")}, &bus.Event{Data: []byte("2")}); err != nil {
@@ -66,7 +66,7 @@ func probeCatalog(runs *atomic.Int64) engine.Catalog {
 		Sources: sources.Registry{{
 			Type:        specs.Type{Name: "probe", Doc: "A source for tests.", New: func() any { return &probeConfig{} }},
 			DefaultType: "probe.seen",
-			Make:        func(c any) (sources.Source, error) { return &probe{c.(*probeConfig).Do, runs}, nil },
+			Make:        func(c any, _ sources.Env) (sources.Source, error) { return &probe{c.(*probeConfig).Do, runs}, nil },
 		}},
 		Functions: triggersall.All(),
 	}

@@ -1,6 +1,9 @@
 package specs
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 // Checker collects what the Validate method of a config finds. A config type
 // takes part by having the method `Validate(c *specs.Checker)` on its pointer.
@@ -10,6 +13,22 @@ type Checker struct {
 	place  func(field string) Pos
 	found  Diagnostics
 }
+
+// NewChecker returns a checker for a config at path in the resource ref, with
+// the places of its fields; see [SourceEvent.Places].
+func NewChecker(ref Ref, path string, places map[string]Pos) *Checker {
+	return &Checker{ref: ref, prefix: path, place: func(field string) Pos {
+		for {
+			if pos, ok := places[field]; ok || field == "" {
+				return pos
+			}
+			field = field[:max(strings.LastIndexAny(field, ".["), 0)]
+		}
+	}}
+}
+
+// Found returns what was reported so far.
+func (c *Checker) Found() Diagnostics { return c.found }
 
 // Errorf reports an error at field, a path below the config such as
 // "auth.hmac.header" or "items[2]" ("" for the config itself). When the field

@@ -245,6 +245,8 @@ func (d *decoder) eventSource(n *node) *EventSource {
 				return f != nil
 			})
 			d.intake(e.val, &ev.Intake, at)
+			ev.Places = map[string]Pos{}
+			d.places(e.val, "", ev.Places)
 			b := appendToken(nil, 't', t.Name)
 			b = appendToken(b, 'n', ev.Name)
 			ev.Hash = hash(e.val.canonical(b))
@@ -257,6 +259,17 @@ func (d *decoder) eventSource(n *node) *EventSource {
 	}
 	slices.SortFunc(src.Events, func(a, b SourceEvent) int { return strings.Compare(a.Name, b.Name) })
 	return src
+}
+
+// places notes where a value and everything in it is.
+func (d *decoder) places(n *node, path string, into map[string]Pos) {
+	into[path] = d.place(n)
+	for i, item := range n.items {
+		d.places(item, path+"["+strconv.Itoa(i)+"]", into)
+	}
+	for _, p := range n.pairs {
+		d.places(p.val, join(path, p.key.value), into)
+	}
 }
 
 // duplicate reports a name that is there twice, naming both places.

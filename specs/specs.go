@@ -236,6 +236,9 @@ type SourceEvent struct {
 	Config any
 	// Intake says which of the incoming events are stored, and as what.
 	Intake Intake
+	// Places are those of the config and its fields, by their path below it ("" for
+	// the config itself), for checks that come later.
+	Places map[string]Pos
 	// Hash covers Type, Name and the canonical config, intake included.
 	Hash string
 	// Uses are the resources the config references, sorted.

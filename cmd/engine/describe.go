@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/sensor-engine/engine/engine"
 	"github.com/sensor-engine/engine/engine/api"
 )
 
@@ -61,15 +62,18 @@ func (s *sections) add(heading string, fill func(*table)) {
 	if s.err != nil {
 		return
 	}
+	var b strings.Builder
+	t := newTable(&b)
+	fill(t)
+	_ = t.flush() // into memory
+	if b.Len() == 0 {
+		return
+	}
 	indent := ""
 	if heading != "" {
 		_, s.err = fmt.Fprintln(s.w, heading+":")
 		indent = "  "
 	}
-	var b strings.Builder
-	t := newTable(&b)
-	fill(t)
-	_ = t.flush() // into memory
 	for line := range strings.Lines(b.String()) {
 		if s.err == nil {
 			_, s.err = io.WriteString(s.w, indent+strings.TrimRight(line, " \n")+"\n")
@@ -96,6 +100,9 @@ func describe(w io.Writer, r *api.Resource) error {
 		for _, k := range slices.Sorted(maps.Keys(r.Labels)) {
 			t.row("Label:", k+"="+r.Labels[k])
 		}
+		if r.RunsAs != "" && r.RunsAs != r.Name {
+			t.row("Runs as sensor:", r.RunsAs)
+		}
 		t.row("Uses:", orNone(r.Uses))
 		t.row("Used by:", orNone(r.UsedBy))
 	})
@@ -114,6 +121,9 @@ func describe(w io.Writer, r *api.Resource) error {
 					strconv.Itoa(ev.Restarts), ago(ev.Last), ev.Detail)
 			}
 		})
+		for _, ev := range r.Events {
+			out.add("Event "+ev.Name, func(t *table) { describeEvent(t, &ev) })
+		}
 	}
 	if len(r.Dependencies) > 0 {
 		out.add("Dependencies", func(t *table) {
@@ -172,6 +182,42 @@ func describe(w io.Writer, r *api.Resource) error {
 		})
 	}
 	return out.err
+}
+
+// describeEvent prints what there is to say of one event beside its state.
+func describeEvent(t *table, ev *engine.EventStatus) {
+	if ev.Position != "" {
+		t.row("Position:", ev.Position)
+	}
+	if ev.Lag != 0 {
+		t.row("Lag:", time.Duration(ev.Lag*float64(time.Second)).Round(time.Millisecond).String())
+	}
+	for _, c := range []struct {
+		name string
+		n    uint64
+	}{
+		{"Filtered:", ev.Intake.Filtered},
+		{"Filter asked for what is missing:", ev.Intake.FilterMissing},
+		{"Filter failed:", ev.Intake.FilterFailed},
+		{"Stored as they came:", ev.Intake.Unshaped},
+		{"Over the rate limit:", ev.Intake.Limited},
+	} {
+		if c.n > 0 {
+			t.row(c.name, count(c.n))
+		}
+	}
+	if ev.Intake.Problem != "" {
+		t.row("Last problem:", ev.Intake.Problem)
+	}
+	for _, d := range ev.Details {
+		for i, v := range d.Values {
+			name := ""
+			if i == 0 {
+				name = d.Name + ":"
+			}
+			t.row(name, v)
+		}
+	}
 }
 
 func orNone(names []string) string {

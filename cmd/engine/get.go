@@ -24,6 +24,8 @@ var kinds = []struct {
 	{specs.KindEventSource, []string{"eventsource", "eventsources", "source", "sources", "es"}},
 	{specs.KindSensor, []string{"sensor", "sensors"}},
 	{specs.KindFunction, []string{"function", "functions", "fn"}},
+	{specs.KindSubscription, []string{"subscription", "subscriptions", "sub"}},
+	{specs.KindDriverType, []string{"drivertype", "drivertypes"}},
 	{specs.KindSecret, []string{"secret", "secrets"}},
 }
 
@@ -33,7 +35,7 @@ func kindArg(arg string) (specs.Kind, error) {
 			return k.kind, nil
 		}
 	}
-	return "", usagef("unknown kind %q; there are eventsource, sensor, function, secret", arg)
+	return "", usagef("unknown kind %q; there are eventsource, sensor, function, subscription, drivertype, secret", arg)
 }
 
 // refArgs reads KIND NAME or KIND/NAME; without a name, name is "".

@@ -5,10 +5,12 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"path/filepath"
 	"slices"
 	"time"
 
 	"github.com/sensor-engine/engine/engine"
+	"github.com/sensor-engine/engine/sources"
 	"github.com/sensor-engine/engine/specs"
 )
 
@@ -48,6 +50,7 @@ func (u webhookURL) curl() string {
 
 // webhookURLs lists where events can be sent to a listener on addr.
 func webhookURLs(cat engine.Catalog, l *specs.Loaded, addr string) (out []webhookURL) {
+	resource := func(ref specs.Ref) *specs.Resource { return l.Set().Resources[ref] }
 	for _, r := range l.Resources {
 		es, ok := r.Spec.(*specs.EventSource)
 		if !ok {
@@ -58,7 +61,7 @@ func webhookURLs(cat engine.Catalog, l *specs.Loaded, addr string) (out []webhoo
 			if t == nil || t.Routes == nil {
 				continue
 			}
-			for _, route := range t.Routes(ev.Config) {
+			for _, route := range t.Routes(ev.Config, sources.Env{Source: r.Metadata.Name, Event: ev.Name, Dir: filepath.Dir(r.Pos.File), Resource: resource}) {
 				method := http.MethodPost
 				if len(route.Methods) > 0 && !slices.Contains(route.Methods, method) {
 					method = route.Methods[0]

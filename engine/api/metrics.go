@@ -47,7 +47,10 @@ var (
 	descRecords     = desc("stream_records", "Records in a stream.", "stream")
 	descUp          = desc("source_up", "1 when the source does its work.", "source", "event", "type")
 	descRestarts    = desc("source_restarts_total", "Failures after which the source was started again.", "source", "event")
-	descEvents      = desc("source_events_total", "Events of a source by what became of them: stored, duplicate, refused.", "source", "event", "result")
+	descEvents      = desc("source_events_total", "Events of a source by what became of them: stored, duplicate, refused, filtered.", "source", "event", "result")
+	descIntake      = desc("source_intake_errors_total", "Events whose filter asked for something missing (filter-missing) or failed (filter-failed), which are not stored, and those stored as they came because their id, type, data or labels could not be computed (unshaped).", "source", "event", "reason")
+	descLimited     = desc("source_limited_total", "Events that the rate limit refused or held back.", "source", "event")
+	descSourceLag   = desc("source_lag_seconds", "How far a source is behind its producer or schedule, where it knows.", "source", "event")
 	descLast        = desc("source_last_event_timestamp_seconds", "When the source stored its last event.", "source", "event")
 	descPosition    = desc("fold_position", "Sequence of the last event that was evaluated.")
 	descCovered     = desc("fold_checkpoint", "Sequence of the last event under the checkpoint.")
@@ -80,7 +83,7 @@ var (
 // Describe sends all descriptions.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		descBuild, descReady, descBusOK, descBytes, descMaxBytes, descRecords, descUp, descRestarts, descEvents, descLast, descPosition,
+		descBuild, descReady, descBusOK, descBytes, descMaxBytes, descRecords, descUp, descRestarts, descEvents, descIntake, descLimited, descSourceLag, descLast, descPosition,
 		descCovered, descLag, descFailing, descUnmatched, descMatched, descFired, descSuperseded, descExpired, descErrors, descCalls,
 		descRetried, descDuration, descRunning, descWaiting, descParked, descLetters, descDied, descRunsDropped, descGeneration,
 		descReloaded, descRefused, descFailed, descProblems, descResources, descAlarms,
@@ -124,7 +127,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		gauge(descProblems, float64(n), string(severity))
 	}
 	resources := map[[2]string]int{}
-	for _, k := range []specs.Kind{specs.KindEventSource, specs.KindSensor, specs.KindFunction, specs.KindSecret} {
+	for _, k := range specs.Kinds() {
 		for _, state := range []reload.State{reload.OK, reload.Stale, reload.Removing, reload.Rejected} {
 			resources[[2]string{string(k), string(state)}] = 0
 		}
@@ -137,15 +140,21 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 			counter(descEvents, ev.Stored, r.Name, ev.Name, "stored")
 			counter(descEvents, ev.Duplicates, r.Name, ev.Name, "duplicate")
 			counter(descEvents, ev.Refused, r.Name, ev.Name, "refused")
+			counter(descEvents, ev.Intake.Filtered, r.Name, ev.Name, "filtered")
+			counter(descIntake, ev.Intake.FilterMissing, r.Name, ev.Name, "filter-missing")
+			counter(descIntake, ev.Intake.FilterFailed, r.Name, ev.Name, "filter-failed")
+			counter(descIntake, ev.Intake.Unshaped, r.Name, ev.Name, "unshaped")
+			counter(descLimited, ev.Intake.Limited, r.Name, ev.Name)
+			gauge(descSourceLag, ev.Lag, r.Name, ev.Name)
 			gauge(descLast, unix(ev.Last), r.Name, ev.Name)
 		}
 		if sn := r.Sensor; sn != nil {
-			counter(descMatched, sn.Matched, r.Name)
-			counter(descFired, sn.Fired, r.Name)
-			counter(descSuperseded, sn.Superseded, r.Name)
-			counter(descExpired, sn.Expired, r.Name)
-			counter(descErrors, sn.Missing, r.Name, "missing")
-			counter(descErrors, sn.Failed, r.Name, "failed")
+			counter(descMatched, sn.Matched, r.RunsAs)
+			counter(descFired, sn.Fired, r.RunsAs)
+			counter(descSuperseded, sn.Superseded, r.RunsAs)
+			counter(descExpired, sn.Expired, r.RunsAs)
+			counter(descErrors, sn.Missing, r.RunsAs, "missing")
+			counter(descErrors, sn.Failed, r.RunsAs, "failed")
 		}
 	}
 	for key, n := range resources {

@@ -75,12 +75,16 @@ func (s *server) resources(w http.ResponseWriter, r *http.Request) error {
 
 // kindOf finds a kind, whatever its case and number.
 func kindOf(name string) (specs.Kind, error) {
-	for _, k := range []specs.Kind{specs.KindEventSource, specs.KindSensor, specs.KindFunction, specs.KindSecret} {
+	for _, k := range specs.Kinds() {
 		if strings.EqualFold(name, string(k)) || strings.EqualFold(name, string(k)+"s") {
 			return k, nil
 		}
 	}
-	return "", badRequest("unknown kind %q; there are EventSource, Sensor, Function, Secret", name)
+	names := make([]string, 0, len(specs.Kinds()))
+	for _, k := range specs.Kinds() {
+		names = append(names, string(k))
+	}
+	return "", badRequest("unknown kind %q; there are %s", name, strings.Join(names, ", "))
 }
 
 // Resource is everything about one resource.
@@ -144,14 +148,21 @@ func (s *server) resource(w http.ResponseWriter, r *http.Request) error {
 	for _, u := range res.Uses {
 		out.Uses = append(out.Uses, u.String())
 	}
-	if spec, ok := res.Spec.(*specs.Sensor); ok {
+	if out.Events != nil {
+		details := s.e.Details(ref.Name)
+		out.Events = slices.Clone(out.Events)
+		for i := range out.Events {
+			out.Events[i].Details = details[out.Events[i].Name]
+		}
+	}
+	if name, spec := res.Sensor(); spec != nil {
 		for _, d := range spec.Dependencies {
 			out.Dependencies = append(out.Dependencies, Dependency{d.Name, d.Source, d.Event, d.Type, d.Subject, d.When.Source})
 		}
 		// Not worth waiting for while the fold recovers.
 		soon, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
-		out.Pending, _ = s.pendingOf(soon, ref.Name, 20)
+		out.Pending, _ = s.pendingOf(soon, name, 20)
 	}
 	return s.reply(w, out)
 }
@@ -171,7 +182,11 @@ func (s *server) pendingOf(ctx context.Context, sensor string, limit int) ([]Pen
 
 func (s *server) pending(w http.ResponseWriter, r *http.Request) error {
 	name := r.PathValue("name")
-	if s.e.Resource(specs.Ref{Kind: specs.KindSensor, Name: name}) == nil {
+	ref := specs.Ref{Kind: specs.KindSensor, Name: name}
+	if sub, ok := strings.CutPrefix(name, specs.SubscriptionPrefix); ok {
+		ref = specs.Ref{Kind: specs.KindSubscription, Name: sub}
+	}
+	if s.e.Resource(ref) == nil {
 		return notFound("there is no sensor %s that runs", name)
 	}
 	limit, err := number(r, "limit", 100, 1, 10_000)

@@ -65,6 +65,7 @@ type session struct {
 	batch      *batch
 	commits    chan *batch
 	dirty      []key
+	cursors    map[string]Cursor // by STATE key, since the last batch
 	candidates []*sensors.Program
 	deps       []int
 	view       sensors.View
@@ -521,6 +522,12 @@ func (s *session) event(r *bus.Record) {
 		d.o.Alarm("event-unreadable", fmt.Sprintf("%v; no sensor sees it", err))
 		return
 	}
+	if ev.Cursor != "" {
+		if s.cursors == nil {
+			s.cursors = map[string]Cursor{}
+		}
+		s.cursors[cursorKey(cursorPrefix, ev.EventSource, ev.EventName)] = Cursor{s.log, ev.Seq, ev.Cursor}
+	}
 	d.o.Cache.put(ev)
 	s.view.Reset(ev)
 	s.candidates = s.index.Lookup(ev, s.candidates[:0])
@@ -629,12 +636,16 @@ func (s *session) send(urgent bool) *batch {
 	if urgent {
 		b.stored = make(chan struct{})
 	}
-	if len(s.dirty) > 0 {
-		b.states = make(map[string][]byte, len(s.dirty))
+	if n := len(s.dirty) + len(s.cursors); n > 0 {
+		b.states = make(map[string][]byte, n)
 		for _, k := range s.dirty {
 			s.save(b, k)
 		}
 		s.dirty = s.dirty[:0]
+		for name, c := range s.cursors {
+			b.states[name] = c.encode()
+		}
+		clear(s.cursors)
 	}
 	s.batch = newBatch()
 	s.d.position.Store(s.pos)

@@ -49,9 +49,17 @@ type Host struct {
 	routes   []*route
 	ready    chan struct{}
 	detail   string
-	cursor   []byte
+	cursor   string
+	progress sources.Progress
+	known    int // events the source knows of, -1 before it loaded its cursor
 	inFlight sync.WaitGroup
 }
+
+// The names a source runs under.
+const (
+	eventSource = "test"
+	eventName   = "event"
+)
 
 type route struct {
 	sources.Route
@@ -65,8 +73,8 @@ var _ sources.Host = (*Host)(nil)
 // EventSource "test". Misuse of the contract fails t.
 func NewHost(t testing.TB, defaultType string) *Host {
 	h := &Host{
-		EventSource: "test", Event: "event", DefaultType: defaultType,
-		t: t, ids: map[string]bool{}, ready: make(chan struct{}, 64),
+		EventSource: eventSource, Event: eventName, DefaultType: defaultType,
+		t: t, ids: map[string]bool{}, ready: make(chan struct{}, 64), known: -1,
 	}
 	t.Cleanup(h.inFlight.Wait)
 	return h
@@ -75,7 +83,7 @@ func NewHost(t testing.TB, defaultType string) *Host {
 // Emit stores events in memory, in order, as far as Fault lets it.
 func (h *Host) Emit(ctx context.Context, evs ...*bus.Event) error {
 	for i, ev := range evs {
-		if err := h.store(ctx, ev); err != nil {
+		if err := h.store(ctx, ev, ev.Cursor != ""); err != nil {
 			return &sources.EmitError{Stored: i, Err: err}
 		}
 	}
@@ -87,12 +95,24 @@ func (h *Host) EmitAsync(ctx context.Context, ev *bus.Event, done func(error)) e
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	err := h.store(ctx, ev)
+	err := h.store(ctx, ev, false)
 	h.inFlight.Go(func() { done(err) })
 	return nil
 }
 
-func (h *Host) store(ctx context.Context, ev *bus.Event) error {
+// Other stores an event of this source as another engine on the same bus would.
+func (h *Host) Other(ev *bus.Event) error {
+	h.mu.Lock()
+	known := h.known
+	h.mu.Unlock()
+	err := h.store(context.Background(), ev, false)
+	h.mu.Lock()
+	h.known = known
+	h.mu.Unlock()
+	return err
+}
+
+func (h *Host) store(ctx context.Context, ev *bus.Event, fenced bool) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -139,10 +159,19 @@ func (h *Host) store(ctx context.Context, ev *bus.Event) error {
 		h.t.Errorf("event emitted that cannot be read back: %v", err)
 		return f.Err
 	}
+	if fenced && h.known >= 0 && h.known != len(h.events) {
+		return fmt.Errorf("%w: another engine stored an event of this source", bus.ErrConflict)
+	}
 	if rec.MsgID != "" {
 		h.ids[rec.MsgID] = true
 	}
 	h.events = append(h.events, stored)
+	if h.known >= 0 && f.Err == nil {
+		h.known = len(h.events)
+	}
+	if stored.Cursor != "" {
+		h.cursor = stored.Cursor
+	}
 	return f.Err
 }
 
@@ -236,22 +265,37 @@ func match(segs []sources.Segment, parts []string) (map[string]string, bool) {
 // RequestWanted returns Requests.
 func (h *Host) RequestWanted() bool { return h.Requests }
 
-// Cursor is a cursor in memory.
+// Cursor is a cursor in memory, moved by stored events that have one.
 func (h *Host) Cursor() sources.Cursor { return (*cursor)(h) }
 
 type cursor Host
 
-func (c *cursor) Load(ctx context.Context) ([]byte, error) {
+func (c *cursor) Load(ctx context.Context) (string, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return slices.Clone(c.cursor), ctx.Err()
+	c.known = len(c.events)
+	return c.cursor, ctx.Err()
 }
 
-func (c *cursor) Store(ctx context.Context, value []byte) error {
+func (c *cursor) Store(ctx context.Context, value string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.cursor = slices.Clone(value)
+	c.cursor = value
 	return ctx.Err()
+}
+
+// Report notes where the source says it stands.
+func (h *Host) Report(p sources.Progress) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.progress = p
+}
+
+// Progress returns what the source reported last.
+func (h *Host) Progress() sources.Progress {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.progress
 }
 
 // Secret looks up Secrets.

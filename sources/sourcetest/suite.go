@@ -30,6 +30,9 @@ type Case struct {
 	// Config returns a valid config for a source to run, which the suite may
 	// change nothing in.
 	Config func() any
+	// Env is where the source stands in the specs; Source and Event are filled
+	// in with those of [Host].
+	Env sources.Env
 	// Secrets are the host's, by "name/key".
 	Secrets map[string]string
 	// Drive makes the running source h was given to emit at least 20 events
@@ -112,9 +115,15 @@ func (c Case) host(t *testing.T) *Host {
 	return h
 }
 
+func (c Case) env() sources.Env {
+	env := c.Env
+	env.Source, env.Event = eventSource, eventName
+	return env
+}
+
 func (c Case) source(t *testing.T) sources.Source {
 	t.Helper()
-	s, err := c.Factory.Make(c.Config())
+	s, err := c.Factory.Make(c.Config(), c.env())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -181,6 +190,7 @@ func (c Case) checkExample(t *testing.T) {
 	}
 	var routes []sources.Route
 	n := 0
+	resource := func(ref specs.Ref) *specs.Resource { return loaded.Set().Resources[ref] }
 	for _, r := range loaded.Resources {
 		spec, ok := r.Spec.(*specs.EventSource)
 		if !ok {
@@ -188,13 +198,14 @@ func (c Case) checkExample(t *testing.T) {
 		}
 		for _, e := range spec.Events {
 			n++
-			if _, err := c.Factory.Make(e.Config); err != nil {
+			env := sources.Env{Source: r.Metadata.Name, Event: e.Name, Dir: filepath.Dir(r.Pos.File), Resource: resource}
+			if _, err := c.Factory.Make(e.Config, env); err != nil {
 				t.Errorf("making %s: %v", e.Name, err)
 			}
 			if c.Factory.Routes == nil {
 				continue
 			}
-			for _, added := range c.Factory.Routes(e.Config) {
+			for _, added := range c.Factory.Routes(e.Config, env) {
 				if _, err := sources.ParsePath(added.Path); err != nil {
 					t.Errorf("route of %s: %v", e.Name, err)
 				}

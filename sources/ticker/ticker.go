@@ -4,7 +4,6 @@ package ticker
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -34,9 +33,6 @@ type Config struct {
 	Seconds   int            `yaml:"seconds" min:"1" doc:"Time between two ticks in seconds, instead of every."`
 	Immediate bool           `yaml:"immediate" doc:"Whether the first tick comes at the start and not one interval later."`
 	Jitter    specs.Duration `yaml:"jitter" doc:"Each tick comes late by a random time up to this; the next one is not moved by it." example:"500ms"`
-	Data      specs.Value    `yaml:"data" doc:"Data of each tick; default: an object with time, count and, when ticks were left out, missed."`
-	Type      string         `yaml:"type" doc:"CloudEvents type; default ticker.tick."`
-	Subject   string         `yaml:"subject" doc:"CloudEvents subject."`
 }
 
 // Factory makes tickers. With several replicas, only one runs each.
@@ -44,12 +40,12 @@ func Factory() sources.Factory {
 	return sources.Factory{
 		Type: specs.Type{
 			Name: "ticker",
-			Doc:  "Events at a fixed interval.",
+			Doc:  "Events at a fixed interval; their data has time, count and, when ticks were left out, missed.",
 			New:  func() any { return &Config{} },
 		},
 		DefaultType: DefaultType,
 		Single:      true,
-		Make:        func(config any) (sources.Source, error) { return newTicker(config.(*Config)) },
+		Make:        func(config any, _ sources.Env) (sources.Source, error) { return newTicker(config.(*Config)) },
 	}
 }
 
@@ -60,11 +56,6 @@ func (c *Config) Validate(ck *specs.Checker) {
 		ck.Errorf("", specs.CodeInvalidValue, "for example every: 10s", "needs exactly one of every and seconds")
 	case c.Jitter.D() > c.interval():
 		ck.Errorf("jitter", specs.CodeInvalidValue, "", "must be between 0 and the interval, %v", c.interval())
-	}
-	if c.Data.Set {
-		if _, err := json.Marshal(c.Data.Root); err != nil {
-			ck.Errorf("data", specs.CodeInvalidValue, "", "cannot be written as JSON: %v", err)
-		}
 	}
 }
 
@@ -78,19 +69,12 @@ func (c *Config) interval() time.Duration {
 type ticker struct {
 	cfg   *Config
 	every time.Duration
-	data  []byte
 }
 
 func newTicker(c *Config) (*ticker, error) {
 	t := &ticker{cfg: c, every: c.interval()}
 	if t.every <= 0 {
 		return nil, errors.New("a ticker needs an interval")
-	}
-	if c.Data.Set {
-		var err error
-		if t.data, err = json.Marshal(c.Data.Root); err != nil {
-			return nil, fmt.Errorf("data of a ticker: %w", err)
-		}
 	}
 	return t, nil
 }
@@ -138,12 +122,8 @@ func (t *ticker) Run(ctx context.Context, h sources.Host) error {
 			wall, due = wall.Add(step), due.Add(step)
 		}
 		ev := &bus.Event{
-			ID: series + strconv.FormatInt(n, 10), ProducerID: true,
-			Type: t.cfg.Type, Subject: t.cfg.Subject, Time: due.UTC(),
-			DataContentType: "application/json", Data: t.data,
-		}
-		if ev.Data == nil {
-			ev.Data = payload(ev.Time, n-first+1, missed)
+			ID: series + strconv.FormatInt(n, 10), ProducerID: true, Time: due.UTC(),
+			DataContentType: "application/json", Data: payload(due.UTC(), n-first+1, missed),
 		}
 		if err := store(ctx, h, ev); err != nil {
 			if ctx.Err() != nil {
@@ -154,6 +134,7 @@ func (t *ticker) Run(ctx context.Context, h sources.Host) error {
 	}
 }
 
+// payload is an object with time, count and, when ticks were left out, missed.
 func payload(due time.Time, count, missed int64) []byte {
 	b := append(make([]byte, 0, 96), `{"time":"`...)
 	b = due.AppendFormat(b, time.RFC3339Nano)

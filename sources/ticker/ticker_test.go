@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -28,7 +27,7 @@ type tick struct {
 // run lets a ticker run for d of fake time and returns its events.
 func run(t *testing.T, c *Config, d time.Duration, prepare func(*sourcetest.Host)) (start time.Time, evs []*bus.Event) {
 	t.Helper()
-	s, err := Factory().Make(c)
+	s, err := Factory().Make(c, sources.Env{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -188,20 +187,6 @@ func TestStopsWhileBusIsAway(t *testing.T) {
 		})
 		if len(evs) != 0 {
 			t.Errorf("%d events stored", len(evs))
-		}
-	})
-}
-
-func TestData(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		c := &Config{Seconds: 1, Type: "my.tick", Subject: "s", Data: specs.Value{Root: map[string]any{"a": int64(1)}, Set: true}}
-		_, evs := run(t, c, 1500*time.Millisecond, nil)
-		if len(evs) != 1 || string(evs[0].Data) != `{"a":1}` || evs[0].Type != "my.tick" || evs[0].Subject != "s" {
-			t.Errorf("events %+v, want one with the data of the spec", evs)
-		}
-		c.Data = specs.Value{Set: true}
-		if _, evs = run(t, c, 1500*time.Millisecond, nil); len(evs) != 1 || strings.TrimSpace(string(evs[0].Data)) != "null" {
-			t.Errorf("events %+v, want one with null", evs)
 		}
 	})
 }

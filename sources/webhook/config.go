@@ -88,9 +88,10 @@ func Factory() sources.Factory {
 			},
 		},
 		DefaultType: DefaultType,
-		Routes:      func(config any) []sources.Route { return []sources.Route{config.(*Config).route()} },
+		Routes:      func(config any, _ sources.Env) []sources.Route { return []sources.Route{config.(*Config).route()} },
 		MaxEvent:    func(config any) int64 { return int64(config.(*Config).MaxBody) },
-		Make:        func(config any) (sources.Source, error) { return newSource(config.(*Config)) },
+		Make:        func(config any, _ sources.Env) (sources.Source, error) { return newSource(config.(*Config)) },
+		Push:        true,
 	}
 }
 

@@ -189,6 +189,10 @@ func half(w http.ResponseWriter, r *http.Request) {
 // notStored is the answer to a failed Emit. All but a too large event may be
 // sent again: what was stored of a batch is recognised by its ids.
 func notStored(err error) *refusal {
+	if limit, ok := errors.AsType[*sources.LimitError](err); ok {
+		seconds := (limit.RetryAfter + time.Second - 1) / time.Second
+		return &refusal{http.StatusTooManyRequests, "the rate limit of this event is reached", strconv.Itoa(int(max(seconds, 1)))}
+	}
 	switch {
 	case errors.Is(err, bus.ErrTooLarge):
 		return refuse(http.StatusRequestEntityTooLarge, "the event is larger than the bus allows")

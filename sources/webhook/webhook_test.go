@@ -28,6 +28,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/sources"
 	"github.com/sensor-engine/engine/sources/sourcetest"
 	"github.com/sensor-engine/engine/specs"
 )
@@ -47,7 +48,7 @@ func config(change func(*Config)) *Config {
 // start runs a webhook and returns its host.
 func start(t testing.TB, c *Config, prepare func(*sourcetest.Host)) *sourcetest.Host {
 	t.Helper()
-	s, err := Factory().Make(c)
+	s, err := Factory().Make(c, sources.Env{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -383,7 +384,7 @@ func TestSecretRotates(t *testing.T) {
 
 func TestSecretMissing(t *testing.T) {
 	for _, value := range []string{"-", ""} {
-		s, err := Factory().Make(config(func(c *Config) { c.Auth = &Auth{Bearer: &specs.SecretRef{Name: "shop", Key: "none"}} }))
+		s, err := Factory().Make(config(func(c *Config) { c.Auth = &Auth{Bearer: &specs.SecretRef{Name: "shop", Key: "none"}} }), sources.Env{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -714,7 +715,7 @@ func TestOverTheWire(t *testing.T) {
 }
 
 func TestStopRemovesRoute(t *testing.T) {
-	s, err := Factory().Make(config(nil))
+	s, err := Factory().Make(config(nil), sources.Env{})
 	if err != nil {
 		t.Fatal(err)
 	}
