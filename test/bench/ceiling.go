@@ -22,6 +22,7 @@ func serveCeiling(ctx context.Context, args []string) error {
 	listen := fs.String("listen", "127.0.0.1:12000", "address for events")
 	sink := fs.String("sink", "", "URL to post them to")
 	workers := fs.Int("concurrency", 64, "calls at the same time")
+	size := fs.Int("queue", 4096, "events that may wait")
 	drop := fs.String("drop", "", "`path` whose events are answered and not passed on")
 	if err := fs.Parse(args); err != nil {
 		return err
@@ -34,7 +35,7 @@ func serveCeiling(ctx context.Context, args []string) error {
 		Transport: &http.Transport{MaxIdleConnsPerHost: *workers},
 		Timeout:   30 * time.Second,
 	}
-	queue := make(chan []byte, 4096)
+	queue := make(chan []byte, *size)
 	var wg sync.WaitGroup
 	for range *workers {
 		wg.Go(func() {

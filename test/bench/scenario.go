@@ -153,7 +153,15 @@ func (o options) scenarios(peers []target) []scenario {
 
 	const took = 10 * time.Millisecond
 	most := float64(o.workers) / took.Seconds()
+	waiting := max(1, int(most*o.seconds))
+	// Accepted first and called then: what a function's slots do must not hang
+	// on how much of the machine the generator needs at the moment.
 	slow := func(column string) lane {
+		l := o.lane(column).resized(waiting)
+		l.delay, l.hold = took, true
+		return l
+	}
+	arriving := func(column string) lane {
 		l := o.lane(column).resized(max(1, int(1.1*most*o.seconds)))
 		l.delay, l.rate = took, 1.1*most
 		return l
@@ -169,18 +177,21 @@ func (o options) scenarios(peers []target) []scenario {
 	fastDoc := func(sink string) string {
 		return fmt.Sprintf(filterDoc, "fast", "second", everyEvent, o.workers, sink)
 	}
+	ideal := func(column string) func(map[string]result) float64 {
+		return func(r map[string]result) float64 { return r[column].EndToEnd / most }
+	}
 	slowly := scenario{
-		name: "slow", title: fmt.Sprintf("a function that takes %s, %d at the same time, offered 1.1 × %d/%s; a fast one beside it at %.0f/s", took, o.workers, o.workers, took, 2*o.rate),
+		name: "slow", title: fmt.Sprintf("a function that takes %s, %d at the same time, and %d jobs that wait for it; then offered 1.1 × %d/%s beside a fast one at %.0f/s", took, o.workers, waiting, o.workers, took, 2*o.rate),
 		attempts: []attempt{
 			one(o.engineWith(func(s []string) []string { return []string{slowDoc(s[0])} }), slow("slow")),
-			one(o.ceiling(), slow("slow, ceiling")),
+			one(o.ceiling("-queue", fmt.Sprint(waiting)), slow("slow, ceiling")),
 			one(o.engineWith(func(s []string) []string { return []string{fastDoc(s[0])} }), fast("fast")),
-			{o.engineWith(func(s []string) []string { return []string{slowDoc(s[0]), fastDoc(s[1])} }), []lane{slow("slow, both"), fast("fast, both")}},
+			{o.engineWith(func(s []string) []string { return []string{slowDoc(s[0]), fastDoc(s[1])} }), []lane{arriving("slow, both"), fast("fast, both")}},
 		},
 		figures: []figure{
-			{key: "slow/rate", text: fmt.Sprintf("function of %s: rate / (%d/%s)", took, o.workers, took), budget: 0.9, of: func(r map[string]result) float64 { return r["slow"].EndToEnd / most }},
-			{key: "slow/ceiling", text: fmt.Sprintf("the same: ceiling's rate / (%d/%s)", o.workers, took), of: func(r map[string]result) float64 { return r["slow, ceiling"].EndToEnd / most }},
-			{key: "slow/both", text: "the same with the fast one beside it", of: func(r map[string]result) float64 { return r["slow, both"].EndToEnd / most }},
+			{key: "slow/rate", text: fmt.Sprintf("function of %s: rate / (%d/%s)", took, o.workers, took), budget: 0.9, of: ideal("slow")},
+			{key: "slow/ceiling", text: fmt.Sprintf("the same: ceiling's rate / (%d/%s)", o.workers, took), of: ideal("slow, ceiling")},
+			{key: "slow/both", text: fmt.Sprintf("more arrives than it can take, and a fast one beside it: rate / (%d/%s)", o.workers, took), of: ideal("slow, both")},
 			{key: "slow/neighbour", text: "the fast function beside it: rate / alone", budget: 0.95, of: rate("fast, both", "fast")},
 		},
 	}
