@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -239,7 +240,7 @@ func (s *source) dial() (*grpc.ClientConn, error) {
 		if err != nil {
 			return nil, err
 		}
-		creds = credentials.NewTLS(c)
+		creds = alerts{credentials.NewTLS(c)}
 	}
 	return grpc.NewClient(s.cfg.URL,
 		grpc.WithTransportCredentials(creds),
@@ -253,6 +254,40 @@ func (s *source) dial() (*grpc.ClientConn, error) {
 		grpc.WithDisableRetry(),
 		grpc.WithUserAgent("sensor-engine"),
 	)
+}
+
+// alerts are TLS credentials whose connections tell why the server broke them.
+// With TLS 1.3 a server looks at the client's certificate after the handshake,
+// and what it says of it is lost when the next write fails before it is read.
+type alerts struct {
+	credentials.TransportCredentials
+}
+
+// ClientHandshake is that of the credentials.
+func (a alerts) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	conn, info, err := a.TransportCredentials.ClientHandshake(ctx, authority, raw)
+	if err == nil {
+		conn = alertConn{conn}
+	}
+	return conn, info, err
+}
+
+// Clone is that of the credentials.
+func (a alerts) Clone() credentials.TransportCredentials {
+	return alerts{a.TransportCredentials.Clone()}
+}
+
+type alertConn struct{ net.Conn }
+
+// Write returns the server's alert instead of its own error when there is one.
+func (c alertConn) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	if err != nil && c.SetReadDeadline(time.Now().Add(100*time.Millisecond)) == nil {
+		if _, alert := c.Read(make([]byte, 1)); alert != nil && strings.Contains(alert.Error(), "remote error: tls: ") {
+			err = alert
+		}
+	}
+	return n, err
 }
 
 func tlsConfig(t *TLS, dir string) (*tls.Config, error) {
@@ -277,7 +312,8 @@ func tlsConfig(t *TLS, dir string) (*tls.Config, error) {
 		if err != nil {
 			return nil, fmt.Errorf("tls.cert and tls.key: %w", err)
 		}
-		c.Certificates = []tls.Certificate{pair}
+		// Sent also when the server does not name its authority: then it says why not.
+		c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
 	}
 	return c, nil
 }

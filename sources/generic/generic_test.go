@@ -71,7 +71,9 @@ func TestCall(t *testing.T) {
 			c.Insecure, c.TLS, c.Auth = false, &TLS{CA: "ca.pem", ServerName: "localhost"}, token
 		}, "Bearer s3cret", ""},
 		"tls unverified": {secure, func(c *Config) { c.Insecure, c.TLS = false, &TLS{InsecureSkipVerify: true} }, "", ""},
-		"mutual tls":     {mutual, func(c *Config) { c.Insecure, c.TLS = false, &TLS{CA: "ca.pem", Cert: "engine.pem", Key: "engine-key.pem"} }, "", ""},
+		"mutual tls": {mutual, func(c *Config) {
+			c.Insecure, c.TLS = false, &TLS{CA: "ca.pem", Cert: "engine.pem", Key: "engine-key.pem"}
+		}, "", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := sourcetest.NewHost(t, DefaultType)
