@@ -17,9 +17,15 @@ type Retention struct {
 	// HighWater is the part of the log's byte limit, 0 to 1, above which the
 	// oldest events are purged; 0 for never.
 	HighWater float64
-	// Every is the time between two looks, default 1 minute.
+	// Every is the time between two looks for events that are too old, default
+	// 1 minute. The size is looked at every second, or every Every if that is
+	// less.
 	Every time.Duration
 }
+
+// sizeEvery is the time between two looks at the size of the log: a burst fills
+// a small one within seconds.
+const sizeEvery = time.Second
 
 // Purge removes old events from EVENTS until ctx ends: by age and above the
 // high-water mark, oldest first, never past what is not yet folded or still
@@ -28,17 +34,26 @@ func (d *Dispatcher) Purge(ctx context.Context, r Retention) error {
 	if r.Every == 0 {
 		r.Every = time.Minute
 	}
-	tick := time.NewTicker(r.Every)
-	defer tick.Stop()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	var aged time.Time // when the age was looked at
 	for {
-		if err := d.purgeOnce(ctx, r); err != nil && ctx.Err() == nil {
-			d.log.Warn("old events could not be purged; the next look is soon", "error", err)
-		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-timer.C:
 		}
+		now, r := time.Now(), r
+		if now.Sub(aged) < r.Every {
+			r.MaxAge = 0
+		} else {
+			aged = now
+		}
+		if err := d.purgeOnce(ctx, r); err != nil && ctx.Err() == nil {
+			d.log.Warn("old events could not be purged; the next look is soon", "error", err)
+		}
+		// Finding out what is still needed may take long: at most a tenth of the time.
+		timer.Reset(min(max(sizeEvery, 10*time.Since(now)), r.Every))
 	}
 }
 
