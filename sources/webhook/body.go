@@ -38,11 +38,28 @@ func (b *hold) pay(n int) bool {
 	return true
 }
 
+func (b *hold) busy() *refusal {
+	return &refusal{http.StatusTooManyRequests, "too many large requests at the same time", "1"}
+}
+
+// first is the first buffer of a body of n bytes: all of it while most of what
+// large bodies may hold is free.
+func (b *hold) first(n int) int {
+	if b.h.held.Load()+int64(n) <= b.h.bodies/4 {
+		return n + 1
+	}
+	return smallBody
+}
+
 // read reads r to its end into a buffer that begins with first bytes and grows
 // by factor with what arrives, so that a producer holds only a small multiple
 // of what it sent; more than limit is refused.
 func (b *hold) read(r io.Reader, limit, first, factor int) *refusal {
-	buf := make([]byte, 0, min(limit+1, first))
+	first = min(limit+1, first)
+	if !b.pay(first) {
+		return b.busy()
+	}
+	buf := make([]byte, 0, first)
 	for {
 		n, err := r.Read(buf[len(buf):cap(buf)])
 		if buf = buf[:len(buf)+n]; len(buf) > limit {
@@ -60,7 +77,7 @@ func (b *hold) read(r io.Reader, limit, first, factor int) *refusal {
 			// that goes on.
 			size := min(factor*cap(buf), limit+1)
 			if !b.pay(size) {
-				return &refusal{http.StatusTooManyRequests, "too many large requests at the same time", "1"}
+				return b.busy()
 			}
 			buf = append(make([]byte, 0, size), buf...)
 		}

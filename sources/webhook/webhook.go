@@ -229,7 +229,7 @@ func (h *handler) receive(r *http.Request, b *hold) *refusal {
 			}
 		}
 	case n > 0:
-		if ref := b.read(r.Body, int(n), smallBody, 4); ref != nil {
+		if ref := b.read(r.Body, int(n), b.first(int(n)), 4); ref != nil {
 			return ref
 		}
 	default:

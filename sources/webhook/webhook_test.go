@@ -20,6 +20,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"testing/iotest"
 	"testing/synctest"
@@ -681,6 +682,51 @@ func TestLargeBodiesAreBounded(t *testing.T) {
 		t.Errorf("a smaller one got %d", w.Code)
 	}
 }
+
+// TestAnnouncedBodies: those who announce a large body and do not send it hold
+// a quarter of what there is, and no one else is refused for them.
+func TestAnnouncedBodies(t *testing.T) {
+	const size = 100 << 10
+	s, err := newSource(config(nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.bodies = 10 * size
+	h := sourcetest.NewHost(t, DefaultType)
+	h.Start(s)
+	read, leave, answered := make(chan bool), make(chan bool), make(chan int, 20)
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() {
+			r := httptest.NewRequest(http.MethodPost, "/in", io.MultiReader(hook(func() { read <- true; <-leave }), strings.NewReader(strings.Repeat("x", size))))
+			r.ContentLength = size
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, r)
+			answered <- w.Code
+		})
+		select {
+		case <-read:
+		case code := <-answered:
+			t.Errorf("one who announces got %d before anything was read", code)
+		}
+	}
+	if n := s.held.Load(); n == 0 || n > s.bodies/4 {
+		t.Errorf("%d bytes are held for bodies that were only announced", n)
+	}
+	if w := post(h, strings.Repeat("y", size)); w.Code != http.StatusAccepted {
+		t.Errorf("one who sends got %d", w.Code)
+	}
+	close(leave)
+	wg.Wait()
+	if n := s.held.Load(); n != 0 {
+		t.Errorf("%d bytes still accounted for", n)
+	}
+}
+
+// hook is called when a body is read, which is empty.
+type hook func()
+
+func (h hook) Read([]byte) (int, error) { h(); return 0, io.EOF }
 
 // TestOverTheWire looks at what only a real connection shows: a body that is
 // too large is refused before it was sent.
