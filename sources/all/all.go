@@ -4,6 +4,7 @@ package all
 
 import (
 	"github.com/sensor-engine/engine/sources"
+	"github.com/sensor-engine/engine/sources/generic"
 	"github.com/sensor-engine/engine/sources/ticker"
 	"github.com/sensor-engine/engine/sources/webhook"
 )
@@ -11,6 +12,7 @@ import (
 // All returns every source type, sorted by name.
 func All() sources.Registry {
 	return sources.Registry{
+		generic.Factory(),
 		ticker.Factory(),
 		webhook.Factory(),
 	}

@@ -23,7 +23,7 @@ type refused struct{ reason string }
 
 func (e *refused) Error() string { return e.reason }
 
-// convert makes an event of a message. Its cursor is not set. What CloudEvents
+// convert makes an event of a message. What CloudEvents
 // do not allow as an attribute is named in leftOut, and the event comes without
 // it; an error is a *refused.
 func convert(m *eventing.Event, contentType string) (ev *bus.Event, leftOut []string, err error) {
@@ -32,7 +32,7 @@ func convert(m *eventing.Event, contentType string) (ev *bus.Event, leftOut []st
 	}
 	ev = &bus.Event{
 		ID: m.Id, ProducerID: m.Id != "", Type: m.Type, Source: m.Source, Subject: m.Subject,
-		DataContentType: m.ContentType,
+		DataContentType: m.ContentType, Cursor: m.Cursor,
 	}
 	if len(m.Payload) > 0 {
 		ev.Data = m.Payload
@@ -63,7 +63,7 @@ func convert(m *eventing.Event, contentType string) (ev *bus.Event, leftOut []st
 			ev.Extensions[name] = value
 		}
 	}
-	return ev, leftOut, tooLong(ev, m.Cursor)
+	return ev, leftOut, tooLong(ev)
 }
 
 // extension tells whether CloudEvents allow an extension attribute of this name.
@@ -81,22 +81,22 @@ func extension(name string) bool {
 }
 
 // tooLong refuses what would not fit into the headers of a record.
-func tooLong(ev *bus.Event, cursor string) error {
-	if len(cursor) > maxCursor {
-		return &refused{fmt.Sprintf("the server sent a cursor of %d bytes, the most is %d: it must send a shorter one", len(cursor), maxCursor)}
+func tooLong(ev *bus.Event) error {
+	if len(ev.Cursor) > maxCursor {
+		return &refused{fmt.Sprintf("the server sent a cursor of %d bytes, the most is %d: it must send a shorter one", len(ev.Cursor), maxCursor)}
 	}
 	short := func(s string) int { return 3 * len(s) } // at most, percent-encoded
-	if attributes(ev, short)+short(cursor) <= maxAttributes {
+	if attributes(ev, short) <= maxAttributes {
 		return nil
 	}
-	if n := attributes(ev, escapedLen) + escapedLen(cursor); n > maxAttributes {
+	if n := attributes(ev, escapedLen); n > maxAttributes {
 		return &refused{fmt.Sprintf("the server sent an event with attributes of %d bytes, the most is %d: it must send them in the payload", n, maxAttributes)}
 	}
 	return nil
 }
 
 func attributes(ev *bus.Event, size func(string) int) int {
-	n := size(ev.ID) + size(ev.Source) + size(ev.Type) + size(ev.Subject) + size(ev.DataContentType) + size(ev.DataSchema)
+	n := size(ev.ID) + size(ev.Source) + size(ev.Type) + size(ev.Subject) + size(ev.DataContentType) + size(ev.DataSchema) + size(ev.Cursor)
 	for k, v := range ev.Extensions {
 		n += len(k) + 8 + size(v)
 	}

@@ -139,7 +139,7 @@ func (s *source) Run(ctx context.Context, h sources.Host) error {
 // stream calls the server once and hands what it sends to p, until the stream
 // or ctx ends.
 func (s *source) stream(ctx context.Context, h sources.Host, p *pipeline) (out outcome) {
-	ctx, cancel := context.WithCancel(ctx)
+	call, cancel := context.WithCancel(ctx)
 	defer cancel()
 	fail := func(err error) outcome {
 		out.err = s.explain(err)
@@ -158,7 +158,7 @@ func (s *source) stream(ctx context.Context, h sources.Host, p *pipeline) (out o
 	p.rest(connected)
 	begin := time.Now()
 	st, err := eventing.NewEventingClient(conn).StartEventSource(
-		metadata.NewOutgoingContext(ctx, md), &eventing.EventSource{Name: s.env.Event, Config: s.text})
+		metadata.NewOutgoingContext(call, md), &eventing.EventSource{Name: s.env.Event, Config: s.text})
 	if err != nil {
 		return fail(err)
 	}
@@ -204,7 +204,7 @@ func (s *source) stream(ctx context.Context, h sources.Host, p *pipeline) (out o
 			ready()
 			out.worked = true
 		}
-		if err := p.add(ctx, ev, m.Cursor); err != nil {
+		if err := p.add(ctx, ev); err != nil {
 			return fail(err)
 		}
 	}

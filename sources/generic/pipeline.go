@@ -2,7 +2,6 @@ package generic
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -19,11 +18,8 @@ const (
 	// firstRetry and lastRetry bound the wait between two tries to store an event.
 	firstRetry = 100 * time.Millisecond
 	lastRetry  = 10 * time.Second
-	// saveAfter is how long nothing must have come before the cursor is written
-	// alone.
-	saveAfter = 250 * time.Millisecond
-	// lastWords is how long the end may take for answers of the bus that are on
-	// their way and for a last cursor.
+	// lastWords is how long the end waits for answers of the bus that are on
+	// their way.
 	lastWords = 2 * time.Second
 )
 
@@ -31,21 +27,15 @@ const (
 // each, and keeps them until they are stored: what the bus did not take is
 // offered again, in order, before anything new.
 //
-// The cursor that travels with an event must not be ahead of an event that is
-// not stored, or a crash would lose that one for good. So an event carries its
-// own cursor when all before it are stored, which is the usual case of a stream
-// that is not a flood, and else the newest for which that is true. After a
-// flood the last cursor is written alone.
-//
 // add, flush and close are called by one goroutine; another one, the keeper,
-// stores what failed and writes cursors.
+// stores what failed.
 type pipeline struct {
 	host sources.Host
 	// changed has a value when something happened that add or flush wait for,
-	// dirty when the keeper has something to do.
-	changed, dirty chan struct{}
-	keeper         sync.WaitGroup
-	end            context.CancelFunc
+	// broken when the keeper has something to do.
+	changed, broken chan struct{}
+	keeper          sync.WaitGroup
+	end             context.CancelFunc
 
 	mu      sync.Mutex
 	waiting []*item // in order of arrival; the first one is not stored
@@ -54,9 +44,8 @@ type pipeline struct {
 	// failed is why the bus did not take one of them; nothing is added before
 	// the keeper stored it.
 	failed error
-	// position is the cursor up to which everything is stored, durable the one
-	// that a restart would find.
-	position, durable string
+	// position is the cursor up to which everything is stored.
+	position string
 	// resting is what the status says when all is well.
 	resting string
 }
@@ -64,7 +53,6 @@ type pipeline struct {
 // item is one event that waits.
 type item struct {
 	ev     *bus.Event
-	cursor string // its own
 	size   int64
 	dated  bool // the server told when it happened
 	stored bool
@@ -73,8 +61,8 @@ type item struct {
 // newPipeline starts a pipeline behind a position. The caller must close it.
 func newPipeline(ctx context.Context, h sources.Host, position string) *pipeline {
 	p := &pipeline{
-		host: h, changed: make(chan struct{}, 1), dirty: make(chan struct{}, 1),
-		position: position, durable: position, waiting: make([]*item, 0, maxWaiting),
+		host: h, changed: make(chan struct{}, 1), broken: make(chan struct{}, 1),
+		position: position, waiting: make([]*item, 0, maxWaiting),
 	}
 	ctx, p.end = context.WithCancel(ctx)
 	p.keeper.Go(func() { p.keep(ctx) })
@@ -88,11 +76,11 @@ func signal(ch chan struct{}) {
 	}
 }
 
-// add hands over an event with the server's cursor after it. It blocks while
-// too much waits, or something is not stored that the bus did not take. The
-// only error is that of ctx; then the event is not handed over.
-func (p *pipeline) add(ctx context.Context, ev *bus.Event, cursor string) error {
-	it := &item{ev: ev, cursor: cursor, size: size(ev), dated: !ev.Time.IsZero()}
+// add hands over an event. It blocks while too much waits, or something is not
+// stored that the bus did not take. The only error is that of ctx; then the
+// event is not handed over.
+func (p *pipeline) add(ctx context.Context, ev *bus.Event) error {
+	it := &item{ev: ev, size: size(ev), dated: !ev.Time.IsZero()}
 	p.mu.Lock()
 	for p.failed != nil || len(p.waiting) > 0 && (len(p.waiting) >= maxWaiting || p.bytes+it.size > maxWaitingBytes) {
 		p.mu.Unlock()
@@ -101,7 +89,6 @@ func (p *pipeline) add(ctx context.Context, ev *bus.Event, cursor string) error 
 		}
 		p.mu.Lock()
 	}
-	p.stamp(it)
 	p.waiting = append(p.waiting, it)
 	p.bytes += it.size
 	p.flying++
@@ -124,14 +111,6 @@ func (p *pipeline) emit(ctx context.Context, it *item, done chan<- error) {
 	}
 }
 
-// stamp gives the event the cursor that may travel with it. The lock is held,
-// and the event not yet among those that wait, or the first of them.
-func (p *pipeline) stamp(it *item) {
-	if it.ev.Cursor = p.position; it.cursor != "" && (len(p.waiting) == 0 || p.waiting[0] == it) {
-		it.ev.Cursor = it.cursor
-	}
-}
-
 // answered is told what became of an event.
 func (p *pipeline) answered(it *item, err error) {
 	p.mu.Lock()
@@ -145,8 +124,8 @@ func (p *pipeline) answered(it *item, err error) {
 	}
 	moved := p.advance()
 	position := p.position
-	if p.failed != nil && p.flying == 0 || len(p.waiting) == 0 && p.durable != p.position {
-		signal(p.dirty)
+	if p.failed != nil && p.flying == 0 {
+		signal(p.broken)
 	}
 	p.mu.Unlock()
 	if moved != nil {
@@ -166,10 +145,9 @@ func (p *pipeline) advance() (last *item) {
 	for n < len(p.waiting) && p.waiting[n].stored {
 		last = p.waiting[n]
 		p.bytes -= last.size
-		if last.cursor != "" {
-			p.position = last.cursor
+		if last.ev.Cursor != "" {
+			p.position = last.ev.Cursor
 		}
-		p.durable = last.ev.Cursor
 		n++
 	}
 	if n == 0 {
@@ -206,24 +184,12 @@ func (p *pipeline) flush(ctx context.Context) error {
 	}
 }
 
-// keep does what the end of a stream of events leaves to do, until ctx ends: it
-// stores what the bus did not take, and the cursor alone when the event that
-// has it could not carry it and nothing comes any more.
+// keep stores what the bus did not take, until ctx ends.
 func (p *pipeline) keep(ctx context.Context) {
-	timer := time.NewTimer(time.Hour)
-	defer timer.Stop()
 	for {
 		select {
-		case <-p.dirty:
-			if p.recover(ctx) != nil {
-				return
-			}
-			timer.Reset(saveAfter)
-		case <-timer.C:
-			if err := p.store(ctx); err != nil && ctx.Err() == nil {
-				p.host.Logger().Warn("cursor not stored; after a restart the server may send some events again", "error", err)
-				timer.Reset(lastRetry)
-			}
+		case <-p.broken:
+			p.recover(ctx)
 		case <-ctx.Done():
 			return
 		}
@@ -231,15 +197,15 @@ func (p *pipeline) keep(ctx context.Context) {
 }
 
 // recover stores, in order, what the bus did not take, and tries until it does,
-// once the bus answered for everything that is on its way. The only error is
-// that of ctx.
-func (p *pipeline) recover(ctx context.Context) error {
+// once the bus answered for everything that is on its way. It returns early only
+// when ctx ends.
+func (p *pipeline) recover(ctx context.Context) {
 	p.mu.Lock()
 	reason, n := p.failed, len(p.waiting)
 	due := reason != nil && p.flying == 0
 	p.mu.Unlock()
 	if !due {
-		return nil
+		return
 	}
 	p.host.Logger().Warn("events not stored, trying again before more are read", "error", reason, "events", n)
 	for wait := firstRetry; ; {
@@ -247,14 +213,17 @@ func (p *pipeline) recover(ctx context.Context) error {
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
-			return ctx.Err()
+			return
 		}
 		left, err := p.retry(ctx)
+		if left == 0 && err == nil {
+			err = p.confirm(ctx)
+		}
 		if err == nil {
 			break
 		}
 		if ctx.Err() != nil {
-			return ctx.Err()
+			return
 		}
 		if wait = min(2*wait, lastRetry); left < n {
 			wait = firstRetry
@@ -270,7 +239,17 @@ func (p *pipeline) recover(ctx context.Context) error {
 	p.failed = nil
 	p.mu.Unlock()
 	signal(p.changed)
-	return nil
+}
+
+// confirm moves the durable cursor behind what is stored now: after a failure
+// the host leaves it where it was until it is loaded again.
+func (p *pipeline) confirm(ctx context.Context) error {
+	c := p.host.Cursor()
+	durable, err := c.Load(ctx)
+	if position := p.stands(); err == nil && position != durable {
+		err = c.Store(ctx, position)
+	}
+	return err
 }
 
 // retry offers each event that is not stored once more, until one fails, and
@@ -285,7 +264,6 @@ func (p *pipeline) retry(ctx context.Context) (left int, err error) {
 			return 0, nil
 		}
 		it := p.waiting[0] // not stored: advance stops there
-		p.stamp(it)
 		p.flying++
 		p.mu.Unlock()
 		// Not Emit: what the bus stored without our knowledge is no conflict.
@@ -301,53 +279,30 @@ func (p *pipeline) retry(ctx context.Context) (left int, err error) {
 	}
 }
 
-// store writes the cursor unless an event carried it, or will.
-func (p *pipeline) store(ctx context.Context) error {
-	p.mu.Lock()
-	position := p.position
-	idle := len(p.waiting) == 0 && position != p.durable
-	p.mu.Unlock()
-	if !idle {
-		return nil
-	}
-	err := p.host.Cursor().Store(ctx, position)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if err == nil && p.position == position {
-		p.durable = position
-	}
-	return err
-}
-
-// close waits for a moment for what is on its way, writes the cursor and says
-// what is lost. The pipeline must not be used any more.
+// close waits for a moment for what is on its way and says what is lost. The
+// pipeline must not be used any more.
 func (p *pipeline) close() {
 	p.end()
 	p.keeper.Wait()
 	ctx, cancel := context.WithTimeout(context.Background(), lastWords)
 	defer cancel()
-	left, err := p.landed(ctx)
-	if left > 0 {
+	if left := p.landed(ctx); left > 0 {
 		p.host.Logger().Error("stopped before the bus stored what was received; a server that resumes sends it again", "events", left)
-		return
-	}
-	if err = errors.Join(err, p.store(ctx)); err != nil {
-		p.host.Logger().Warn("cursor not stored; the server may send some events again", "error", err)
 	}
 }
 
-// landed waits until the bus answered for everything that is on its way, and
-// returns how many are not stored.
-func (p *pipeline) landed(ctx context.Context) (left int, err error) {
-	for {
+// landed waits until the bus answered for everything that is on its way, or ctx
+// ends, and returns how many are not stored.
+func (p *pipeline) landed(ctx context.Context) (left int) {
+	for ended := false; ; {
 		p.mu.Lock()
 		flying := p.flying
 		left = len(p.waiting)
 		p.mu.Unlock()
-		if flying == 0 || err != nil {
-			return left, err
+		if flying == 0 || ended {
+			return left
 		}
-		err = p.await(ctx)
+		ended = p.await(ctx) != nil
 	}
 }
 

@@ -53,6 +53,8 @@ func mayImport(from, to string) bool {
 		return slices.Contains(roots, to) || within(to, "engine")
 	case "cmd":
 		return true
+	case "examples":
+		return to == "sources/generic/eventing" // programs of users: generated contracts alone
 	case "test":
 		return within(to, "test") // from outside, as users do
 	}
