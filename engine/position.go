@@ -34,7 +34,8 @@ type position struct {
 	mu     sync.Mutex
 	loaded bool
 	id     string // of the log when it was loaded
-	last   uint64 // the source's last event in the log
+	last   uint64 // the source's last event in the log, 0 when none is left
+	seq    uint64 // the last event that the cursor is known to be after
 	value  string // the newest cursor that is stored
 
 	// Events since it was loaded, numbered from 1. All up to low are stored;
@@ -64,6 +65,9 @@ func (p *position) Load(ctx context.Context) (string, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.loaded, p.id, p.last, p.value = true, id, last, c.Value
+	if p.seq = last; c.Log == id {
+		p.seq = max(last, c.Seq)
+	}
 	p.sent, p.low, p.early, p.broken, p.due, p.dueAt = 0, 0, nil, false, "", 0
 	p.epoch++
 	return c.Value, nil
@@ -75,7 +79,7 @@ func (p *position) Store(ctx context.Context, value string) error {
 		return fmt.Errorf("a cursor of %d bytes is too long: at most %d", len(value), maxCursor)
 	}
 	p.mu.Lock()
-	id, last := p.id, p.last
+	id, seq := p.id, p.seq
 	p.mu.Unlock()
 	if id == "" {
 		var err error
@@ -83,7 +87,7 @@ func (p *position) Store(ctx context.Context, value string) error {
 			return err
 		}
 	}
-	if err := fold.StoreCursor(ctx, p.bus.State(), p.key.source, p.key.event, fold.Cursor{Log: id, Seq: last, Value: value}); err != nil {
+	if err := fold.StoreCursor(ctx, p.bus.State(), p.key.source, p.key.event, fold.Cursor{Log: id, Seq: seq, Value: value}); err != nil {
 		return err
 	}
 	p.mu.Lock()
@@ -135,7 +139,7 @@ func (p *position) end(t ticket, cursor string, ack bus.Ack, err error) {
 		p.broken, p.due = true, ""
 		return
 	}
-	p.last = max(p.last, ack.Seq)
+	p.last, p.seq = max(p.last, ack.Seq), max(p.seq, ack.Seq)
 	if !ack.Duplicate {
 		p.value = cursor
 	}

@@ -26,6 +26,12 @@ type Intake struct {
 	needsData, needsRequest bool
 }
 
+// reader is a program or template that tells what it reads.
+type reader interface {
+	NeedsData() bool
+	NeedsRequest() bool
+}
+
 type label struct {
 	name string
 	text *expression.Template
@@ -43,10 +49,7 @@ func CompileIntake(in *specs.Intake, path string) (*Intake, specs.Diagnostics) {
 	}
 	i, scope := &Intake{}, expression.EventScope()
 	var found specs.Diagnostics
-	needs := func(p interface {
-		NeedsData() bool
-		NeedsRequest() bool
-	}) {
+	needs := func(p reader) {
 		i.needsData = i.needsData || p.NeedsData()
 		i.needsRequest = i.needsRequest || p.NeedsRequest()
 	}
