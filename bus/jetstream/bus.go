@@ -333,7 +333,7 @@ func (b *Bus) lookDisk() {
 // there and take records; it makes missing streams again, and restarts an
 // embedded server that cannot write any more.
 func (b *Bus) lookServer() {
-	if b.emb != nil && (b.suspect.Load() || b.timeouts() > 0) {
+	if b.emb != nil && (b.suspect.Load() || b.timeouts() > 0 || !b.nc.IsConnected()) {
 		why := b.emb.broken()
 		if why == "" {
 			why = b.syncFailure()

@@ -264,13 +264,13 @@ func (b *Bus) durably() {
 func (b *Bus) restore() error {
 	for _, lg := range b.logs {
 		if err := restoreBlocks(b.o, lg.name); err != nil {
-			return fmt.Errorf("restoring %s after a crash: %w", lg.name, err)
+			return storeError(b.o.Dir, err)
 		}
 		if b.o.Durability == DurabilityFsync {
 			continue
 		}
 		if err := os.RemoveAll(filepath.Join(streamDir(b.o, lg.name), heldDir)); err != nil {
-			return fmt.Errorf("removing what durability fsync has left: %w", err)
+			return storeError(b.o.Dir, err)
 		}
 	}
 	return nil

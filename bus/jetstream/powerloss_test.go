@@ -631,10 +631,32 @@ func (m *model) unsynced(t *testing.T, dir string) string {
 	return last
 }
 
+// removed reports whether a file was removed from a directory since that was
+// synced.
+func (m *model) removed(t *testing.T, dir string) bool {
+	t.Helper()
+	now, err := list(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	st, err := os.Stat(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for name := range m.entries[inode(st)] {
+		if _, there := now[name]; !there {
+			return true
+		}
+	}
+	return false
+}
+
 // TestPowerLossAtCheckpoint cuts the power when a sync of STATE is about to
 // begin. Of what was not synced, the disk has just that part which needs
 // another that it has not: each case fails without one of the three syncs of a
-// checkpoint.
+// checkpoint, or without the second names of blocks.
 func TestPowerLossAtCheckpoint(t *testing.T) {
 	cuts := 6
 	if testing.Short() {
@@ -647,26 +669,34 @@ func TestPowerLossAtCheckpoint(t *testing.T) {
 	in := func(stream string) ahead {
 		return func(path string) bool { return strings.Contains(path, blocks(stream)) }
 	}
+	state := func(m *model) string { return filepath.Join(m.root, "jetstream", "$G", "streams", "STATE", "msgs") }
 	for _, tc := range []struct {
 		name string
+		keys int
 		luck func(t *testing.T, m *model) luck // nil: not now
 	}{
-		{"state without its jobs", func(*testing.T, *model) luck { return in("STATE") }},
-		{"jobs removed without the checkpoint", func(*testing.T, *model) luck { return in("JOBS") }},
+		{"state without its jobs", 24, func(*testing.T, *model) luck { return in("STATE") }},
+		{"jobs removed without the checkpoint", 24, func(*testing.T, *model) luck { return in("JOBS") }},
 		// They are in one file, except where a block ends.
-		{"checkpoint without the state of keys", func(t *testing.T, m *model) luck {
-			last := m.unsynced(t, filepath.Join(m.root, "jetstream", "$G", "streams", "STATE", "msgs"))
+		{"checkpoint without the state of keys", 24, func(t *testing.T, m *model) luck {
+			last := m.unsynced(t, state(m))
 			if last == "" {
 				return nil
 			}
 			return ahead(func(path string) bool { return path == last || strings.HasSuffix(path, blocks("STATE")) })
+		}},
+		{"a block removed without what replaced it", 1, func(t *testing.T, m *model) luck {
+			if !m.removed(t, state(m)) {
+				return nil
+			}
+			return ahead(func(path string) bool { return strings.HasSuffix(path, blocks("STATE")) })
 		}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			m := newModel(t)
 			o := options(m.root, jetstream.DurabilityFsync)
 			o.Limits.State = 120 << 10 // the smallest blocks
-			w := &world{b: open(t, jetstream.WithSyncs(o, m)), keys: 24}
+			w := &world{b: open(t, jetstream.WithSyncs(o, m)), keys: tc.keys}
 			stop := w.run(t)
 			moments, over := make(chan chan struct{}), make(chan struct{})
 			defer func() { close(over); stop() }()
@@ -682,6 +712,7 @@ func TestPowerLossAtCheckpoint(t *testing.T) {
 				}
 			}
 			m.before.Store(&fn)
+			events := 0
 			for i, end := 0, time.After(5*time.Minute); i < cuts; {
 				var resume chan struct{}
 				select {
@@ -702,6 +733,7 @@ func TestPowerLossAtCheckpoint(t *testing.T) {
 					m.cut(t, dir, lucky)
 					w.mu.Unlock()
 					i++
+					events = len(acked)
 					w.load.Lock()
 					defer w.load.Unlock()
 					if bad := lost(t, dir, acked, worked); len(bad) > 0 {
@@ -710,6 +742,7 @@ func TestPowerLossAtCheckpoint(t *testing.T) {
 					_ = os.RemoveAll(dir)
 				}()
 			}
+			t.Logf("%d cuts, %d events acknowledged before the last", cuts, events)
 		})
 	}
 }

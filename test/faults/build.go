@@ -182,3 +182,36 @@ func clockOffset() int64 {
 `},
 	}}
 }
+
+// fragileBus makes the embedded server end, or give its store up as it does
+// after a failed write, when a file says so.
+func fragileBus() patch {
+	return patch{"fragile-bus", []edit{
+		{"bus/jetstream/server.go", "	e.srv = s\n", "	e.srv = s\n	go fall(s)\n"},
+		{"bus/jetstream/fall.go", "", `package jetstream
+
+import (
+	"os"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+)
+
+func fall(s *server.Server) {
+	for ; s.Running(); time.Sleep(5 * time.Millisecond) {
+		how, err := os.ReadFile(os.Getenv("FAULT_BUS"))
+		if err != nil {
+			continue
+		}
+		_ = os.Remove(os.Getenv("FAULT_BUS"))
+		if string(how) == "store" {
+			_ = s.DisableJetStream()
+		} else {
+			s.Shutdown()
+		}
+		return
+	}
+}
+`},
+	}}
+}

@@ -52,7 +52,7 @@ func TestPatches(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	patches := []patch{slowCheckpoint(), steppedClock()}
+	patches := []patch{slowCheckpoint(), steppedClock(), fragileBus()}
 	known := map[string]bool{}
 	for _, f := range faults() {
 		known[f.name] = true

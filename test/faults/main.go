@@ -154,6 +154,14 @@ func faults() []fault {
 			passes: "503 with Retry-After, no 2xx without storage; recovers ≤ 30 s after space is back, in the same process",
 		},
 		{
+			name: "bus-restarted", title: "embedded server, or its store, goes down under load and is started again inside", n: 10, short: 4, run: busRestarted,
+			passes: "503 meanwhile; no loss; no firing enqueued twice; recovers ≤ 30 s, in the same process",
+		},
+		{
+			name: "power-cut", title: "power cut at random points and between each write and its sync, `--durability fsync`", n: 60, short: 0, run: powerCut,
+			passes: "nothing acknowledged is lost; every firing is enqueued once, none for an event that is gone",
+		},
+		{
 			name: "clock-steps", title: "clock +1 h, −1 h and to 1970 under load", n: 1, short: 0, run: clockSteps,
 			passes: "no loss, no call twice, no storm of the ticker",
 		},

@@ -194,6 +194,55 @@ func diskFull(t *trial) {
 	t.note("%d refused with 503; the embedded server was restarted inside %d times", l.refused, strings.Count(e.log(), "restarting the embedded bus"))
 }
 
+// busRestarted takes the embedded server, or its store, from a running engine.
+func busRestarted(t *trial) {
+	for _, durability := range []string{"os", "fsync"} {
+		s := t.sink()
+		e := t.engine(map[string]string{"load.yaml": spec(s.Addr(), "")}, build{patches: []patch{fragileBus()}})
+		order := filepath.Join(t.dir, "fall-"+durability)
+		e.env = []string{"FAULT_BUS=" + order}
+		e.args = []string{"--durability", durability}
+		e.start()
+		l := t.traffic(e, 8, 5*time.Millisecond)
+		for i := range max(t.n/2, 2) {
+			l.reach(200)
+			before := strings.Count(e.log(), "\n")
+			how := [...]string{"server", "store"}[i%2]
+			t.must(os.WriteFile(order+".tmp", []byte(how), 0o600))
+			t.must(os.Rename(order+".tmp", order))
+			t.eventually(10*time.Second, "the "+how+" is gone", func() error {
+				if _, err := os.Stat(order); err == nil {
+					return fmt.Errorf("%s is still there", order)
+				}
+				return nil
+			})
+			from := time.Now()
+			t.eventually(30*time.Second, "the embedded bus was started again", func() error {
+				if n := strings.Count(e.log(), "restarting the embedded bus"); n <= i {
+					return errCount(n, i+1)
+				}
+				return nil
+			})
+			l.sinceOK(time.Now(), 30*time.Second)
+			if !e.alive() {
+				return
+			}
+			e.awaitReady()
+			if d := t.recovered(from); d > 30*time.Second {
+				t.failf("no event was accepted for %v", d)
+			}
+			if n := strings.Count(e.log(), "\n") - before; n >= 20 {
+				t.failf("%d lines of log for one restart", n)
+			}
+		}
+		l.end()
+		l.settle(s)
+		e.stop()
+		t.audit(e)
+		t.note("%s: %d refused with 503", durability, l.refused)
+	}
+}
+
 // clockSteps sets the wall clock of an engine forwards and back.
 func clockSteps(t *trial) {
 	s := t.sink()
