@@ -110,6 +110,7 @@ func (e *env) run(ctx context.Context, f *runFlags, paths []string) (err error) 
 	masker := &secrets.Masker{}
 	defer func() { err = masker.MaskError(err) }()
 	log := e.logger(f, masker)
+	respectMemory(e.lookup)
 	token, err := f.apiToken()
 	if err != nil {
 		return err
