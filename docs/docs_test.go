@@ -43,11 +43,13 @@ func pages(t *testing.T) map[string]string {
 // `<!-- generated: NAME -->` and `<!-- end -->`.
 func generated() map[string]string {
 	out := map[string]string{
-		"spec of a Sensor": table(reflect.ValueOf(&specs.Sensor{}), "Dependencies", "Triggers"),
-		"dependency":       table(reflect.ValueOf(&specs.Dependency{})),
-		"trigger":          table(reflect.ValueOf(&specs.Trigger{})),
-		"spec of a Secret": table(reflect.ValueOf(&specs.Secret{})),
-		"delivery":         table(reflect.ValueOf(&specs.Delivery{})),
+		"spec of a Sensor":       table(reflect.ValueOf(&specs.Sensor{}), "Dependencies", "Triggers"),
+		"dependency":             table(reflect.ValueOf(&specs.Dependency{})),
+		"trigger":                table(reflect.ValueOf(&specs.Trigger{})),
+		"intake":                 table(reflect.ValueOf(&specs.Intake{})),
+		"spec of a Subscription": table(reflect.ValueOf(&specs.Subscription{})),
+		"spec of a Secret":       table(reflect.ValueOf(&specs.Secret{})),
+		"delivery":               table(reflect.ValueOf(&specs.Delivery{})),
 	}
 	for _, t := range catalog.Sources {
 		out["source "+t.Name] = section(t.Type)

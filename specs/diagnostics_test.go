@@ -154,3 +154,20 @@ func symlink(t *testing.T, target, name string) {
 		t.Skip(err)
 	}
 }
+
+// TestKindDiagnostics: what is wrong with kinds whose rules no code has alone.
+func TestKindDiagnostics(t *testing.T) {
+	files, err := filepath.Glob("testdata/kinds/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	for _, file := range files {
+		l := loader()
+		loaded, err := l.Load(t.Context(), file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := slices.Concat(loaded.Diagnostics, l.Check(loaded.Set(), loaded.Invalid...))
+		golden(t, strings.TrimSuffix(file, ".yaml")+".golden", text(found))
+	}
+}

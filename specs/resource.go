@@ -460,7 +460,9 @@ func (d *decoder) subscription(n *node, s *Subscription) {
 	if n.kind != mapNode {
 		return
 	}
-	d.glob(n.get("eventType"), "spec.eventType", "type")
+	if s.EventType != "" { // said already
+		d.glob(n.get("eventType"), "spec.eventType", "type")
+	}
 	d.glob(n.get("source"), "spec.source", "source")
 	if fn := n.get("function"); fn != nil && s.Function != "" {
 		s.functionPos = d.place(fn)
