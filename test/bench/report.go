@@ -191,6 +191,7 @@ func (m *measured) rows() [][]string {
 	row("CPU taken by others %", "%.0f", func(r result) float64 { return 100 * r.Others })
 	if waits {
 		row("memory while they wait MiB", "%.0f", func(r result) float64 { return r.WaitingMiB })
+		row("files while they wait MiB", "%.0f", func(r result) float64 { return r.DiskMiB })
 	}
 	if sleeps {
 		row("mean time of the function ms", "%.2f", func(r result) float64 { return r.Function })

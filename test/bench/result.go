@@ -29,11 +29,13 @@ type result struct {
 	Refused    int `json:"refused"`
 	Foreign    int `json:"altered"`
 	// CPU is the process's user and system time in seconds per 1,000 events of
-	// all lanes, PeakMiB its peak resident memory, WaitingMiB that while the
-	// function hung and all events were accepted; 0 where the system does not tell.
+	// all lanes, PeakMiB its peak resident memory; 0 where the system does not
+	// tell. WaitingMiB is its resident memory, DiskMiB the size of its files,
+	// while the function hung and all events were accepted.
 	CPU        float64 `json:"cpu_seconds_per_1000"`
 	PeakMiB    float64 `json:"peak_memory_mib"`
 	WaitingMiB float64 `json:"waiting_memory_mib,omitempty"`
+	DiskMiB    float64 `json:"waiting_disk_mib,omitempty"`
 	// Others is the part of all cores that programs outside the measurement
 	// took meanwhile.
 	Others float64 `json:"others_share"`

@@ -68,6 +68,8 @@ spec:
 `
 	// everyEvent is a filter that all events pass.
 	everyEvent = "data.total > 100"
+	// scarceMemory is about half of what the engine takes when nobody limits it.
+	scarceMemory = "128MiB"
 	// docsPerFile keeps files of thousands of sensors below the size limit.
 	docsPerFile = 1000
 )
@@ -94,6 +96,19 @@ func (o options) engineWith(docs func(sinks []string) []string, flags ...string)
 			return exec.CommandContext(ctx, o.engine, args...), nil
 		},
 	}
+}
+
+// with adds an environment variable.
+func (t target) with(env string) target {
+	command := t.command
+	t.command = func(ctx context.Context, dir string, a addresses) (*exec.Cmd, error) {
+		cmd, err := command(ctx, dir, a)
+		if err == nil {
+			cmd.Env = append(cmd.Environ(), env)
+		}
+		return cmd, err
+	}
+	return t
 }
 
 // filter is the documents of one sensor that all events of the first lane pass.
@@ -217,7 +232,10 @@ func (o options) scenarios(peers []target) []scenario {
 					key: fmt.Sprintf("sensors/%d", n), text: fmt.Sprintf("CPU per event with %d sensors / with 1", n), budget: 2, lower: true,
 					of: func(r map[string]result) float64 { return r[fmt.Sprint(n)].CPU / r["1"].CPU },
 				},
-				figure{key: fmt.Sprintf("sensors/%d rate", n), text: fmt.Sprintf("rate with %d sensors / with 1", n), of: rate(fmt.Sprint(n), "1")})
+				figure{key: fmt.Sprintf("sensors/%d rate", n), text: fmt.Sprintf("rate with %d sensors / with 1", n), of: rate(fmt.Sprint(n), "1")},
+				figure{key: fmt.Sprintf("sensors/%d MiB", n), text: fmt.Sprintf("peak memory with %d sensors", n), unit: "MiB", lower: true, of: func(r map[string]result) float64 {
+					return r[fmt.Sprint(n)].PeakMiB
+				}})
 		}
 	}
 
@@ -249,18 +267,31 @@ func (o options) scenarios(peers []target) []scenario {
 		return l
 	}
 	less := max(1, o.backlog/10)
+	few, many := fmt.Sprint(less), fmt.Sprint(o.backlog)
+	scarce := many + ", " + scarceMemory
+	peak := func(column string) func(map[string]result) float64 {
+		return func(r map[string]result) float64 { return r[column].PeakMiB }
+	}
 	backlog := scenario{
 		name: "backlog", title: fmt.Sprintf("the function hangs until %d events are accepted; end to end is from when it is back", o.backlog), rounds: 1,
 		attempts: []attempt{
-			one(o.engineWith(o.filter), held(fmt.Sprint(less), less)),
-			one(o.engineWith(o.filter), held(fmt.Sprint(o.backlog), o.backlog)),
+			one(o.engineWith(o.filter), held(few, less)),
+			one(o.engineWith(o.filter), held(many, o.backlog)),
+			one(o.engineWith(o.filter).with("GOMEMLIMIT="+scarceMemory), held(scarce, o.backlog)),
 			one(o.ceiling(), under),
 		},
 		figures: []figure{
-			{key: "backlog/drain", text: "a backlog: rate of its calls / ceiling", of: rate(fmt.Sprint(o.backlog), "ceiling")},
-			{key: "backlog/memory", text: "a backlog: peak memory / that of a tenth of it", lower: true, of: func(r map[string]result) float64 {
-				return r[fmt.Sprint(o.backlog)].PeakMiB / r[fmt.Sprint(less)].PeakMiB
+			{key: "backlog/accepted", text: "a backlog of " + many + ": events accepted / ceiling", of: func(r map[string]result) float64 {
+				return r[many].Accepted / r["ceiling"].Accepted
 			}},
+			{key: "backlog/drain", text: "the same: rate of its calls / ceiling", of: rate(many, "ceiling")},
+			{key: "backlog/scarce", text: "the same with GOMEMLIMIT=" + scarceMemory + " / without", budget: 0.5, of: rate(scarce, many)},
+			{key: "backlog/memory", text: "the same: peak memory / that of a tenth of it", lower: true, of: func(r map[string]result) float64 {
+				return r[many].PeakMiB / r[few].PeakMiB
+			}},
+			{key: "backlog/peak MiB", text: "the same: peak memory", unit: "MiB", lower: true, of: peak(many)},
+			{key: "backlog/scarce MiB", text: "the same: peak memory with GOMEMLIMIT=" + scarceMemory, unit: "MiB", lower: true, of: peak(scarce)},
+			{key: "backlog/files MiB", text: "the same: files", unit: "MiB", lower: true, of: func(r map[string]result) float64 { return r[many].DiskMiB }},
 		},
 	}
 

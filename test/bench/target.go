@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -108,7 +109,8 @@ func (t attempt) round(ctx context.Context, o options, work string) (_ []result,
 		return nil, err
 	}
 	before, others := usageOf(cmd.Process.Pid), startOthers(cmd.Process.Pid)
-	spans, opened, waiting := make([]span, len(leds)), make([]int64, len(leds)), make([]int64, len(leds))
+	spans, opened := make([]span, len(leds)), make([]int64, len(leds))
+	waiting, files := make([]int64, len(leds)), make([]int64, len(leds))
 	err = each(leds, func(i int, l *ledger) (err error) {
 		open := func() {}
 		if l.hold {
@@ -120,7 +122,8 @@ func (t attempt) round(ctx context.Context, o options, work string) (_ []result,
 		}
 		opened[i] = spans[i].from
 		if l.hold {
-			opened[i], waiting[i] = int64(time.Since(l.start)), usageOf(cmd.Process.Pid).resident
+			waiting[i], files[i] = usageOf(cmd.Process.Pid).resident, sizeOf(dir)
+			opened[i] = int64(time.Since(l.start))
 			open()
 		}
 		return l.settle(ctx, o.patience)
@@ -156,6 +159,7 @@ func (t attempt) round(ctx context.Context, o options, work string) (_ []result,
 		rs[i].Others = share
 		rs[i].PeakMiB = float64(after.peak) / (1 << 20)
 		rs[i].WaitingMiB = float64(waiting[i]) / (1 << 20)
+		rs[i].DiskMiB = float64(files[i]) / (1 << 20)
 	}
 	return rs, nil
 }
@@ -288,6 +292,21 @@ func usageOf(pid int) (u usage) {
 		}
 	}
 	return u
+}
+
+// sizeOf is the size of the files in dir, in bytes. What vanishes meanwhile
+// does not count.
+func sizeOf(dir string) (n int64) {
+	_ = filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
+		if err != nil || !e.Type().IsRegular() {
+			return nil
+		}
+		if info, err := e.Info(); err == nil {
+			n += info.Size()
+		}
+		return nil
+	})
+	return n
 }
 
 // tail returns the last n lines of b.
