@@ -165,7 +165,7 @@ func BenchmarkBacklog(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer bb.Close(context.Background()) //nolint:errcheck // it was only read
+	defer bb.Close(context.Background())
 	const n = 20_000
 	var wg sync.WaitGroup
 	for i := range n {
