@@ -4,7 +4,7 @@ package all
 
 import (
 	"github.com/sensor-engine/engine/sources"
-	"github.com/sensor-engine/engine/sources/driver"
+	"github.com/sensor-engine/engine/sources/calendar"
 	"github.com/sensor-engine/engine/sources/generic"
 	"github.com/sensor-engine/engine/sources/ticker"
 	"github.com/sensor-engine/engine/sources/webhook"
@@ -13,7 +13,7 @@ import (
 // All returns every source type, sorted by name.
 func All() sources.Registry {
 	return sources.Registry{
-		driver.Factory(),
+		calendar.Factory(),
 		generic.Factory(),
 		ticker.Factory(),
 		webhook.Factory(),

@@ -1,0 +1,174 @@
+package calendar
+
+import (
+	"errors"
+	"fmt"
+	"math/bits"
+	"strings"
+	"time"
+
+	"github.com/robfig/cron/v3"
+)
+
+// clock is a set of times of a day: every combination of its hours, minutes
+// and seconds, one bit each.
+type clock struct{ hours, minutes, seconds uint64 }
+
+const (
+	allHours   = 1<<24 - 1
+	allMinutes = 1<<60 - 1
+)
+
+// next returns the first time of the set at or after the given second of the
+// day.
+func (c clock) next(from int64) (int64, bool) {
+	h, m, s := from/hour, from/minute%60, from%60
+	if c.hours>>h&1 == 0 {
+		m, s = 0, 0
+	} else if c.minutes>>m&1 == 0 {
+		s = 0
+	}
+	if c.hours>>h&1 == 1 && c.minutes>>m&1 == 1 {
+		if rest := c.seconds >> s; rest != 0 {
+			return h*hour + m*minute + s + int64(bits.TrailingZeros64(rest)), true
+		}
+		m, s = m+1, 0
+	}
+	if c.hours>>h&1 == 1 {
+		if rest := c.minutes >> m; m < 60 && rest != 0 {
+			return h*hour + (m+int64(bits.TrailingZeros64(rest)))*minute + int64(bits.TrailingZeros64(c.seconds)), true
+		}
+		h++
+	}
+	rest := c.hours >> h
+	if h >= 24 || rest == 0 {
+		return 0, false
+	}
+	return (h+int64(bits.TrailingZeros64(rest)))*hour + int64(bits.TrailingZeros64(c.minutes))*minute + int64(bits.TrailingZeros64(c.seconds)), true
+}
+
+// cronDays are the days of a cron schedule, at its times.
+type cronDays struct {
+	clock
+	days, months, weekdays uint64
+	// either is true when day of month and day of week are both restricted:
+	// then one of the two is enough, as cron has always had it.
+	either bool
+}
+
+func (c *cronDays) next(after int64) (int64, bool) {
+	d, second := floorDiv(after+1, day), floorMod(after+1, day)
+	for limit := d + horizon/day; d <= limit; {
+		y, m, dom := civil(d)
+		if c.months>>m&1 == 0 {
+			d, second = daysOf(y, m+1, 1), 0
+			continue
+		}
+		if c.matches(d, dom) {
+			if t, ok := c.clock.next(second); ok {
+				return d*day + t, true
+			}
+		}
+		d, second = d+1, 0
+	}
+	return 0, false
+}
+
+func (c *cronDays) matches(d int64, dom int) bool {
+	byDate, byWeekday := c.days>>dom&1 == 1, c.weekdays>>weekday(d)&1 == 1
+	if c.either {
+		return byDate || byWeekday
+	}
+	return byDate && byWeekday
+}
+
+// cronParser is the syntax of cron: five fields, six with seconds, descriptors.
+func parseCron(text string, loc *time.Location) (r rule, err error) {
+	// The parser of the library must not see zones: it panics on some.
+	if name, _, ok := cronZone(text); ok {
+		return nil, fmt.Errorf("%s must stand before the fields", name)
+	}
+	if text, ok := strings.CutPrefix(text, "@every"); ok {
+		interval, err := time.ParseDuration(strings.TrimSpace(text))
+		if err != nil {
+			return nil, errors.New("@every needs a duration such as 90s, 15m or 1h30m")
+		}
+		return newEvery(interval, 0)
+	}
+	defer func() {
+		if p := recover(); p != nil {
+			r, err = nil, fmt.Errorf("not a schedule: %v", p)
+		}
+	}()
+	parsed, err := cron.NewParser(cron.SecondOptional | cron.Minute | cron.Hour | cron.Dom | cron.Month | cron.Dow | cron.Descriptor).Parse(text)
+	if err != nil {
+		return nil, err
+	}
+	s, ok := parsed.(*cron.SpecSchedule)
+	if !ok {
+		return nil, errors.New("not a schedule of fields")
+	}
+	const star = 1 << 63 // the library's mark of a field that is * or ?
+	days := &cronDays{
+		clock: clock{s.Hour & allHours, s.Minute & allMinutes, s.Second & allMinutes},
+		days:  s.Dom &^ star, months: s.Month &^ star, weekdays: s.Dow &^ star,
+		either: s.Dom&star == 0 && s.Dow&star == 0,
+	}
+	return zoned{days, loc, days.hours != allHours}, nil
+}
+
+// cronZone splits a leading CRON_TZ=zone (or TZ=zone) from the fields.
+func cronZone(text string) (zone, fields string, ok bool) {
+	rest, ok := strings.CutPrefix(strings.TrimPrefix(text, "CRON_"), "TZ=")
+	if !ok {
+		return "", text, false
+	}
+	end := strings.IndexAny(rest, " \t")
+	if end < 0 {
+		return rest, "", true
+	}
+	return rest[:end], strings.TrimSpace(rest[end:]), true
+}
+
+func newEvery(interval time.Duration, anchor int64) (rule, error) {
+	switch {
+	case interval < time.Second:
+		return nil, errors.New("the interval must be at least 1s; for shorter ones there is the ticker")
+	case interval%time.Second != 0:
+		return nil, errors.New("the interval must be of whole seconds")
+	}
+	return every{anchor, int64(interval / time.Second)}, nil
+}
+
+// civil returns the date of a day since 1970-01-01; daysOf is its inverse and
+// takes months beyond December. They are a tenth of the work of package time.
+func civil(d int64) (year int64, month, dom int) {
+	d += 719468
+	era := floorDiv(d, 146097)
+	doe := d - era*146097
+	yoe := (doe - doe/1460 + doe/36524 - doe/146096) / 365
+	doy := doe - (365*yoe + yoe/4 - yoe/100)
+	mp := (5*doy + 2) / 153
+	dom = int(doy - (153*mp+2)/5 + 1)
+	month = int(mp + 3)
+	year = yoe + era*400
+	if month > 12 {
+		month, year = month-12, year+1
+	}
+	return year, month, dom
+}
+
+func daysOf(year int64, month, dom int) int64 {
+	year += floorDiv(int64(month)-1, 12)
+	m := floorMod(int64(month)-1, 12) + 1
+	if m <= 2 {
+		m, year = m+12, year-1
+	}
+	era := floorDiv(year, 400)
+	yoe := year - era*400
+	doy := (153*(m-3)+2)/5 + int64(dom) - 1
+	return era*146097 + yoe*365 + yoe/4 - yoe/100 + doy - 719468
+}
+
+// weekday is 0 for Sunday, as in cron.
+func weekday(d int64) int { return int(floorMod(d+4, 7)) }
