@@ -503,11 +503,15 @@ func (lg *stream) batch(ctx context.Context, what string, request getRequest) ([
 				}
 				return out, nil // the end of the batch, or nothing more
 			}
+			_, batched := m.Header["Nats-Num-Pending"]
 			rec, err := lg.directRecord(m)
 			if err != nil {
 				return out, fmt.Errorf("%s: %w", what, err)
 			}
 			out = append(out, rec)
+			if !batched {
+				return out, nil // a server before 2.11 answers with a single record
+			}
 		case <-ctx.Done():
 			return out, connError(what, ctx.Err())
 		case <-lg.b.closed:
