@@ -5,6 +5,7 @@ package all
 import (
 	"github.com/sensor-engine/engine/sources"
 	"github.com/sensor-engine/engine/sources/calendar"
+	"github.com/sensor-engine/engine/sources/driver"
 	"github.com/sensor-engine/engine/sources/generic"
 	"github.com/sensor-engine/engine/sources/ticker"
 	"github.com/sensor-engine/engine/sources/webhook"
@@ -14,6 +15,7 @@ import (
 func All() sources.Registry {
 	return sources.Registry{
 		calendar.Factory(),
+		driver.Factory(),
 		generic.Factory(),
 		ticker.Factory(),
 		webhook.Factory(),
