@@ -52,6 +52,7 @@ func convert(m *eventing.Event, contentType string) (ev *bus.Event, leftOut []st
 	}
 	for name, value := range m.Attributes {
 		switch {
+		case value == "": // the same as absent
 		case name == "dataschema":
 			ev.DataSchema = value
 		case !extension(name):

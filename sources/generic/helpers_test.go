@@ -30,7 +30,9 @@ import (
 	"github.com/sensor-engine/engine/specs"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("github.com/nats-io/nats-server/v2/server/ats.init.0.func1"))
+}
 
 type stream = grpc.ServerStreamingServer[eventing.Event]
 

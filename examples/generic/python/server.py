@@ -2,7 +2,7 @@
 the last line that the engine stored, however long either of the two was away.
 Each line that is appended becomes an event.
 
-    pip install grpcio protobuf        # or: apt install python3-grpcio
+    pip install -r requirements.txt    # or: apt install python3-grpcio
     python3 server.py --dir /var/log
 
 generic_pb2.py has the messages; it lies beside this file.
