@@ -104,8 +104,11 @@ func compileSchema(root any) (*jsonschema.Schema, error) {
 }
 
 // violation is one thing wrong with the settings; key is "" when it is not
-// about a single one.
-type violation struct{ key, text string }
+// about a single one. typed is true when a value of another type may be right.
+type violation struct {
+	key, text string
+	typed     bool
+}
 
 // violations validates settings. They are text, but a schema speaks of
 // numbers and booleans too: text that can be read as one is, unless only the
@@ -117,22 +120,20 @@ func violations(schema *jsonschema.Schema, set specs.Settings) []violation {
 	}
 	found := validate(schema, doc)
 	for key, text := range set {
-		if _, same := doc[key].(string); same || !about(found, key) {
+		retyped := slices.ContainsFunc(found, func(v violation) bool { return v.key == key && v.typed })
+		if _, same := doc[key].(string); same || !retyped {
 			continue
 		}
 		read := doc[key]
 		doc[key] = text
-		if again := validate(schema, doc); about(again, key) {
+		again := validate(schema, doc)
+		if slices.ContainsFunc(again, func(v violation) bool { return v.key == key }) {
 			doc[key] = read
 		} else {
 			found = again
 		}
 	}
 	return found
-}
-
-func about(list []violation, key string) bool {
-	return slices.ContainsFunc(list, func(v violation) bool { return v.key == key })
 }
 
 // typed reads the text of a setting as a number or boolean where it is one.
@@ -164,10 +165,15 @@ func validate(schema *jsonschema.Schema, doc map[string]any) []violation {
 			keys, text = more.Properties, "is not known"
 		}
 		if keys == nil {
-			out = append(out, violation{"", text})
+			keys = []string{""}
+		}
+		typed := false
+		switch leaf.ErrorKind.(type) {
+		case *kind.Type, *kind.Enum, *kind.Const:
+			typed = true
 		}
 		for _, key := range keys {
-			out = append(out, violation{key, text})
+			out = append(out, violation{key, text, typed})
 		}
 	}
 	slices.SortFunc(out, func(a, b violation) int {
