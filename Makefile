@@ -45,7 +45,7 @@ bench: build
 	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) -p 1 ./...
 	$(GO) run ./test/bench -engine bin/engine $(BENCHFLAGS)
 
-## faults: breaks the built engine in every known way, for a quarter of an hour, and writes the table of docs/reliability.md
+## faults: breaks the built engine in every known way, for twenty minutes, and writes the table of docs/reliability.md
 faults: build
 	$(GO) run ./test/faults -engine bin/engine -md docs/reliability.md
 
