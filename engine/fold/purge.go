@@ -36,7 +36,7 @@ func (d *Dispatcher) Purge(ctx context.Context, r Retention) error {
 	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	var aged time.Time // when the age was looked at
+	var aged, told time.Time // when the age was looked at, and a failure logged
 	for {
 		select {
 		case <-ctx.Done():
@@ -49,7 +49,11 @@ func (d *Dispatcher) Purge(ctx context.Context, r Retention) error {
 		} else {
 			aged = now
 		}
-		if err := d.purgeOnce(ctx, r); err != nil && ctx.Err() == nil {
+		switch err := d.purgeOnce(ctx, r); {
+		case err == nil:
+			told = time.Time{}
+		case ctx.Err() == nil && now.Sub(told) >= r.Every:
+			told = now
 			d.log.Warn("old events could not be purged; the next look is soon", "error", err)
 		}
 		// Finding out what is still needed may take long: at most a tenth of the time.
