@@ -40,7 +40,7 @@ lint: $(GOLANGCI)
 $(GOLANGCI):
 	GOBIN=$(CURDIR)/.bin $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
 
-## bench: quick benchmarks of the packages, then the whole engine against the ceiling, about five minutes
+## bench: quick benchmarks of the packages, then the whole engine against the ceiling, about ten minutes
 bench: build
 	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) -p 1 ./...
 	$(GO) run ./test/bench -engine bin/engine $(BENCHFLAGS)

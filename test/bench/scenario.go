@@ -206,6 +206,7 @@ func (o options) scenarios(peers []target) []scenario {
 		figures: []figure{
 			{key: "slow/rate", text: fmt.Sprintf("function of %s: rate / (%d/%s)", took, o.workers, took), budget: 0.9, of: ideal("slow")},
 			{key: "slow/ceiling", text: fmt.Sprintf("the same: ceiling's rate / (%d/%s)", o.workers, took), of: ideal("slow, ceiling")},
+			{key: "slow/engine", text: "the same: engine / ceiling", of: rate("slow", "slow, ceiling")},
 			{key: "slow/both", text: fmt.Sprintf("more arrives than it can take, and a fast one beside it: rate / (%d/%s)", o.workers, took), of: ideal("slow, both")},
 			{key: "slow/neighbour", text: "the fast function beside it: rate / alone", budget: 0.95, of: rate("fast, both", "fast")},
 		},
