@@ -295,7 +295,7 @@ func (l *traffic) settle(s *sink) {
 		}
 		return each, pairs, example
 	}
-	deadline, last := time.Now().Add(5*time.Minute), 0
+	deadline, last := time.Now().Add(20*time.Minute), 0 // slow is not lost
 	quiet := time.Now()
 	for {
 		each, pairs, example := missing()
