@@ -3,15 +3,106 @@ package drivers_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 )
+
+// bin is the engine.
+var bin string
+
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		for _, program := range []string{"go", "python3"} {
+			if _, err := exec.LookPath(program); err != nil {
+				fmt.Fprintln(os.Stderr, err, "- the example is not run")
+				return 0
+			}
+		}
+		dir, err := os.MkdirTemp("", "engine-drivers-")
+		if err != nil {
+			panic(err)
+		}
+		defer os.RemoveAll(dir)
+		bin = filepath.Join(dir, "engine")
+		if out, err := exec.Command("go", "build", "-o", bin, "../../cmd/engine").CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "%v\n%s", err, out)
+			return 1
+		}
+		return m.Run()
+	}())
+}
+
+// engine is a running engine.
+type engine struct {
+	t    *testing.T
+	cmd  *exec.Cmd
+	log  bytes.Buffer
+	args []string
+	api  string
+}
+
+// launch starts an engine that ends with the test.
+func launch(t *testing.T, specs string) *engine {
+	e := &engine{t: t, api: freeAddress(t)}
+	e.args = []string{"run", specs, "--data", filepath.Join(t.TempDir(), "data"), "--listen", freeAddress(t), "--api", e.api}
+	e.start()
+	t.Cleanup(func() {
+		_ = e.cmd.Process.Signal(syscall.SIGTERM)
+		if err := e.cmd.Wait(); err != nil {
+			t.Errorf("the engine: %v", err)
+		}
+		if t.Failed() {
+			t.Log(e.log.String())
+		}
+	})
+	return e
+}
+
+func (e *engine) start() {
+	e.cmd = exec.Command(bin, e.args...)
+	e.cmd.Stdout, e.cmd.Stderr = &e.log, &e.log
+	if err := e.cmd.Start(); err != nil {
+		e.t.Fatal(err)
+	}
+}
+
+func (e *engine) ask(args ...string) string {
+	ctx, cancel := context.WithTimeout(e.t.Context(), 10*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, bin, args...)
+	cmd.Env = append(os.Environ(), "ENGINE_API="+e.api)
+	out, _ := cmd.Output() // an error while it is not there yet
+	return string(out)
+}
+
+func (e *engine) until(what string, ok func(out string) bool, args ...string) {
+	e.t.Helper()
+	deadline := time.Now().Add(60 * time.Second)
+	for {
+		out := e.ask(args...)
+		if ok(out) {
+			return
+		}
+		if time.Now().After(deadline) {
+			e.t.Fatalf("engine %s does not tell %s:\n%s", strings.Join(args, " "), what, out)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+func (e *engine) tells(what string, args ...string) {
+	e.t.Helper()
+	e.until(what, func(out string) bool { return strings.Contains(out, what) }, args...)
+}
 
 func freeAddress(t *testing.T) string {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -25,55 +116,148 @@ func freeAddress(t *testing.T) string {
 // TestExample runs the example as it is: both drivers tick, and the function
 // that is subscribed to one of them runs.
 func TestExample(t *testing.T) {
-	for _, program := range []string{"go", "python3"} {
-		if _, err := exec.LookPath(program); err != nil {
-			t.Skip(err)
+	t.Parallel()
+	e := launch(t, ".")
+	e.tells("ticker.tick.py", "events", "--type", "ticker.tick.py")
+	e.tells("ticker.tick", "events", "--type", "ticker.tick")
+	e.tells("Hello, Noone from Nowhere", "runs", "hello", "--last")
+	e.tells("go run ./ticker --seconds=5", "describe", "eventsource", "clocks")
+	e.tells("subscription.ticker-sub", "describe", "subscription", "ticker-sub")
+}
+
+const neighbours = `
+apiVersion: engine/v1
+kind: DriverType
+metadata: {name: crash}
+spec: {command: [sh, -c, "echo the disk is gone >&2; exit 3"]}
+---
+apiVersion: engine/v1
+kind: DriverType
+metadata: {name: garbage}
+spec: {command: [sh, -c, "echo '<html>'; exec sleep 1000"]}
+---
+apiVersion: engine/v1
+kind: DriverType
+metadata: {name: absent}
+spec: {path: no/such/program}
+---
+apiVersion: engine/v1
+kind: DriverType
+metadata: {name: ticker}
+spec: {command: [python3, %s]}
+---
+apiVersion: engine/v1
+kind: EventSource
+metadata: {name: e}
+spec:
+  driver:
+    crash: {type: crash}
+    garbage: {type: garbage}
+    absent: {type: absent}
+    ticker: {type: ticker, set: {seconds: %s}}
+`
+
+// event is the status of one event.
+type event struct {
+	Name, State, Detail string
+	Restarts            int
+	Stored              uint64
+}
+
+func (e *engine) event(name string) (ev event) {
+	var res struct{ Events []event }
+	var list []struct{ Events []event }
+	out := []byte(e.ask("get", "eventsource", "e", "-o", "json"))
+	if json.Unmarshal(out, &res) != nil && json.Unmarshal(out, &list) == nil && len(list) > 0 {
+		res.Events = list[0].Events
+	}
+	for _, ev := range res.Events {
+		if ev.Name == name {
+			return ev
 		}
 	}
-	dir := t.TempDir()
-	bin := filepath.Join(dir, "engine")
-	if out, err := exec.Command("go", "build", "-o", bin, "../../cmd/engine").CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+	return event{}
+}
+
+func (e *engine) become(name string, ok func(event) bool) event {
+	e.t.Helper()
+	deadline := time.Now().Add(60 * time.Second)
+	for {
+		ev := e.event(name)
+		if ok(ev) {
+			return ev
+		}
+		if time.Now().After(deadline) {
+			e.t.Fatalf("the event %s is %+v", name, ev)
+		}
+		time.Sleep(100 * time.Millisecond)
 	}
-	api := freeAddress(t)
-	var log bytes.Buffer
-	run := exec.Command(bin, "run", ".", "--data", filepath.Join(dir, "data"), "--listen", freeAddress(t), "--api", api)
-	run.Stdout, run.Stderr = &log, &log
-	if err := run.Start(); err != nil {
+}
+
+// pid is the process of a driver that runs.
+func pid(t *testing.T, ev event) int {
+	words := strings.FieldsFunc(ev.Detail, func(r rune) bool { return r == ' ' || r == ',' || r == ';' })
+	if len(words) < 2 {
+		t.Fatalf("no process in %q", ev.Detail)
+	}
+	n, err := strconv.Atoi(words[1])
+	if err != nil {
 		t.Fatal(err)
 	}
-	end := time.AfterFunc(90*time.Second, func() { _ = run.Process.Kill() })
-	defer func() {
-		_ = run.Process.Signal(syscall.SIGTERM)
-		if err := run.Wait(); err != nil {
-			t.Errorf("the engine: %v", err)
-		}
-		end.Stop()
-		if t.Failed() {
-			t.Log(log.String())
-		}
-	}()
-	ask := func(args ...string) string {
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-		defer cancel()
-		cmd := exec.CommandContext(ctx, bin, args...)
-		cmd.Env = append(os.Environ(), "ENGINE_API="+api)
-		out, _ := cmd.CombinedOutput() // not yet there
-		return string(out)
+	return n
+}
+
+// TestNeighbours: drivers that do not work leave the others alone and tell why;
+// a changed one is another process; all come back after a crash of the engine.
+func TestNeighbours(t *testing.T) {
+	t.Parallel()
+	ticker, err := filepath.Abs("ticker.py")
+	if err != nil {
+		t.Fatal(err)
 	}
-	until := func(what string, args ...string) {
+	specs := t.TempDir()
+	write := func(seconds string) {
+		if err := os.WriteFile(filepath.Join(specs, "e.yaml"), fmt.Appendf(nil, neighbours, ticker, seconds), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("0.2")
+	e := launch(t, specs)
+	running := func(n uint64) func(event) bool {
+		return func(ev event) bool { return ev.State == "Running" && ev.Stored > n }
+	}
+	first := e.become("ticker", running(3))
+	e.become("crash", func(ev event) bool {
+		return ev.State == "Retrying" && ev.Restarts >= 2 && ev.Detail == "driver crash exited with code 3: the disk is gone"
+	})
+	e.become("garbage", func(ev event) bool {
+		return ev.State == "Running" && strings.Contains(ev.Detail, "messages refused: 1")
+	})
+	e.become("absent", func(ev event) bool {
+		return ev.State == "Retrying" && strings.Contains(ev.Detail, "program not found")
+	})
+
+	write("0.1")
+	second := e.become("ticker", func(ev event) bool { return ev.State == "Running" && pid(t, ev) != pid(t, first) })
+	gone := func(pid int) {
 		t.Helper()
-		deadline := time.Now().Add(60 * time.Second)
-		for out := ""; !strings.Contains(out, what); out = ask(args...) {
+		deadline := time.Now().Add(10 * time.Second)
+		for syscall.Kill(pid, 0) == nil {
 			if time.Now().After(deadline) {
-				t.Fatalf("engine %s does not tell %q:\n%s", strings.Join(args, " "), what, out)
+				t.Fatalf("process %d is still there", pid)
 			}
-			time.Sleep(200 * time.Millisecond)
+			time.Sleep(10 * time.Millisecond)
 		}
 	}
-	until("ticker.tick.py", "events", "--type", "ticker.tick.py")
-	until("ticker.tick", "events", "--type", "ticker.tick")
-	until(`Hello, Noone from Nowhere`, "runs", "hello", "--last")
-	until("go run ./ticker --seconds=5", "describe", "eventsource", "clocks")
-	until("ticker-sub", "describe", "subscription", "ticker-sub")
+	gone(pid(t, first))
+
+	if err := e.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = e.cmd.Wait()
+	if _, err := os.Stat("/proc/self/stat"); err == nil {
+		gone(pid(t, second)) // Linux ends it with the engine
+	}
+	e.start()
+	e.become("ticker", running(3))
 }

@@ -98,6 +98,15 @@ func (d *driver) Run(ctx context.Context, h sources.Host) error {
 			return fmt.Errorf("driver %s: no port for it to listen on: %w", d.cfg.Type, err)
 		}
 	}
+	if d.program.Expose {
+		forward := newProxy(net.JoinHostPort("127.0.0.1", port), prefix(d.env), d.cfg.SharedSecret, h)
+		defer forward.close()
+		remove, err := h.Handle(route(d.env), forward)
+		if err != nil {
+			return fmt.Errorf("driver %s: no requests can be forwarded to it: %w", d.cfg.Type, err)
+		}
+		defer remove()
+	}
 	cmd, err := d.command(secrets, address, legacy, port, token)
 	if err != nil {
 		return err
@@ -127,22 +136,10 @@ func (d *driver) Run(ctx context.Context, h sources.Host) error {
 
 	running := time.AfterFunc(moment, st.ready)
 	defer running.Stop()
-	var routeErr error
-	remove := func() {}
-	if d.program.Expose {
-		forward := newProxy(net.JoinHostPort("127.0.0.1", port), prefix(d.env), d.cfg.SharedSecret, h)
-		defer forward.close()
-		if remove, routeErr = h.Handle(route(d.env), forward); routeErr != nil {
-			remove = func() {}
-		}
+	select {
+	case <-p.done:
+	case <-ctx.Done():
 	}
-	if routeErr == nil {
-		select {
-		case <-p.done:
-		case <-ctx.Done():
-		}
-	}
-	remove()
 	p.stop(d.cfg.Grace.D()) // at once when it has ended by itself
 	running.Stop()
 
@@ -165,9 +162,6 @@ func (d *driver) Run(ctx context.Context, h sources.Host) error {
 	lastLine := st.end()
 	if ctx.Err() != nil {
 		return nil
-	}
-	if routeErr != nil {
-		return fmt.Errorf("driver %s at %s: %w", d.cfg.Type, prefix(d.env), routeErr)
 	}
 	text := fmt.Sprintf("driver %s %s", d.cfg.Type, p.outcome())
 	if lastLine != "" {
@@ -197,6 +191,7 @@ func (in *intake) listen(address string, s sidecar) (string, error) {
 		Handler:           in.while(&s),
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       time.Minute,
+		IdleTimeout:       24 * time.Hour, // a driver may be quiet for long, and never waits for nothing
 		MaxHeaderBytes:    128 << 10,
 		ErrorLog:          slog.NewLogLogger(in.status.log.Handler(), slog.LevelDebug),
 	}
@@ -299,6 +294,7 @@ func (d *driver) command(secrets []secret, address, legacy, port, token string) 
 	}
 	set := merge(d.program.Set, d.cfg.Set)
 	env := make([]string, 0, 16+len(secrets))
+	env = append(env, "PYTHONUNBUFFERED=1") // or its output would wait for more
 	for _, name := range append([]string{"PATH", "HOME", "TZ", "LANG"}, d.cfg.InheritEnv...) {
 		if v, ok := os.LookupEnv(name); ok {
 			env = append(env, name+"="+v)

@@ -119,7 +119,7 @@ func parse(msg []byte) ([]*bus.Event, error) {
 }
 
 func parseError(format string, args ...any) error {
-	return fmt.Errorf("Error parsing input: "+format, args...) //nolint:staticcheck // the text drivers know
+	return fmt.Errorf("Error parsing input: "+format, args...) // the text drivers know
 }
 
 func firstRune(b []byte) string {
@@ -235,15 +235,15 @@ func parseEvent(obj []byte) (*bus.Event, error) {
 	list := members(obj, room[:0])
 	b := builder{ev: &bus.Event{}}
 	for _, m := range list {
-		if n := string(m.name); (n == "specversion" || n == "cloudEventsVersion") && m.value[0] == '"' {
-			b.version = text(m.value)
+		if n := name(m.name); (n == "specversion" || n == "cloudEventsVersion") && m.value[0] == '"' {
+			b.version = version(m.value)
 			if err := b.checkVersion(n == "cloudEventsVersion"); err != nil {
 				return nil, &invalidError{b.idOf(list), err}
 			}
 		}
 	}
 	for _, m := range list {
-		if err := b.member(string(m.name), m.value); err != nil {
+		if err := b.member(name(m.name), m.value); err != nil {
 			return nil, &invalidError{b.idOf(list), err}
 		}
 	}
@@ -255,6 +255,37 @@ func parseEvent(obj []byte) (*bus.Event, error) {
 		return nil, &invalidError{b.idOf(list), err}
 	}
 	return b.ev, nil
+}
+
+// name is the name of a member, without a copy for those of nearly all events.
+func name(b []byte) string {
+	switch string(b) {
+	case "specversion":
+		return "specversion"
+	case "id":
+		return "id"
+	case "type":
+		return "type"
+	case "source":
+		return "source"
+	case "time":
+		return "time"
+	case "subject":
+		return "subject"
+	case "datacontenttype":
+		return "datacontenttype"
+	case "data":
+		return "data"
+	}
+	return string(b)
+}
+
+// version is the text of a version, without a copy for the current one.
+func version(raw []byte) string {
+	if string(raw) == `"1.0"` {
+		return v10
+	}
+	return text(raw)
 }
 
 // checkVersion tells versions that are not understood; old is true for one
@@ -576,7 +607,7 @@ func (b *builder) finish() error {
 	if ev.DataSchema != "" && types.ParseURI(ev.DataSchema) == nil {
 		return fmt.Errorf("%s is not a URI", schema)
 	}
-	if b.version == v10 {
+	if b.version == v10 && (!simple(ev.Source) || ev.DataContentType != "" && ev.DataContentType != "application/json") {
 		cx := event.EventContextV1{ID: ev.ID, Type: ev.Type}
 		if u, err := url.Parse(ev.Source); err == nil {
 			cx.Source = types.URIRef{URL: *u}
@@ -600,6 +631,18 @@ func (b *builder) finish() error {
 		return fmt.Errorf("the attributes are longer than %d bytes", maxAttributes)
 	}
 	return nil
+}
+
+// simple reports whether a text is a URI reference beyond doubt.
+func simple(source string) bool {
+	for i := 0; i < len(source); i++ {
+		switch c := source[i]; {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '-', c == '.', c == '_', c == '/':
+		default:
+			return false
+		}
+	}
+	return source != ""
 }
 
 // binary reads an event in the binary content mode: attributes are headers,

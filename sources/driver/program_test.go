@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -200,6 +202,46 @@ func init() { //nolint:gochecknoinits // the programs call each other
 			fmt.Fprintln(os.Stderr, strings.Repeat("long ", 10000))
 			publish(option(args, "out"), nil)
 			forever()
+		},
+		// Write or post n events as fast as it goes, and end.
+		"flood": func(args []string) {
+			n, err := strconv.Atoi(option(args, "n"))
+			must(err)
+			out := bufio.NewWriterSize(os.Stdout, 64<<10)
+			for i := range n {
+				_, err := out.WriteString(line("event-" + strconv.Itoa(i)))
+				must(err)
+			}
+			must(out.Flush())
+		},
+		"poster": func(args []string) {
+			n, err := strconv.Atoi(option(args, "n"))
+			must(err)
+			batch, err := strconv.Atoi(option(args, "batch"))
+			must(err)
+			http.DefaultTransport.(*http.Transport).MaxIdleConnsPerHost = 16
+			var next atomic.Int64
+			var wg sync.WaitGroup
+			for range 8 {
+				wg.Go(func() {
+					for {
+						i := int(next.Add(1)) - 1
+						if i*batch >= n {
+							return
+						}
+						var body strings.Builder
+						for j := range batch {
+							body.WriteString(line("event-" + strconv.Itoa(i*batch+j)))
+						}
+						status, err := post(body.String())
+						must(err)
+						if status != http.StatusCreated {
+							must(fmt.Errorf("status %d", status))
+						}
+					}
+				})
+			}
+			wg.Wait()
 		},
 		// Starts a driver as an engine does and is killed.
 		"engine": func(args []string) {
