@@ -211,14 +211,9 @@ func (e *Engine) Status(ctx context.Context) Status {
 			case *specs.Sensor, *specs.Subscription:
 				name, _ := r.Sensor()
 				rs.RunsAs = name
-				if st := sensorStats[name]; st != nil {
-					rs.Sensor = &SensorStatus{
-						Matched: st.Matched.Load(), Fired: st.Fired.Load(), Missing: st.Missing.Load(), Failed: st.Failed.Load(),
-						Superseded: st.Superseded.Load(), Expired: st.Expired.Load(),
-					}
-					if v := st.Problem.Load(); v != nil {
-						rs.Sensor.Problem = v.String()
-					}
+				if c, ok := sensorStats[name]; ok {
+					st := SensorStatus(c)
+					rs.Sensor = &st
 				}
 				rs.Triggers = triggers[name]
 				slices.SortFunc(rs.Triggers, func(a, b TriggerStatus) int { return cmp.Compare(a.Name, b.Name) })

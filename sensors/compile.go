@@ -33,6 +33,9 @@ type Program struct {
 	triggers    []trigger
 	names       []string // of the triggers
 	fingerprint string
+	// exact is true when every dependency names one EventSource and event, or
+	// one type; guarded when each also has a guard, by which an index finds it.
+	exact, guarded bool
 }
 
 // dependency is one compiled dependency.
@@ -40,8 +43,13 @@ type dependency struct {
 	name, ident                  string
 	source, event, kind, subject pattern
 	when                         *expression.Program
-	need                         need // what when reads
+	need                         need // what when and guards read
 	pick                         specs.Pick
+	// guards must all hold, in this order, before when is asked, which is not
+	// needed when decided is true. Those of type and subject come first.
+	guards  []expression.Guard
+	first   need // what the first guard reads
+	decided bool
 }
 
 // trigger is one compiled trigger.
@@ -142,6 +150,10 @@ func (c *compilation) compile() {
 		}
 	}
 	p.shareFields()
+	p.exact = !slices.ContainsFunc(p.deps, func(d dependency) bool {
+		return !(d.source.exact() && d.event.exact()) && !d.kind.exact()
+	})
+	p.guarded = p.exact && !slices.ContainsFunc(p.deps, func(d dependency) bool { return !d.indexable() })
 	p.fingerprint = fingerprint(s)
 }
 
@@ -159,7 +171,11 @@ func (p *Program) shareFields() {
 	}
 	p.routeNeed.fields, p.routeNeed.whole = union.fields, union.whole
 	for i := range p.deps {
-		p.deps[i].need.fields, p.deps[i].need.whole = union.fields, union.whole
+		d := &p.deps[i]
+		d.need.fields, d.need.whole = union.fields, union.whole
+		if len(d.guards) > 0 {
+			d.first = need{names: d.guards[0].Path[:1], fields: union.fields, whole: union.whole}
+		}
 	}
 }
 
@@ -185,7 +201,41 @@ func (c *compilation) dependency(i int, d *specs.Dependency) {
 			out.need.add(out.when)
 		}
 	}
+	out.guard()
 	c.program.deps = append(c.program.deps, out)
+}
+
+// guard collects the guards of a dependency: its exact type and subject, when
+// they do not select the bucket of the index anyway, and those of its filter.
+func (d *dependency) guard() {
+	selector := func(p pattern, attribute string) {
+		if !p.exact() {
+			return
+		}
+		key, _ := expression.ScalarKey(p.text)
+		d.guards = append(d.guards, expression.Guard{Path: []string{attribute}, Keys: []string{key}})
+		d.need.names = union(d.need.names, []string{attribute})
+	}
+	if d.source.exact() && d.event.exact() {
+		selector(d.kind, "type")
+	}
+	selector(d.subject, "subject")
+	if d.when != nil {
+		guards, only := d.when.Guards()
+		d.guards, d.decided = append(d.guards, guards...), only
+	}
+}
+
+// indexable reports whether the first guard decides before anything that could
+// say otherwise: patterns of type and subject are looked at by selects only.
+func (d *dependency) indexable() bool {
+	if len(d.guards) == 0 || d.subject.glob {
+		return false
+	}
+	if d.source.exact() && d.event.exact() {
+		return !d.kind.glob
+	}
+	return d.source.text == "" && d.event.text == ""
 }
 
 func (c *compilation) condition(e specs.Expr, path string) *expression.Program {

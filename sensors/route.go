@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"math"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -29,14 +28,12 @@ func (p *Program) Route(v *View) Routing {
 		if !d.selects(v.event) {
 			continue
 		}
-		if d.when != nil {
-			env, err := v.environment(&d.need)
-			ok := false
-			if err == nil {
-				ok, err = d.when.Bool(env)
-			}
-			if !ok {
-				v.verdicts = append(v.verdicts, verdictOf(err, d.name, v.event.Seq))
+		if d.when != nil || len(d.guards) > 0 {
+			verdict, told := d.wants(v, v.indexed && p.guarded)
+			if verdict.Outcome != Yes {
+				if !told {
+					v.verdicts = append(v.verdicts, verdict)
+				}
 				continue
 			}
 		}
@@ -51,6 +48,43 @@ func (p *Program) Route(v *View) Routing {
 		v.matches = append(v.matches, Match{Dep: i, Key: key})
 	}
 	return Routing{Matches: v.matches, Verdicts: v.verdicts}
+}
+
+// wants evaluates the filter of a dependency whose selectors fit: first its
+// guards, then the rest. told is true when the index has told the verdict, as
+// it does for the first guard of an indexed program.
+func (d *dependency) wants(v *View, indexed bool) (verdict Verdict, told bool) {
+	for i := range d.guards {
+		// The first guard reads what the index reads, and the payload only when
+		// it is about it.
+		n := &d.need
+		if i == 0 {
+			n = &d.first
+		}
+		env, err := v.environment(n)
+		if err != nil {
+			return verdictOf(err, d.name, v.event.Seq), indexed && i == 0
+		}
+		ok, missing := d.guards[i].Test(env)
+		if missing != "" {
+			return Verdict{Outcome: Missing, Dependency: d.name, Seq: v.event.Seq, Detail: missing}, indexed && i == 0
+		}
+		if !ok {
+			return Verdict{Outcome: No, Dependency: d.name, Seq: v.event.Seq}, false
+		}
+	}
+	if d.when == nil || d.decided {
+		return Verdict{Outcome: Yes}, false
+	}
+	env, err := v.environment(&d.need)
+	ok := false
+	if err == nil {
+		ok, err = d.when.Bool(env)
+	}
+	if !ok {
+		return verdictOf(err, d.name, v.event.Seq), false
+	}
+	return Verdict{Outcome: Yes}, false
 }
 
 func (d *dependency) selects(ev *bus.Event) bool {
@@ -192,69 +226,4 @@ func runeLen(s string) int {
 		}
 	}
 	return len(s)
-}
-
-// Index finds the programs that may want an event without asking each. It is
-// not changed after it was made and is safe for concurrent use.
-//
-// Programs whose every dependency names one EventSource and event, or one
-// type, are found by hash; the others are asked for every event. An index on
-// the equality filters of `when` fits below the two tables.
-type Index struct {
-	programs []*Program
-	pairs    map[pair][]int32
-	types    map[string][]int32
-	rest     []int32
-}
-
-type pair struct{ source, event string }
-
-// NewIndex returns an index of programs. [Index.Lookup] keeps their order.
-func NewIndex(programs []*Program) *Index {
-	x := &Index{programs: slices.Clone(programs), pairs: map[pair][]int32{}, types: map[string][]int32{}}
-	add := func(list []int32, n int32) []int32 {
-		if len(list) > 0 && list[len(list)-1] == n {
-			return list
-		}
-		return append(list, n)
-	}
-	for i, p := range programs {
-		n := int32(i)
-		scan := slices.ContainsFunc(p.deps, func(d dependency) bool {
-			return !(d.source.exact() && d.event.exact()) && !d.kind.exact()
-		})
-		if scan {
-			x.rest = append(x.rest, n)
-			continue
-		}
-		for j := range p.deps {
-			if d := &p.deps[j]; d.source.exact() && d.event.exact() {
-				k := pair{d.source.text, d.event.text}
-				x.pairs[k] = add(x.pairs[k], n)
-			} else {
-				x.types[d.kind.text] = add(x.types[d.kind.text], n)
-			}
-		}
-	}
-	return x
-}
-
-// Lookup appends the programs that may want ev to dst, in their order.
-func (x *Index) Lookup(ev *bus.Event, dst []*Program) []*Program {
-	a, b, c := x.pairs[pair{ev.EventSource, ev.EventName}], x.types[ev.Type], x.rest
-	for len(a)+len(b)+len(c) > 0 {
-		n := int32(math.MaxInt32)
-		for _, l := range [...][]int32{a, b, c} {
-			if len(l) > 0 {
-				n = min(n, l[0])
-			}
-		}
-		for _, l := range [...]*[]int32{&a, &b, &c} {
-			if len(*l) > 0 && (*l)[0] == n {
-				*l = (*l)[1:]
-			}
-		}
-		dst = append(dst, x.programs[n])
-	}
-	return dst
 }

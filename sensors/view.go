@@ -21,8 +21,13 @@ type View struct {
 
 	matches  []Match
 	verdicts []Verdict
-	few      [2]Match
-	fewer    [2]Verdict
+	// indexed is true when the programs asked are those an index found; found
+	// and undecided are its own.
+	indexed   bool
+	found     []int32
+	undecided []GroupVerdict
+	few       [2]Match
+	fewer     [2]Verdict
 }
 
 // NewView returns a view of ev, which must not be changed any more.
@@ -34,14 +39,14 @@ func (v *View) Reset(ev *bus.Event) {
 	clear(v.env)
 	clear(v.few[:])
 	clear(v.fewer[:])
-	*v = View{event: ev, env: v.env}
+	*v = View{event: ev, env: v.env, found: v.found, undecided: v.undecided}
 }
 
 // Event is the event viewed.
 func (v *View) Event() *bus.Event { return v.event }
 
 // environment returns the event as expressions see it, with at least what is
-// needed. An error says that a needed part does not parse.
+// needed. An error says that a needed part does not parse; the others are there.
 func (v *View) environment(n *need) (map[string]any, error) {
 	if v.env == nil {
 		v.env = make(map[string]any, 8)
@@ -53,10 +58,11 @@ func (v *View) environment(n *need) (map[string]any, error) {
 	if n.all {
 		names = attributeNames
 	}
+	var failed error
 	for _, name := range names {
 		if name == "data" {
 			if err := v.data(n); err != nil {
-				return v.env, err
+				failed = err
 			}
 			continue
 		}
@@ -65,12 +71,13 @@ func (v *View) environment(n *need) (map[string]any, error) {
 		}
 		value, err := attribute(v.event, name)
 		if err != nil {
-			return v.env, err
+			failed = err
+			continue
 		}
 		v.env[name] = value
 	}
-	v.full = n.all
-	return v.env, nil
+	v.full = n.all && failed == nil
+	return v.env, failed
 }
 
 // data puts the payload into env. The first program that reads only some of

@@ -67,7 +67,7 @@ type Dispatcher struct {
 	rules   *Rules
 	calls   []func(*session) // to be run by the fold between two batches
 	wake    context.CancelFunc
-	stats   map[string]*Stats
+	stats   map[string]*stats
 	failing error
 
 	position  atomic.Uint64 // last event folded
@@ -75,30 +75,6 @@ type Dispatcher struct {
 	eventTime atomic.Int64  // its storage time, in nanoseconds
 	unmatched atomic.Uint64
 	ready     atomic.Bool
-}
-
-// Stats are the counters of one sensor since the start.
-type Stats struct {
-	Matched, Fired, Missing, Failed, Superseded, Expired atomic.Uint64
-	// Problem is the last expression that failed or missed what it asked for,
-	// nil for none.
-	Problem atomic.Pointer[Problem]
-}
-
-// Problem says what went wrong in an expression.
-type Problem struct{ sensors.Verdict }
-
-// String is one line for people.
-func (p *Problem) String() string {
-	where := "dependency " + p.Dependency
-	if p.Trigger != "" {
-		where = "trigger " + p.Trigger
-	}
-	what := "failed: "
-	if p.Outcome == sensors.Missing {
-		what = "missing "
-	}
-	return fmt.Sprintf("event %d, %s: %s%s", p.Seq, where, what, p.Detail)
 }
 
 // New returns a dispatcher that does nothing yet.
@@ -118,7 +94,7 @@ func New(o Options) *Dispatcher {
 	if o.Alarm == nil {
 		o.Alarm = func(code, message string) { o.Logger.Error("alarm", "code", code, "what", message) }
 	}
-	return &Dispatcher{o: o, log: o.Logger, rules: o.Rules, stats: map[string]*Stats{}}
+	return &Dispatcher{o: o, log: o.Logger, rules: o.Rules, stats: map[string]*stats{}}
 }
 
 // Run folds until ctx ends, then writes a last checkpoint within the bus's
@@ -212,21 +188,21 @@ func (d *Dispatcher) Failing() error {
 func (d *Dispatcher) Unmatched() uint64 { return d.unmatched.Load() }
 
 // SensorStats returns the counters of the sensors in force, by name.
-func (d *Dispatcher) SensorStats() map[string]*Stats {
+func (d *Dispatcher) SensorStats() map[string]Counts {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	out := make(map[string]*Stats, len(d.rules.Sensors))
+	out := make(map[string]Counts, len(d.rules.Sensors))
 	for _, s := range d.rules.Sensors {
-		out[s.Name] = d.statsOf(s.Name)
+		out[s.Name] = d.statsOf(s.Name).counts()
 	}
 	return out
 }
 
 // statsOf returns the counters of a sensor. mu is held.
-func (d *Dispatcher) statsOf(name string) *Stats {
+func (d *Dispatcher) statsOf(name string) *stats {
 	st := d.stats[name]
 	if st == nil {
-		st = &Stats{}
+		st = &stats{}
 		d.stats[name] = st
 	}
 	return st

@@ -32,7 +32,7 @@ type entry struct {
 // running is a sensor in force with what the fold needs beside it.
 type running struct {
 	Sensor
-	stats    *Stats
+	stats    *stats
 	subjects []string // subject in JOBS by trigger index
 }
 
@@ -45,6 +45,7 @@ type session struct {
 
 	rules   *Rules
 	index   *sensors.Index
+	groups  []groupStats // by their number in the index
 	running map[*sensors.Program]*running
 	byName  map[string]*running
 
@@ -350,7 +351,18 @@ func (s *session) use(rules *Rules) {
 		s.running[sn.Program], s.byName[sn.Name] = r, r
 		programs = append(programs, sn.Program)
 	}
+	for _, st := range s.d.stats {
+		st.settle()
+	}
 	s.index = sensors.NewIndex(programs)
+	groups := s.index.Groups()
+	s.groups = make([]groupStats, len(groups))
+	for i, g := range groups {
+		for _, m := range g.Members {
+			st := s.running[m.Program].stats
+			st.shares = append(st.shares, share{&s.groups[i], m.Dependency})
+		}
+	}
 	s.d.rules = rules
 }
 
@@ -530,17 +542,21 @@ func (s *session) event(r *bus.Record) {
 	}
 	d.o.Cache.put(ev)
 	s.view.Reset(ev)
-	s.candidates = s.index.Lookup(ev, s.candidates[:0])
+	var undecided []sensors.GroupVerdict
+	s.candidates, undecided = s.index.Lookup(&s.view, s.candidates[:0])
+	for i := range undecided {
+		s.groups[undecided[i].Group].count(undecided[i].Verdict)
+	}
 	wanted := false
 	for _, p := range s.candidates {
 		run := s.running[p]
 		routing := p.Route(&s.view)
-		run.count(routing.Verdicts)
+		run.stats.count(routing.Verdicts)
 		if len(routing.Matches) == 0 {
 			continue
 		}
 		wanted = true
-		run.stats.Matched.Add(1)
+		run.stats.matched.Add(1)
 		s.match(run, ev, routing.Matches)
 	}
 	if !wanted {
@@ -586,7 +602,7 @@ func (s *session) step(run *running, in sensors.Input) {
 		state = en.state
 	}
 	state, firings, verdicts := run.Program.Step(state, in)
-	run.count(verdicts)
+	run.stats.count(verdicts)
 	if en != nil || !state.Empty() {
 		if en == nil {
 			en = &entry{}
@@ -606,7 +622,7 @@ func (s *session) fire(run *running, f *sensors.Firing) {
 	if _, there := s.enqueued[f.Key]; there {
 		return
 	}
-	run.stats.Fired.Add(1)
+	run.stats.fired.Add(1)
 	j := jobs.NewJob(run.Name, run.Hash, s.pos, f)
 	b := s.batch
 	b.add()
@@ -821,24 +837,6 @@ func (s *session) storeKeys(store bus.Store, states map[string][]byte) error {
 	}
 	// The checkpoint may go into another file than they.
 	return store.Sync(s.ctx)
-}
-
-func (r *running) count(vs []sensors.Verdict) {
-	for i := range vs {
-		switch vs[i].Outcome {
-		case sensors.Missing:
-			r.stats.Missing.Add(1)
-			r.stats.Problem.Store(&Problem{vs[i]})
-		case sensors.Failed:
-			r.stats.Failed.Add(1)
-			r.stats.Problem.Store(&Problem{vs[i]})
-		case sensors.Superseded:
-			r.stats.Superseded.Add(1)
-		case sensors.Expired:
-			r.stats.Expired.Add(1)
-		case sensors.Yes, sensors.No, sensors.Waiting, sensors.Fired:
-		}
-	}
 }
 
 // wakeItem is a deadline of one key; it is void when the key's has changed.

@@ -72,6 +72,9 @@ type Program struct {
 	want   Want
 	names  []string
 	reads  reads
+	// guards are parts of the expression; guarded is true when it has no others.
+	guards  []Guard
+	guarded bool
 
 	vms sync.Pool // *vm.VM
 
@@ -193,6 +196,11 @@ func (c *compilation) compile(want Want) *Program {
 			return nil
 		}
 	}
+	var guards []Guard
+	guarded := false
+	if want == WantBool && c.scope.deps == nil {
+		guards, guarded = guardsOf(tree.Node)
+	}
 	c.meter(&tree.Node)
 	if c.found.HasErrors() {
 		return nil
@@ -204,7 +212,7 @@ func (c *compilation) compile(want Want) *Program {
 		return nil
 	}
 	link(code)
-	return &Program{code: code, source: src, want: want, names: c.names, reads: c.reads}
+	return &Program{code: code, source: src, want: want, names: c.names, reads: c.reads, guards: guards, guarded: guarded}
 }
 
 // parseError reports what expr's parser found.
