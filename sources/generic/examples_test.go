@@ -19,6 +19,7 @@ import (
 	"github.com/sensor-engine/engine/bus/jetstream"
 	"github.com/sensor-engine/engine/engine"
 	"github.com/sensor-engine/engine/sources"
+	"github.com/sensor-engine/engine/sources/generic/eventing"
 )
 
 // process is one of the example servers.
@@ -105,13 +106,13 @@ func launch(t *testing.T, language, dir string, env []string, args ...string) *p
 
 // running is an engine with this source type, on an embedded bus.
 type running struct {
-	t    *testing.T
+	t    testing.TB
 	e    *engine.Engine
 	bus  *jetstream.Bus
 	stop func()
 }
 
-func startEngine(t *testing.T, specs, data string) *running {
+func startEngine(t testing.TB, specs, data string) *running {
 	t.Helper()
 	b, err := jetstream.Open(t.Context(), jetstream.Options{Dir: data, MinFree: -1, Reserve: -1})
 	if err != nil {
@@ -216,7 +217,7 @@ func (f *feed) add(n int) {
 }
 
 // spec writes an EventSource with one event.
-func spec(t *testing.T, addr, more string) (dir string) {
+func spec(t testing.TB, addr, more string) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
 	text := fmt.Sprintf(`
@@ -364,4 +365,39 @@ func TestFrozen(t *testing.T) {
 	}
 	e.until("the lines of the time without a server", 20)
 	e.lines(20)
+}
+
+// TestReload: a change of one event's settings restarts its stream alone.
+func TestReload(t *testing.T) {
+	t.Parallel()
+	var mu sync.Mutex
+	calls := map[string][]string{}
+	s := newServer(t, "", func(req *eventing.EventSource, s stream) error {
+		mu.Lock()
+		calls[req.GetName()] = append(calls[req.GetName()], string(req.GetConfig()))
+		mu.Unlock()
+		<-s.Context().Done()
+		return nil
+	})
+	called := func(name string) string {
+		mu.Lock()
+		defer mu.Unlock()
+		return strings.Join(calls[name], " ")
+	}
+	other := fmt.Sprintf("      insecure: true\n    payments: {url: %s, insecure: true, config: one}\n", s.addr)
+	dir := spec(t, s.addr, other)
+	startEngine(t, dir, t.TempDir())
+	eventually(t, "both are called", func() bool { return called("orders") != "" && called("payments") == "one" })
+	path := filepath.Join(dir, "spec.yaml")
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(strings.Replace(string(text), "config: one", "config: two", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the changed one is called again", func() bool { return called("payments") == "one two" })
+	if got := called("orders"); got != `{"file":"orders.ndjson"}` {
+		t.Errorf("the calls for the other one: %s", got)
+	}
 }

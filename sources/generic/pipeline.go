@@ -122,19 +122,17 @@ func (p *pipeline) answered(it *item, err error) {
 	} else {
 		it.stored = true
 	}
-	moved := p.advance()
-	position := p.position
+	if last := p.advance(); last != nil {
+		progress := sources.Progress{Position: p.position}
+		if last.dated {
+			progress.Lag = max(time.Since(last.ev.Time), 0)
+		}
+		p.host.Report(progress) // with the lock: positions come in order
+	}
 	if p.failed != nil && p.flying == 0 {
 		signal(p.broken)
 	}
 	p.mu.Unlock()
-	if moved != nil {
-		progress := sources.Progress{Position: position}
-		if moved.dated {
-			progress.Lag = max(time.Since(moved.ev.Time), 0)
-		}
-		p.host.Report(progress)
-	}
 	signal(p.changed)
 }
 
