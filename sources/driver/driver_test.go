@@ -535,6 +535,70 @@ func TestFrozenAndKilled(t *testing.T) {
 	eventually(t, "the next run brings events", func() bool { return len(h.Events()) > before+20 })
 }
 
+// TestKilledWhilePosting: what a driver was told to be stored is, whenever it
+// is frozen or killed. It posts as Dispatch's own client does.
+func TestKilledWhilePosting(t *testing.T) {
+	h := newHost(t)
+	out := filepath.Join(t.TempDir(), "acknowledged")
+	s := source(t, config(specs.Settings{"out": out, endpointSetting: ""}), probe("dispatch"))
+	for range 3 {
+		before := len(h.Events())
+		_, wait := run(t, s, h)
+		eventually(t, "events come", func() bool { return len(h.Events()) > before+10 })
+		ids := h.ids()
+		pid, err := strconv.Atoi(strings.Split(ids[len(ids)-1], "-")[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, sig := range []syscall.Signal{syscall.SIGSTOP, syscall.SIGCONT, syscall.SIGKILL} {
+			if err := syscall.Kill(pid, sig); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+		if err := wait(); err == nil || !strings.Contains(err.Error(), "killed by SIGKILL") {
+			t.Fatalf("Run = %v", err)
+		}
+	}
+	stored := map[string]bool{}
+	for _, id := range h.ids() {
+		if stored[id] {
+			t.Errorf("%s is stored twice", id)
+		}
+		stored[id] = true
+	}
+	acknowledged := strings.Fields(content(t, out))
+	for _, id := range acknowledged {
+		if !stored[id] {
+			t.Errorf("%s was acknowledged and is not stored", id)
+		}
+	}
+	if len(acknowledged) < 30 {
+		t.Errorf("only %d acknowledged", len(acknowledged))
+	}
+}
+
+// TestStdoutAtRateLimit: beyond the rate limit, stdout is read more slowly.
+func TestStdoutAtRateLimit(t *testing.T) {
+	h := newHost(t)
+	l := &limited{host: h}
+	st := newStatus(h, "t0ken")
+	defer st.end()
+	var out strings.Builder
+	var want []string
+	for i := range 100 {
+		out.WriteString(line(strconv.Itoa(i)))
+		want = append(want, strconv.Itoa(i))
+	}
+	readEvents(strings.NewReader(out.String()), 1<<20, newQueue(t.Context(), l, st), st)
+	if got := h.ids(); !slices.Equal(got, want) {
+		t.Errorf("stored %v", got)
+	}
+	if strings.Contains(h.logged(), "not stored") {
+		t.Errorf("a rate limit is no trouble: %s", h.logged())
+	}
+}
+
 // TestLogIsBounded: a driver that talks much does not fill the log.
 func TestLogIsBounded(t *testing.T) {
 	h := newHost(t)

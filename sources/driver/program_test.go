@@ -155,6 +155,33 @@ func init() { //nolint:gochecknoinits // the programs call each other
 				}
 			}
 		},
+		// Posts numbered events as a driver of Dispatch does, and notes which
+		// were acknowledged.
+		"dispatch": func(args []string) {
+			url := "http://" + option(args, endpointSetting) + gatewayPath
+			res, err := http.Get(url)
+			must(err)
+			must(res.Body.Close())
+			f, err := os.OpenFile(option(args, "out"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+			must(err)
+			for i := 0; ; i++ {
+				id := fmt.Sprintf("%d-%d", os.Getpid(), i)
+				req, err := http.NewRequest(http.MethodPost, url+"?authToken="+os.Getenv("AUTH_TOKEN"), strings.NewReader(
+					`[{"cloudEventsVersion":"0.1","eventType":"ticker.tick","source":"s","eventID":"`+id+`"}]`))
+				must(err)
+				req.Header.Set("Content-Type", "application/json")
+				req.Header.Set("Cookie", "unset")
+				res, err := http.DefaultClient.Do(req)
+				must(err)
+				_, err = io.Copy(io.Discard, res.Body)
+				must(err)
+				must(res.Body.Close())
+				if res.StatusCode != http.StatusOK {
+					must(fmt.Errorf("status %d", res.StatusCode))
+				}
+				fmt.Fprintln(f, id)
+			}
+		},
 		"stubborn": func(args []string) {
 			signal.Ignore(syscall.SIGTERM)
 			publish(option(args, "out"), []byte(strconv.Itoa(os.Getpid())))
