@@ -16,6 +16,9 @@ import (
 	"github.com/sensor-engine/engine/bus"
 )
 
+// embeddedConnect is how long a connection to the embedded server may take.
+const embeddedConnect = 30 * time.Second
+
 // Bus is a [bus.Bus] over NATS JetStream. It survives the loss of its
 // connection, of its consumers, and, when the server is embedded, of its disk
 // space, without help.
@@ -142,7 +145,8 @@ func (b *Bus) connect(ctx context.Context) error {
 	}
 	where := "the embedded bus"
 	if b.emb != nil {
-		opts = append(opts, nats.InProcessServer(b.emb))
+		// Nothing is on the way to it but a busy machine.
+		opts = append(opts, nats.InProcessServer(b.emb), nats.Timeout(embeddedConnect))
 	} else {
 		where = "bus " + redact(b.o.URL)
 		if b.o.Credentials != "" {

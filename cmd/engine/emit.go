@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/engine/api"
 	"github.com/sensor-engine/engine/sources"
 )
@@ -108,7 +109,7 @@ func (e *env) payload(data string) ([]byte, error) {
 
 func mediaType(b []byte) string {
 	switch {
-	case json.Valid(b):
+	case bus.ValidJSON(b):
 		return "application/json"
 	case utf8.Valid(b):
 		return "text/plain; charset=utf-8"

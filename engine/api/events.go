@@ -63,7 +63,7 @@ func encodeEvent(ev *bus.Event) json.RawMessage {
 	}
 	switch v, err := ev.Value(); {
 	case len(ev.Data) == 0:
-	case err == nil && bus.IsJSON(ev.DataContentType) && json.Valid(ev.Data):
+	case err == nil && bus.IsJSON(ev.DataContentType) && bus.ValidJSON(ev.Data):
 		b.WriteString(`,"data":`)
 		_ = json.Compact(&b, ev.Data) // it is valid
 	default:
@@ -354,7 +354,7 @@ func fromSDK(in *event.Event) (*bus.Event, error) {
 		}
 		ev.Extensions[name] = text
 	}
-	if bus.IsJSON(ev.DataContentType) && ev.DataContentType != "" && len(ev.Data) > 0 && !json.Valid(ev.Data) {
+	if bus.IsJSON(ev.DataContentType) && ev.DataContentType != "" && len(ev.Data) > 0 && !bus.ValidJSON(ev.Data) {
 		return nil, errors.New("its data is not the JSON its datacontenttype says")
 	}
 	return ev, nil

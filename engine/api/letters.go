@@ -102,7 +102,7 @@ func (s *server) letter(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	out := letterOf(l)
-	if json.Valid(l.Job.Rendered) {
+	if bus.ValidJSON(l.Job.Rendered) {
 		out.Rendered = l.Job.Rendered
 	}
 	if l.Job.Event != nil {

@@ -113,7 +113,7 @@ func (r *Run) AppendJSON(b []byte) []byte {
 	field("result", r.Result)
 	if len(r.Output) > 0 {
 		b = append(b, `,"output":`...)
-		if bus.IsJSON(r.ContentType) && !r.Truncated && json.Valid(r.Output) {
+		if bus.IsJSON(r.ContentType) && !r.Truncated && bus.ValidJSON(r.Output) {
 			b = appendCompact(b, r.Output)
 		} else {
 			b = appendString(b, string(r.Output))
