@@ -16,7 +16,7 @@ import (
 const (
 	// maxWaiting and maxWaitingBytes bound what of the stdout of a driver is
 	// on its way to the bus.
-	maxWaiting      = 256
+	maxWaiting      = 1024
 	maxWaitingBytes = 8 << 20
 	// firstRetry and lastRetry bound the wait between two tries to store an event.
 	firstRetry = 100 * time.Millisecond
