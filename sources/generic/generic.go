@@ -97,7 +97,7 @@ func (s *source) Run(ctx context.Context, h sources.Host) error {
 	}
 	h.Report(sources.Progress{Position: position})
 	p := newPipeline(ctx, h, position)
-	defer p.close()
+	defer p.close(context.WithoutCancel(ctx))
 	var away time.Time // since when a server that worked is not there
 	wait := s.cfg.Reconnect.D()
 	for {
@@ -247,7 +247,6 @@ func (s *source) dial() (*grpc.ClientConn, error) {
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: s.cfg.Keepalive.Time.D(), Timeout: s.cfg.Keepalive.Timeout.D()}),
 		grpc.WithStaticStreamWindowSize(window),
 		grpc.WithStaticConnWindowSize(window),
-		grpc.WithSharedWriteBuffer(true),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(int(s.cfg.MaxMessage))),
 		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: connectTimeout}),
 		grpc.WithDisableServiceConfig(),
@@ -296,7 +295,7 @@ func tlsConfig(t *TLS, dir string) (*tls.Config, error) {
 		return c, nil
 	}
 	c.ServerName = t.ServerName
-	c.InsecureSkipVerify = t.InsecureSkipVerify //nolint:gosec // asked for by the spec
+	c.InsecureSkipVerify = t.InsecureSkipVerify
 	if t.CA != "" {
 		pem, err := os.ReadFile(path(dir, t.CA))
 		if err != nil {

@@ -277,12 +277,12 @@ func (p *pipeline) retry(ctx context.Context) (left int, err error) {
 	}
 }
 
-// close waits for a moment for what is on its way and says what is lost. The
-// pipeline must not be used any more.
-func (p *pipeline) close() {
+// close waits for a moment, which ctx must outlast, for what is on its way and
+// says what is lost. The pipeline must not be used any more.
+func (p *pipeline) close(ctx context.Context) {
 	p.end()
 	p.keeper.Wait()
-	ctx, cancel := context.WithTimeout(context.Background(), lastWords)
+	ctx, cancel := context.WithTimeout(ctx, lastWords)
 	defer cancel()
 	if left := p.landed(ctx); left > 0 {
 		p.host.Logger().Error("stopped before the bus stored what was received; a server that resumes sends it again", "events", left)

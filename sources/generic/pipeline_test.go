@@ -52,7 +52,7 @@ func TestPipeline(t *testing.T) {
 				if err := p.flush(t.Context()); err != nil {
 					t.Fatal(err)
 				}
-				p.close()
+				p.close(t.Context())
 				numbers(t, h.Host, 1000)
 				if at := p.stands(); at != "1000" {
 					t.Errorf("the position is %q", at)
@@ -132,7 +132,7 @@ func TestPipelineBounds(t *testing.T) {
 					t.Error("add = nil")
 				}
 				begin := time.Now()
-				p.close() // the bus does not answer
+				p.close(t.Context()) // the bus does not answer
 				if took := time.Since(begin); took != lastWords {
 					t.Errorf("the end took %v, want %v", took, lastWords)
 				}
@@ -170,7 +170,7 @@ func TestPipelineBacksOff(t *testing.T) {
 		if h.last() != "resting" {
 			t.Errorf("the status is %q afterwards", h.last())
 		}
-		p.close()
+		p.close(t.Context())
 		for i := 1; i < len(tries); i++ {
 			if gap, want := tries[i]-tries[i-1], min(firstRetry<<(i-1), lastRetry); gap != want {
 				t.Errorf("try %d came %v after the one before, want %v", i, gap, want)

@@ -79,7 +79,7 @@ var findPython = sync.OnceValue(func() (p interpreter) {
 // install makes dir, beside it and moved, so that half a job is never taken for
 // a whole one.
 func install(ctx context.Context, dir string, how func(ctx context.Context, dir string) error) error {
-	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil { //nolint:gosec // a cache
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return err
 	}
 	tmp, err := os.MkdirTemp(filepath.Dir(dir), "new-")

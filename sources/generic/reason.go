@@ -70,7 +70,6 @@ func (s *source) explain(err error) error {
 	at := "server " + s.cfg.URL + ": "
 	full := clean(st.Message())
 	own := short(full)
-	//exhaustive:ignore // all others are the server's own words
 	switch st.Code() {
 	case codes.Unimplemented:
 		if strings.Contains(full, "unexpected HTTP status code") {
@@ -98,6 +97,7 @@ func (s *source) explain(err error) error {
 		return fmt.Errorf("%sit cannot go on from the cursor (%s)", at, own)
 	case codes.OK:
 		return err
+	default: // what the text tells
 	}
 	for _, h := range hints {
 		if !strings.Contains(full, h.part) || h.plain && !s.cfg.Insecure {

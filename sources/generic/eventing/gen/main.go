@@ -43,7 +43,7 @@ func generate(ctx context.Context, dir, goOut, pyOut string) error {
 	if err != nil {
 		return err
 	}
-	req := &pluginpb.CodeGeneratorRequest{FileToGenerate: []string{file}, Parameter: proto.String("paths=source_relative")}
+	req := &pluginpb.CodeGeneratorRequest{FileToGenerate: []string{file}, Parameter: new("paths=source_relative")}
 	for _, fd := range withImports(nil, files[0]) {
 		req.ProtoFile = append(req.ProtoFile, protodesc.ToFileDescriptorProto(fd))
 	}
