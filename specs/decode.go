@@ -19,6 +19,7 @@ type field struct {
 	enum         []string
 	min, max     string
 	doc, example string
+	short        string
 	// ref is the kind of the resources that the text names, "" for none.
 	ref Kind
 }
@@ -95,7 +96,7 @@ func (s *structInfo) collect(typ reflect.Type, index []int) {
 		f := field{
 			name: name, index: at, typ: sf.Type, required: sf.Tag.Get("required") == "true",
 			min: sf.Tag.Get("min"), max: sf.Tag.Get("max"), doc: sf.Tag.Get("doc"), example: sf.Tag.Get("example"),
-			ref: Kind(sf.Tag.Get("ref")),
+			ref: Kind(sf.Tag.Get("ref")), short: sf.Tag.Get("short"),
 		}
 		if e := sf.Tag.Get("enum"); e != "" {
 			f.enum = strings.Split(e, ",")
@@ -245,6 +246,11 @@ func (d *decoder) value(n *node, v reflect.Value, path string, f *field) {
 		d.value(n, e.Elem(), path, f)
 		v.Set(e)
 	case reflect.Struct:
+		if info := d.table.info(v.Type()); f != nil && f.short != "" && n.kind == scalarNode {
+			only := info.field(f.short)
+			d.value(n, v.FieldByIndex(only.index), path, only)
+			return
+		}
 		d.structure(n, v, path, nil, nil)
 	case reflect.Slice:
 		if n.kind != listNode {

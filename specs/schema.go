@@ -277,7 +277,12 @@ func (b *schemaBuilder) value(v reflect.Value, f *field, path string, functions 
 		}
 		return b.value(e, f, path, functions)
 	case reflect.Struct:
-		return b.structure(v, path, functions)
+		s := b.structure(v, path, functions)
+		if f != nil && f.short != "" {
+			only := b.table.info(v.Type()).field(f.short)
+			return object{"anyOf": []any{b.value(v.FieldByIndex(only.index), only, join(path, only.name), functions), s}}
+		}
+		return s
 	case reflect.Slice:
 		s := object{"type": "array", "items": b.value(reflect.New(v.Type().Elem()).Elem(), elem(f), path+"[]", functions)}
 		if f != nil && f.required {

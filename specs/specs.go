@@ -105,7 +105,8 @@ type Type struct {
 	// marks what must be there and not empty, `enum:"a,b"` what is allowed,
 	// `min` and `max` (as in a spec, for example "1ms") the limits of numbers,
 	// durations and sizes; `example` shows; `ref:"Secret"` on text or a list of
-	// it says that it names resources of that kind. A field may be any of: bool, string, integers, floats, [Duration],
+	// it says that it names resources of that kind; `short:"mode"` on a struct
+	// lets a scalar stand for the struct with that key alone. A field may be any of: bool, string, integers, floats, [Duration],
 	// [Size], [Expr], [Text], [Template], [SecretRef], [Value], [Settings], pointers,
 	// slices, maps with string keys and structs of these; an embedded struct
 	// tagged `yaml:",inline"` is flattened; a field `Pos Pos` takes the place
