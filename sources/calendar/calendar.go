@@ -27,7 +27,7 @@ type Config struct {
 	Timezone string         `yaml:"timezone" doc:"IANA name of the time zone of everything above that names none; default UTC." example:"Europe/Amsterdam"`
 	Start    string         `yaml:"start" doc:"No occurrence before this date or instant; from it INTERVAL and COUNT of a rule and interval count." example:"2026-01-01T09:00"`
 	End      string         `yaml:"end" doc:"No occurrence after this date (the day itself included) or instant." example:"2026-12-31"`
-	Catchup  Catchup        `yaml:"catchup" doc:"What becomes of occurrences that nobody was there for."`
+	Catchup  Catchup        `yaml:"catchup" short:"mode" doc:"What becomes of occurrences that nobody was there for; the mode alone may stand for it." example:"last"`
 	Jitter   specs.Duration `yaml:"jitter" min:"0s" doc:"Longest delay of each occurrence. It follows from the occurrence's id, so it is the same everywhere; the event keeps the scheduled time." example:"30s"`
 
 	zones *zones
@@ -70,25 +70,25 @@ func Factory() sources.Factory {
 }
 
 // Validate checks what the types cannot say.
-func (c *Config) Validate(ck *specs.Checker) {
+func (cfg *Config) Validate(ck *specs.Checker) {
 	failed := false
 	report := func(p problem) {
 		failed = true
 		ck.Errorf(p.field, specs.CodeInvalidValue, p.hint, "%s", p.text)
 	}
-	s := c.compile(report)
-	if c.Catchup.MaxAge > 0 && c.Catchup.mode() == catchupNone {
+	s := cfg.compile(report)
+	if cfg.Catchup.MaxAge > 0 && cfg.Catchup.mode() == catchupNone {
 		report(problem{"catchup.maxAge", "add mode: last or mode: all", "has no meaning without catch-up"})
 	}
 	if !failed {
-		c.occurs(s, time.Now(), report)
+		cfg.occurs(s, time.Now(), report)
 	}
 }
 
 // describe shows the next ten occurrences.
-func (c *Config) describe(now time.Time) []sources.Detail {
+func (cfg *Config) describe(now time.Time) []sources.Detail {
 	const most = 10
-	s := c.compile(func(problem) {})
+	s := cfg.compile(func(problem) {})
 	if s == nil {
 		return nil
 	}

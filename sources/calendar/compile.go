@@ -368,7 +368,7 @@ func (m moment) wall(loc *time.Location) int64 {
 
 // occurs reports when a schedule has no occurrence after now, unless missed
 // ones may still be caught up on.
-func (c *Config) occurs(s *schedule, now time.Time, report func(problem)) {
+func (cfg *Config) occurs(s *schedule, now time.Time, report func(problem)) {
 	at := now.Unix()
 	if _, ok := s.next(at); ok {
 		return
@@ -377,8 +377,8 @@ func (c *Config) occurs(s *schedule, now time.Time, report func(problem)) {
 	bare.exclude = exclusions{}
 	if _, ok := bare.next(at); ok {
 		field := "exclude"
-		if len(c.Exclude) == 0 {
-			if field = "exdate"; len(c.ExDate) == 0 {
+		if len(cfg.Exclude) == 0 {
+			if field = "exdate"; len(cfg.ExDate) == 0 {
 				field = "rrule"
 			}
 		}
@@ -388,20 +388,20 @@ func (c *Config) occurs(s *schedule, now time.Time, report func(problem)) {
 	// What names the time is to blame, unless it is the limit.
 	field := "rdate"
 	switch {
-	case c.Schedule != "":
+	case cfg.Schedule != "":
 		field = "schedule"
-	case c.RRule != "":
+	case cfg.RRule != "":
 		field = "rrule"
-	case c.Interval != 0:
+	case cfg.Interval != 0:
 		field = "interval"
 	}
 	never := problem{field, "", "can never occur"}
-	if c.Schedule != "" {
+	if cfg.Schedule != "" {
 		never.hint = "no date has this day and month"
 	}
 	last, ok := s.latest(at-horizon, at)
 	if !ok {
-		if bare.last = forever; c.End != "" {
+		if bare.last = forever; cfg.End != "" {
 			if t, ok := bare.next(bare.first - 1); ok {
 				never = problem{"end", "", "lies before the first occurrence, " + s.time(t).Format(time.RFC3339)}
 			}
@@ -409,10 +409,10 @@ func (c *Config) occurs(s *schedule, now time.Time, report func(problem)) {
 		report(never)
 		return
 	}
-	if c.Catchup.mode() != catchupNone {
+	if cfg.Catchup.mode() != catchupNone {
 		return
 	}
-	if c.End != "" {
+	if cfg.End != "" {
 		field = "end"
 	}
 	report(problem{field, "remove the event, or let it catch up on missed occurrences with catchup", "has no occurrence any more, the last was " + s.time(last).Format(time.RFC3339)})

@@ -23,28 +23,21 @@ const (
 // day.
 func (c clock) next(from int64) (int64, bool) {
 	h, m, s := from/hour, from/minute%60, from%60
-	if c.hours>>h&1 == 0 {
-		m, s = 0, 0
-	} else if c.minutes>>m&1 == 0 {
-		s = 0
-	}
-	if c.hours>>h&1 == 1 && c.minutes>>m&1 == 1 {
-		if rest := c.seconds >> s; rest != 0 {
-			return h*hour + m*minute + s + int64(bits.TrailingZeros64(rest)), true
-		}
-		m, s = m+1, 0
-	}
 	if c.hours>>h&1 == 1 {
-		if rest := c.minutes >> m; m < 60 && rest != 0 {
-			return h*hour + (m+int64(bits.TrailingZeros64(rest)))*minute + int64(bits.TrailingZeros64(c.seconds)), true
+		if c.minutes>>m&1 == 1 {
+			if rest := c.seconds >> s; rest != 0 {
+				return from + int64(bits.TrailingZeros64(rest)), true
+			}
 		}
-		h++
+		if rest := c.minutes >> (m + 1); rest != 0 {
+			return h*hour + (m+1+int64(bits.TrailingZeros64(rest)))*minute + c.at(0)%minute, true
+		}
 	}
-	rest := c.hours >> h
-	if h >= 24 || rest == 0 {
+	rest := c.hours >> (h + 1)
+	if rest == 0 {
 		return 0, false
 	}
-	return (h+int64(bits.TrailingZeros64(rest)))*hour + int64(bits.TrailingZeros64(c.minutes))*minute + int64(bits.TrailingZeros64(c.seconds)), true
+	return (h+1+int64(bits.TrailingZeros64(rest)))*hour + c.at(0)%hour, true
 }
 
 // cronDays are the days of a cron schedule, at its times.

@@ -179,8 +179,13 @@ func (r *ruleSpec) text() string {
 		name string
 		list []int
 	}{
-		{"BYMONTH", r.months}, {"BYMONTHDAY", r.monthDays}, {"BYYEARDAY", r.yearDays}, {"BYWEEKNO", r.weeks},
-		{"BYHOUR", r.hours}, {"BYMINUTE", r.minutes}, {"BYSETPOS", r.pos},
+		{"BYMONTH", r.months},
+		{"BYMONTHDAY", r.monthDays},
+		{"BYYEARDAY", r.yearDays},
+		{"BYWEEKNO", r.weeks},
+		{"BYHOUR", r.hours},
+		{"BYMINUTE", r.minutes},
+		{"BYSETPOS", r.pos},
 	} {
 		if len(l.list) > 0 {
 			b.WriteString(";" + l.name + "=" + strings.Trim(strings.ReplaceAll(fmt.Sprint(l.list), " ", ","), "[]"))
@@ -214,6 +219,7 @@ func has(list []int, i, n int) bool {
 func daysInMonth(t time.Time) int {
 	return time.Date(t.Year(), t.Month()+1, 0, 0, 0, 0, 0, time.UTC).Day()
 }
+
 func daysInYear(t time.Time) int { return time.Date(t.Year(), 12, 31, 0, 0, 0, 0, time.UTC).YearDay() }
 
 // date says whether the parts of the rule about dates let one pass.

@@ -219,8 +219,9 @@ type hourRule struct {
 	exact bool
 }
 
-// mostSteps bounds the search of an hourRule; a real one needs a few per day.
-const mostSteps = 1 << 20
+// mostSteps bounds the search of an hourRule, which takes a step for each day
+// without an occurrence and a few on others.
+const mostSteps = 1 << 17
 
 func (r *hourRule) next(after int64) (int64, bool) {
 	t, limit := after+1, after+horizon
@@ -402,7 +403,7 @@ func (r *recurrence) rule(start int64, loc *time.Location) bounded {
 		b.last = first - 1
 		for range r.Count {
 			t, ok := b.rule.next(b.last)
-			if !ok {
+			if !ok || t > first+horizon {
 				break
 			}
 			b.last = t
