@@ -1,11 +1,11 @@
 package drivers_test
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -43,25 +43,30 @@ func TestMain(m *testing.M) {
 
 // engine is a running engine.
 type engine struct {
-	t    *testing.T
-	cmd  *exec.Cmd
-	log  bytes.Buffer
-	args []string
-	api  string
+	t           *testing.T
+	cmd         *exec.Cmd
+	log         *os.File
+	args        []string
+	api, listen string
 }
 
 // launch starts an engine that ends with the test.
 func launch(t *testing.T, specs string) *engine {
-	e := &engine{t: t, api: freeAddress(t)}
-	e.args = []string{"run", specs, "--data", filepath.Join(t.TempDir(), "data"), "--listen", freeAddress(t), "--api", e.api}
+	e := &engine{t: t, api: freeAddress(t), listen: freeAddress(t)}
+	e.args = []string{"run", specs, "--data", filepath.Join(t.TempDir(), "data"), "--listen", e.listen, "--api", e.api}
+	var err error
+	if e.log, err = os.OpenFile(filepath.Join(t.TempDir(), "log"), os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	e.start()
 	t.Cleanup(func() {
+		defer e.log.Close()
 		_ = e.cmd.Process.Signal(syscall.SIGTERM)
 		if err := e.cmd.Wait(); err != nil {
 			t.Errorf("the engine: %v", err)
 		}
 		if t.Failed() {
-			t.Log(e.log.String())
+			t.Log(e.logged())
 		}
 	})
 	return e
@@ -69,10 +74,19 @@ func launch(t *testing.T, specs string) *engine {
 
 func (e *engine) start() {
 	e.cmd = exec.Command(bin, e.args...)
-	e.cmd.Stdout, e.cmd.Stderr = &e.log, &e.log
+	e.cmd.Stdout, e.cmd.Stderr = e.log, e.log
+	e.cmd.Env = append(os.Environ(), "EXAMPLE_PASSWORD=OpenSesame")
 	if err := e.cmd.Start(); err != nil {
 		e.t.Fatal(err)
 	}
+}
+
+func (e *engine) logged() string {
+	b, err := os.ReadFile(e.log.Name())
+	if err != nil {
+		e.t.Error(err)
+	}
+	return string(b)
 }
 
 func (e *engine) ask(args ...string) string {
@@ -129,7 +143,7 @@ const neighbours = `
 apiVersion: engine/v1
 kind: DriverType
 metadata: {name: crash}
-spec: {command: [sh, -c, "echo the disk is gone >&2; exit 3"]}
+spec: {command: [sh, -c, "echo the disk is gone, $PASS_WORD >&2; exit 3"]}
 ---
 apiVersion: engine/v1
 kind: DriverType
@@ -147,11 +161,22 @@ metadata: {name: ticker}
 spec: {command: [python3, %s]}
 ---
 apiVersion: engine/v1
+kind: DriverType
+metadata: {name: web}
+spec: {command: [sh, -c, 'exec python3 -m http.server --bind 127.0.0.1 "$PORT"'], expose: true}
+---
+apiVersion: engine/v1
+kind: Secret
+metadata: {name: shop}
+spec: {env: {pass-word: EXAMPLE_PASSWORD}}
+---
+apiVersion: engine/v1
 kind: EventSource
 metadata: {name: e}
 spec:
   driver:
-    crash: {type: crash}
+    crash: {type: crash, secrets: [shop]}
+    web: {type: web}
     garbage: {type: garbage}
     absent: {type: absent}
     ticker: {type: ticker, set: {seconds: %s}}
@@ -228,13 +253,22 @@ func TestNeighbours(t *testing.T) {
 	}
 	first := e.become("ticker", running(3))
 	e.become("crash", func(ev event) bool {
-		return ev.State == "Retrying" && ev.Restarts >= 2 && ev.Detail == "driver crash exited with code 3: the disk is gone"
+		return ev.State == "Retrying" && ev.Restarts >= 2 && ev.Detail == "driver crash exited with code 3: the disk is gone, ***"
 	})
 	e.become("garbage", func(ev event) bool {
 		return ev.State == "Running" && strings.Contains(ev.Detail, "messages refused: 1")
 	})
 	e.become("absent", func(ev event) bool {
 		return ev.State == "Retrying" && strings.Contains(ev.Detail, "program not found")
+	})
+
+	e.become("web", func(event) bool {
+		res, err := http.Get("http://" + e.listen + "/drivers/e/web/ticker.py")
+		if err != nil {
+			return false
+		}
+		defer res.Body.Close()
+		return res.StatusCode == http.StatusNotFound && strings.HasPrefix(res.Header.Get("Server"), "SimpleHTTP")
 	})
 
 	write("0.1")
@@ -260,4 +294,7 @@ func TestNeighbours(t *testing.T) {
 	}
 	e.start()
 	e.become("ticker", running(3))
+	if strings.Contains(e.logged(), "OpenSesame") {
+		t.Error("the secret is in the log")
+	}
 }
