@@ -10,8 +10,6 @@ import (
 	"github.com/sensor-engine/engine/specs"
 )
 
-func nil2ctx() context.Context { return context.Background() }
-
 // bareHost stores nothing and says that it did.
 type bareHost struct{ sources.Host }
 

@@ -3,6 +3,7 @@ package driver
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -31,7 +32,7 @@ import (
 // TestMain is also the program that drivers in these tests run.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 2 && os.Args[1] == "driver-program" {
-		programs[os.Args[2]](os.Args[3:])
+		programs()[os.Args[2]](os.Args[3:])
 		os.Exit(0)
 	}
 	goleak.VerifyTestMain(m)
@@ -79,10 +80,8 @@ func post(body string) (int, error) {
 	return res.StatusCode, err
 }
 
-var programs map[string]func(args []string)
-
-func init() { //nolint:gochecknoinits // the programs call each other
-	programs = map[string]func(args []string){
+func programs() map[string]func(args []string) {
+	return map[string]func(args []string){
 		"wait": func([]string) { forever() },
 		"dump": func(args []string) {
 			b, err := json.Marshal(map[string]any{"args": args, "env": os.Environ()})
@@ -273,7 +272,7 @@ func init() { //nolint:gochecknoinits // the programs call each other
 		// Starts a driver as an engine does and is killed.
 		"engine": func(args []string) {
 			s := source(nil, &Config{Type: "probe", Set: specs.Settings{"out": option(args, "out")}, MaxMessage: 1 << 20}, probe("stubborn"))
-			_ = s.Run(nil2ctx(), &bareHost{})
+			_ = s.Run(context.Background(), &bareHost{})
 		},
 	}
 }
