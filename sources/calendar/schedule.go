@@ -169,11 +169,8 @@ func (z zoned) next(after int64) (int64, bool) {
 			from = max(from, in.start+before)
 		}
 		w, ok := z.walls.next(from - 1)
-		if !ok {
-			return 0, false
-		}
 		found := int64(forever)
-		if in.end == forever || w < in.end+in.offset {
+		if ok && (in.end == forever || w < in.end+in.offset) {
 			found = w - in.offset
 		}
 		if before < in.offset && t+before < in.start+in.offset { // put forward: what was never shown
@@ -181,8 +178,8 @@ func (z zoned) next(after int64) (int64, bool) {
 				found = min(found, w-before)
 			}
 		}
-		if found != forever {
-			return found, true
+		if found != forever || !ok {
+			return found, found != forever
 		}
 		// There is nothing before w, whose instant is at most a day from w read
 		// as UTC, unless the clock is about to be put back to before t.

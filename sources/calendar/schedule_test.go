@@ -269,6 +269,26 @@ func TestRuleByHours(t *testing.T) {
 	})
 }
 
+// TestInstant compares single wall times with the reference.
+func TestInstant(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		name := rapid.SampledFrom(zonesOfTests).Draw(t, "zone")
+		loc, err := (&zones{}).load(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		around := time.Date(2021, 7, 1, 0, 0, 0, 0, time.UTC)
+		if list := changes(loc); len(list) > 0 {
+			around = rapid.SampledFrom(list).Draw(t, "change")
+		}
+		wall := naive(around.In(loc)).Add(time.Duration(rapid.IntRange(-30*60, 30*60).Draw(t, "minutes")) * time.Minute).Truncate(time.Minute)
+		want := occurrencesIn(wall.Equal, true, loc, around.Add(-80*time.Hour), around.Add(80*time.Hour))
+		if got := instant(loc, wall.Unix()); len(want) != 1 || got != want[0].Unix() {
+			t.Fatalf("%v in %s is %v, want %v", wall, name, time.Unix(got, 0).UTC(), want)
+		}
+	})
+}
+
 // TestCivil compares dates with those of package time.
 func TestCivil(t *testing.T) {
 	for d := int64(-800_000); d < 800_000; d += 13 {
