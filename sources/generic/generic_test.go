@@ -302,8 +302,8 @@ func (s *slow) EmitAsync(ctx context.Context, ev *bus.Event, done func(error)) e
 // TestFlowControl: a server cannot send more than the windows hold while the
 // bus does not answer; the end does not wait for it.
 func TestFlowControl(t *testing.T) {
-	const n, kib = 1500, 1 << 10
-	payload := []byte(strings.Repeat("x", 16*kib))
+	const n, kib = 4000, 1 << 10
+	payload := []byte(strings.Repeat("x", 4*kib))
 	var sent atomic.Int64
 	s := newServer(t, "", func(_ *eventing.EventSource, s stream) error {
 		for range n {

@@ -13,7 +13,7 @@ import (
 const (
 	// maxWaiting and maxWaitingBytes bound what was received and is not known to
 	// be stored. One event is let in whatever its size.
-	maxWaiting      = 256
+	maxWaiting      = 1024
 	maxWaitingBytes = 8 << 20
 	// firstRetry and lastRetry bound the wait between two tries to store an event.
 	firstRetry = 100 * time.Millisecond
@@ -62,7 +62,7 @@ type item struct {
 func newPipeline(ctx context.Context, h sources.Host, position string) *pipeline {
 	p := &pipeline{
 		host: h, changed: make(chan struct{}, 1), broken: make(chan struct{}, 1),
-		position: position, waiting: make([]*item, 0, maxWaiting),
+		position: position,
 	}
 	ctx, p.end = context.WithCancel(ctx)
 	p.keeper.Go(func() { p.keep(ctx) })
@@ -151,9 +151,8 @@ func (p *pipeline) advance() (last *item) {
 	if n == 0 {
 		return nil
 	}
-	left := copy(p.waiting, p.waiting[n:])
-	clear(p.waiting[left:])
-	p.waiting = p.waiting[:left]
+	clear(p.waiting[:n])
+	p.waiting = p.waiting[n:]
 	return last
 }
 
