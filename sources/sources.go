@@ -41,7 +41,9 @@ type Host interface {
 	// stored or failed. It blocks while too many are on their way or, unless
 	// the type is Push, while the spec's rate limit says so. When it returns
 	// an error, done is never called; for a Push type beyond the limit it is a
-	// *[LimitError]. Nothing is fenced.
+	// *[LimitError]. Nothing is fenced. The durable cursor is never ahead of an
+	// event that is not stored: of events on their way together it moves when
+	// all of them are, and after a failure when the source loaded it again.
 	EmitAsync(ctx context.Context, ev *bus.Event, done func(error)) error
 	// Handle adds a route to the engine's shared HTTP listener until remove
 	// is called. A conflict with another route is an error. Requests on their
