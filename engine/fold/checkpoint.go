@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/engine/evaluate"
 )
 
 // Keys in STATE.
@@ -59,9 +60,9 @@ func readCheckpoint(ctx context.Context, s bus.Store) (checkpoint, uint64, error
 }
 
 // stateKey is the key in STATE of a sensor's correlation key.
-func stateKey(k key) string {
-	h := sha256.Sum256([]byte(k.key))
-	return sensorPrefix + bus.Token(k.sensor) + "." + hex.EncodeToString(h[:12])
+func stateKey(k evaluate.Key) string {
+	h := sha256.Sum256([]byte(k.Key))
+	return sensorPrefix + bus.Token(k.Sensor) + "." + hex.EncodeToString(h[:12])
 }
 
 // storedKey is the stored form of one correlation key's state.

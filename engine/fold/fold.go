@@ -15,8 +15,8 @@ import (
 	"time"
 
 	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/engine/evaluate"
 	"github.com/sensor-engine/engine/engine/jobs"
-	"github.com/sensor-engine/engine/sensors"
 )
 
 // Rules is a set of compiled sensors in force. It is not changed after it was
@@ -29,12 +29,7 @@ type Rules struct {
 }
 
 // Sensor is one compiled sensor.
-type Sensor struct {
-	Name string
-	// Hash is the hash of its spec, recorded in every job.
-	Hash    string
-	Program *sensors.Program
-}
+type Sensor = evaluate.Sensor
 
 // Options configures a [Dispatcher].
 type Options struct {
@@ -249,12 +244,12 @@ type Pending struct {
 func (d *Dispatcher) Pending(ctx context.Context, sensor string, limit int) ([]Pending, error) {
 	var out []Pending
 	err := d.do(ctx, func(s *session) error {
-		for k, e := range s.keys {
+		for k, e := range s.eval.Keys() {
 			if len(out) >= limit {
 				break
 			}
-			if sensor == "" || k.sensor == sensor {
-				out = append(out, Pending{Sensor: k.sensor, Key: k.key, Refs: e.state.Refs(), Wake: e.wake})
+			if sensor == "" || k.Sensor == sensor {
+				out = append(out, Pending{Sensor: k.Sensor, Key: k.Key, Refs: e.State.Refs(), Wake: e.Wake()})
 			}
 		}
 		return nil

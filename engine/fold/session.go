@@ -1,37 +1,23 @@
 package fold
 
 import (
-	"cmp"
-	"container/heap"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
-	"strconv"
 	"sync"
 	"time"
 
 	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/engine/evaluate"
 	"github.com/sensor-engine/engine/engine/jobs"
 	"github.com/sensor-engine/engine/sensors"
 )
 
-// key names the state of one correlation key of one sensor.
-type key struct{ sensor, key string }
-
-// entry is the state of one key in memory.
-type entry struct {
-	state  sensors.KeyState
-	seen   uint64 // last event this state has seen
-	wake   time.Time
-	stored bool // STATE holds (or will hold) a value for it
-	dirty  bool
-}
-
 // running is a sensor in force with what the fold needs beside it.
 type running struct {
-	Sensor
+	*Sensor
 	stats    *stats
 	subjects []string // subject in JOBS by trigger index
 }
@@ -44,32 +30,25 @@ type session struct {
 	log string // identity of EVENTS
 
 	rules   *Rules
-	index   *sensors.Index
+	eval    *evaluate.Evaluator
 	groups  []groupStats // by their number in the index
-	running map[*sensors.Program]*running
-	byName  map[string]*running
+	running []running    // by their number in eval
 
-	keys   map[key]*entry
-	wakes  wakeHeap
-	now    time.Time // log time
-	pos    uint64    // last event folded
-	job    uint64    // JOBS sequence known to be below later firings
+	pos    uint64 // last event folded
+	job    uint64 // JOBS sequence known to be below later firings
 	jobLog string
 	cpRev  uint64
 	tombs  []string // STATE keys to delete with the next write; the committer's
 
-	enqueued   map[string]struct{} // firings found in JOBS beyond the checkpoint
-	recoverTo  uint64              // last position that left traces beyond the checkpoint
-	end        uint64              // last event known to be stored
-	gone       uint64              // last position that left traces and is not stored any more
-	recovered  bool
-	batch      *batch
-	commits    chan *batch
-	dirty      []key
-	cursors    map[string]Cursor // by STATE key, since the last batch
-	candidates []*sensors.Program
-	deps       []int
-	view       sensors.View
+	enqueued  map[string]struct{} // firings found in JOBS beyond the checkpoint
+	recoverTo uint64              // last position that left traces beyond the checkpoint
+	end       uint64              // last event known to be stored
+	gone      uint64              // last position that left traces and is not stored any more
+	recovered bool
+	batch     *batch
+	commits   chan *batch
+	dirty     []evaluate.Key
+	cursors   map[string]Cursor // by STATE key, since the last batch
 }
 
 // batch is what one turn of the fold produced, on its way to the checkpoint.
@@ -118,7 +97,7 @@ func (d *Dispatcher) session(parent context.Context) error {
 	// a last checkpoint, so the session's own context outlives it.
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(parent))
 	defer cancel(nil)
-	s := &session{d: d, ctx: ctx, keys: map[key]*entry{}, commits: make(chan *batch, 16)}
+	s := &session{d: d, ctx: ctx, commits: make(chan *batch, 16)}
 	if err := s.recover(parent); err != nil {
 		return err
 	}
@@ -161,13 +140,14 @@ func (s *session) recover(ctx context.Context) error {
 		return fmt.Errorf("asking for the state of JOBS: %w", err)
 	}
 	d.o.Cache.adopt(info.ID, info.Last)
-	s.log, s.cpRev, s.pos, s.job, s.now, s.jobLog = info.ID, rev, cp.Event, cp.Job, cp.Time, jinfo.ID
+	now := cp.Time
+	s.log, s.cpRev, s.pos, s.job, s.jobLog = info.ID, rev, cp.Event, cp.Job, jinfo.ID
 	switch {
 	case rev == 0:
 		s.pos, s.job = 0, 0
 	case cp.Log != info.ID:
 		d.o.Alarm("log-exchanged", fmt.Sprintf("EVENTS is another log than before (%s, was %s): it is folded from its beginning; sensor state of the old one is dropped", info.ID, cp.Log))
-		s.pos, s.now = 0, time.Time{}
+		s.pos, now = 0, time.Time{}
 	case cp.Event > info.Last:
 		s.pos, s.gone = info.Last, cp.Event
 	}
@@ -187,6 +167,7 @@ func (s *session) recover(ctx context.Context) error {
 	d.mu.Lock()
 	rules := d.rules
 	d.mu.Unlock()
+	s.eval = evaluate.New(s, s.log, s.pos, now)
 	s.use(rules)
 	if err := s.loadKeys(ctx); err != nil {
 		return fmt.Errorf("loading sensor state: %w", err)
@@ -275,7 +256,7 @@ func (s *session) loadKeys(ctx context.Context) error {
 			stale = append(stale, e.Key)
 			return nil
 		}
-		r := s.byName[st.sensor]
+		r := s.eval.Sensor(st.sensor)
 		if r == nil || st.log != s.log || r.Program.StateFingerprint() != st.fingerprint {
 			stale = append(stale, e.Key)
 			return nil
@@ -296,17 +277,17 @@ func (s *session) loadKeys(ctx context.Context) error {
 			stale = append(stale, e.Key)
 			return nil
 		}
-		s.keys[key{st.sensor, st.key}] = &entry{state: state, seen: st.seen, stored: true}
+		s.eval.Put(evaluate.Key{Sensor: st.sensor, Key: st.key}, &evaluate.Entry{State: state, Seen: st.seen, Stored: true})
 		s.recoverTo = max(s.recoverTo, st.seen)
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	for k, en := range s.keys {
+	for k, en := range s.eval.Keys() {
 		missing := 0
 		var failed error
-		en.state.Hydrate(func(seq uint64) *bus.Event {
+		en.State.Hydrate(func(seq uint64) *bus.Event {
 			ev, err := s.d.o.Cache.Event(ctx, seq)
 			if errors.Is(err, bus.ErrNotFound) {
 				missing++
@@ -321,9 +302,9 @@ func (s *session) loadKeys(ctx context.Context) error {
 			return failed
 		}
 		if missing > 0 {
-			s.d.o.Alarm("state-events-lost", fmt.Sprintf("sensor %s, key %q: %d waiting events are no longer stored", k.sensor, k.key, missing))
+			s.d.o.Alarm("state-events-lost", fmt.Sprintf("sensor %s, key %q: %d waiting events are no longer stored", k.Sensor, k.Key, missing))
 		}
-		s.schedule(k, en, s.byName[k.sensor])
+		s.eval.Schedule(k)
 	}
 	for _, k := range stale {
 		if err := s.d.o.Bus.State().Delete(ctx, k); err != nil {
@@ -336,30 +317,29 @@ func (s *session) loadKeys(ctx context.Context) error {
 // use puts rules in force in memory.
 func (s *session) use(rules *Rules) {
 	s.rules = rules
-	s.running = make(map[*sensors.Program]*running, len(rules.Sensors))
-	s.byName = make(map[string]*running, len(rules.Sensors))
-	programs := make([]*sensors.Program, 0, len(rules.Sensors))
+	s.eval.Use(rules.Sensors)
+	s.running = make([]running, len(rules.Sensors))
 	partitions := s.d.o.Bus.Jobs().Partitions()
 	s.d.mu.Lock()
 	defer s.d.mu.Unlock()
-	for _, sn := range rules.Sensors {
-		r := &running{Sensor: sn, stats: s.d.statsOf(sn.Name)}
+	byProgram := make(map[*sensors.Program]*stats, len(rules.Sensors))
+	for i := range rules.Sensors {
+		sn := &rules.Sensors[i]
+		r := running{Sensor: sn, stats: s.d.statsOf(sn.Name)}
 		for _, name := range sn.Program.Triggers() {
 			j := jobs.Job{Sensor: sn.Name, Trigger: name}
 			r.subjects = append(r.subjects, j.Subject(partitions))
 		}
-		s.running[sn.Program], s.byName[sn.Name] = r, r
-		programs = append(programs, sn.Program)
+		s.running[i], byProgram[sn.Program] = r, r.stats
 	}
 	for _, st := range s.d.stats {
 		st.settle()
 	}
-	s.index = sensors.NewIndex(programs)
-	groups := s.index.Groups()
+	groups := s.eval.Groups()
 	s.groups = make([]groupStats, len(groups))
 	for i, g := range groups {
 		for _, m := range g.Members {
-			st := s.running[m.Program].stats
+			st := byProgram[m.Program]
 			st.shares = append(st.shares, share{&s.groups[i], m.Dependency})
 		}
 	}
@@ -372,22 +352,25 @@ func (s *session) swap(rules *Rules) error {
 	if err := s.barrier(); err != nil {
 		return err
 	}
-	old := s.byName
+	old := map[string]*Sensor{}
+	for i := range s.rules.Sensors {
+		old[s.rules.Sensors[i].Name] = &s.rules.Sensors[i]
+	}
 	s.use(rules)
 	dropped := map[string]int{}
-	for k, en := range s.keys {
-		was, is := old[k.sensor], s.byName[k.sensor]
+	for k, en := range s.eval.Keys() {
+		was, is := old[k.Sensor], s.eval.Sensor(k.Sensor)
 		switch {
 		case was == nil || is == nil || was.Program.StateFingerprint() != is.Program.StateFingerprint():
-			dropped[k.sensor]++
-			en.state = sensors.KeyState{}
+			dropped[k.Sensor]++
+			en.State = sensors.KeyState{}
 		case was.Hash == is.Hash:
 			continue
 		default:
-			en.state = is.Program.Adopt(en.state)
-			s.schedule(k, en, is) // the window may have changed
+			en.State = is.Program.Adopt(en.State)
+			s.eval.Schedule(k) // the window may have changed
 		}
-		s.touch(k, en)
+		s.Changed(k, en)
 	}
 	for name, n := range dropped {
 		s.d.log.Info("sensor state dropped: its dependencies changed or it was removed", "sensor", name, "keys", n)
@@ -453,9 +436,9 @@ func (s *session) endRecovery() {
 	s.recovered = true
 	s.d.setFailing(nil)
 	s.d.ready.Store(true)
-	for k, en := range s.keys {
-		if en.state.Empty() {
-			s.touch(k, en)
+	for k, en := range s.eval.Keys() {
+		if en.State.Empty() {
+			s.Changed(k, en)
 		}
 	}
 	s.send(false)
@@ -486,7 +469,7 @@ func (s *session) foldUntil(ctx context.Context, rd bus.Reader) error {
 // next waits for events, or for the next deadline; then it returns none.
 func (s *session) next(ctx context.Context, rd bus.Reader) ([]bus.Record, error) {
 	size := s.d.o.BatchSize
-	wake, ok := s.nextWake()
+	wake, ok := s.eval.NextWake()
 	if !ok {
 		return rd.Next(ctx, size)
 	}
@@ -511,7 +494,7 @@ func (s *session) next(ctx context.Context, rd bus.Reader) ([]bus.Record, error)
 			return recs, err
 		}
 	}
-	s.deadlines(time.Now())
+	s.eval.Deadlines(time.Now())
 	return nil, nil
 }
 
@@ -524,10 +507,7 @@ func (s *session) event(r *bus.Record) {
 	if r.Seq > s.pos+1 && s.pos > 0 {
 		d.o.Alarm("log-gap", fmt.Sprintf("%d events (%d to %d) were removed from EVENTS before they were folded", r.Seq-s.pos-1, s.pos+1, r.Seq-1))
 	}
-	if r.Time.After(s.now) {
-		s.deadlines(r.Time)
-		s.now = r.Time
-	}
+	s.eval.Advance(r.Seq, r.Time)
 	s.pos = r.Seq
 	ev, err := bus.DecodeEvent(*r)
 	if err != nil {
@@ -541,84 +521,35 @@ func (s *session) event(r *bus.Record) {
 		s.cursors[cursorKey(cursorPrefix, ev.EventSource, ev.EventName)] = Cursor{s.log, ev.Seq, ev.Cursor}
 	}
 	d.o.Cache.put(ev)
-	s.view.Reset(ev)
-	var undecided []sensors.GroupVerdict
-	s.candidates, undecided = s.index.Lookup(&s.view, s.candidates[:0])
-	for i := range undecided {
-		s.groups[undecided[i].Group].count(undecided[i].Verdict)
-	}
-	wanted := false
-	for _, p := range s.candidates {
-		run := s.running[p]
-		routing := p.Route(&s.view)
-		run.stats.count(routing.Verdicts)
-		if len(routing.Matches) == 0 {
-			continue
-		}
-		wanted = true
-		run.stats.matched.Add(1)
-		s.match(run, ev, routing.Matches)
-	}
-	if !wanted {
+	if !s.eval.Event(ev) {
 		d.unmatched.Add(1)
 	}
 }
 
-// match steps each correlation key an event belongs to, with all
-// dependencies that want it for that key.
-func (s *session) match(run *running, ev *bus.Event, matches []sensors.Match) {
-	// A number may be given again after a restore; then the time differs, and
-	// with it the firing key.
-	id := s.log + "@" + strconv.FormatInt(ev.StoredAt.UnixNano(), 36)
-	for i, m := range matches {
-		first := true
-		for _, o := range matches[:i] {
-			if o.Key == m.Key {
-				first = false
-			}
-		}
-		if !first {
-			continue
-		}
-		s.deps = s.deps[:0]
-		for _, o := range matches[i:] {
-			if o.Key == m.Key {
-				s.deps = append(s.deps, o.Dep)
-			}
-		}
-		s.step(run, sensors.Input{LogID: id, Key: m.Key, Event: ev, Deps: s.deps, Time: s.now})
+// Undecided counts for the sensors of a group.
+func (s *session) Undecided(verdicts []sensors.GroupVerdict) {
+	for i := range verdicts {
+		s.groups[verdicts[i].Group].count(verdicts[i].Verdict)
 	}
 }
 
-// step steps one key and publishes what it fires.
-func (s *session) step(run *running, in sensors.Input) {
-	k := key{run.Name, in.Key}
-	en := s.keys[k]
-	var state sensors.KeyState
-	if en != nil {
-		if in.Event != nil && en.seen >= in.Event.Seq {
-			return // stored with this event already, before a crash
-		}
-		state = en.state
-	}
-	state, firings, verdicts := run.Program.Step(state, in)
-	run.stats.count(verdicts)
-	if en != nil || !state.Empty() {
-		if en == nil {
-			en = &entry{}
-			s.keys[k] = en
-		}
-		en.state, en.seen = state, s.pos
-		s.touch(k, en)
-		s.schedule(k, en, run)
-	}
-	for i := range firings {
-		s.fire(run, &firings[i])
+// Routed counts what a sensor says of an event.
+func (s *session) Routed(sensor int, r sensors.Routing) {
+	st := s.running[sensor].stats
+	st.count(r.Verdicts)
+	if len(r.Matches) > 0 {
+		st.matched.Add(1)
 	}
 }
 
-// fire publishes one firing to JOBS, unless it is there already.
-func (s *session) fire(run *running, f *sensors.Firing) {
+// Stepped counts how a step went.
+func (s *session) Stepped(sensor int, verdicts []sensors.Verdict) {
+	s.running[sensor].stats.count(verdicts)
+}
+
+// Fired publishes one firing to JOBS, unless it is there already.
+func (s *session) Fired(sensor int, f *sensors.Firing) {
+	run := &s.running[sensor]
 	if _, there := s.enqueued[f.Key]; there {
 		return
 	}
@@ -637,10 +568,10 @@ func (s *session) fire(run *running, f *sensors.Firing) {
 	}
 }
 
-// touch marks a key as changed in this batch.
-func (s *session) touch(k key, en *entry) {
-	if !en.dirty {
-		en.dirty = true
+// Changed marks a key as changed in this batch.
+func (s *session) Changed(k evaluate.Key, en *evaluate.Entry) {
+	if !en.Dirty {
+		en.Dirty = true
 		s.dirty = append(s.dirty, k)
 	}
 }
@@ -648,7 +579,7 @@ func (s *session) touch(k key, en *entry) {
 // send hands the batch over to be committed and begins the next one.
 func (s *session) send(urgent bool) *batch {
 	b := s.batch
-	b.position, b.time, b.spec, b.urgent = s.pos, s.now, s.rules.Hash, urgent
+	b.position, b.time, b.spec, b.urgent = s.pos, s.eval.Now(), s.rules.Hash, urgent
 	if urgent {
 		b.stored = make(chan struct{})
 	}
@@ -665,7 +596,7 @@ func (s *session) send(urgent bool) *batch {
 	}
 	s.batch = newBatch()
 	s.d.position.Store(s.pos)
-	s.d.eventTime.Store(s.now.UnixNano())
+	s.d.eventTime.Store(s.eval.Now().UnixNano())
 	b.ack(bus.Ack{}, nil)
 	select {
 	case s.commits <- b:
@@ -677,19 +608,19 @@ func (s *session) send(urgent bool) *batch {
 // save encodes the state of a changed key. An empty one is stored as a
 // tombstone, so that a recovery knows what it has seen, and removed when the
 // checkpoint covers it.
-func (s *session) save(b *batch, k key) {
-	en := s.keys[k]
-	en.dirty = false
-	empty := en.state.Empty()
+func (s *session) save(b *batch, k evaluate.Key) {
+	en := s.eval.Keys()[k]
+	en.Dirty = false
+	empty := en.State.Empty()
 	if empty {
-		delete(s.keys, k)
-		if !en.stored {
+		s.eval.Drop(k)
+		if !en.Stored {
 			return
 		}
 	}
-	en.stored = true
-	st := storedKey{log: s.log, sensor: k.sensor, key: k.key, seen: en.seen, state: en.state.Append(nil)}
-	if r := s.byName[k.sensor]; r != nil {
+	en.Stored = true
+	st := storedKey{log: s.log, sensor: k.Sensor, key: k.Key, seen: en.Seen, state: en.State.Append(nil)}
+	if r := s.eval.Sensor(k.Sensor); r != nil {
 		st.fingerprint = r.Program.StateFingerprint()
 	}
 	name := stateKey(k)
@@ -837,74 +768,4 @@ func (s *session) storeKeys(store bus.Store, states map[string][]byte) error {
 	}
 	// The checkpoint may go into another file than they.
 	return store.Sync(s.ctx)
-}
-
-// wakeItem is a deadline of one key; it is void when the key's has changed.
-type wakeItem struct {
-	at time.Time
-	k  key
-}
-
-type wakeHeap []wakeItem
-
-func (h wakeHeap) Len() int { return len(h) }
-func (h wakeHeap) Less(i, j int) bool {
-	return cmp.Or(h[i].at.Compare(h[j].at), cmp.Compare(h[i].k.sensor, h[j].k.sensor), cmp.Compare(h[i].k.key, h[j].k.key)) < 0
-}
-func (h wakeHeap) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
-
-// Push and Pop are for container/heap.
-func (h *wakeHeap) Push(x any) { *h = append(*h, x.(wakeItem)) }
-
-// Pop is for container/heap.
-func (h *wakeHeap) Pop() any {
-	old := *h
-	x := old[len(old)-1]
-	*h = old[:len(old)-1]
-	return x
-}
-
-// schedule notes when a key must be stepped by time.
-func (s *session) schedule(k key, en *entry, run *running) {
-	at, ok := run.Program.NextWake(en.state)
-	if !ok {
-		en.wake = time.Time{}
-		return
-	}
-	if !at.Equal(en.wake) {
-		en.wake = at
-		heap.Push(&s.wakes, wakeItem{at, k})
-	}
-}
-
-// nextWake is the earliest deadline that is still meant.
-func (s *session) nextWake() (time.Time, bool) {
-	for len(s.wakes) > 0 {
-		w := s.wakes[0]
-		if en := s.keys[w.k]; en != nil && en.wake.Equal(w.at) {
-			return w.at, true
-		}
-		heap.Pop(&s.wakes)
-	}
-	return time.Time{}, false
-}
-
-// deadlines steps all deadlines up to until, in the order (deadline, sensor,
-// key).
-func (s *session) deadlines(until time.Time) {
-	for {
-		at, ok := s.nextWake()
-		if !ok || at.After(until) {
-			return
-		}
-		k := s.wakes[0].k
-		heap.Pop(&s.wakes)
-		s.keys[k].wake = time.Time{}
-		if at.After(s.now) {
-			s.now = at
-		}
-		if run := s.byName[k.sensor]; run != nil {
-			s.step(run, sensors.Input{LogID: s.log, Key: k.key, Time: at})
-		}
-	}
 }
