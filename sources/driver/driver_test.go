@@ -744,3 +744,20 @@ func TestProgress(t *testing.T) {
 		t.Errorf("progress %+v", p)
 	}
 }
+
+// TestSlowStart: a driver that takes its time counts as running, is left alone
+// and is heard when it speaks.
+func TestSlowStart(t *testing.T) {
+	h := newHost(t)
+	typ := &specs.DriverType{Command: []string{"sh", "-c", `sleep 1; echo '` + strings.TrimSpace(line("late")) + `'; exec sleep 1000`}}
+	cancel, wait := run(t, source(t, config(nil), typ), h)
+	eventually(t, "it is ready", func() bool { return h.detail() != "" })
+	if n := len(h.Events()); n != 0 {
+		t.Errorf("%d events before it wrote one", n)
+	}
+	eventually(t, "its event is stored", func() bool { return slices.Equal(h.ids(), []string{"late"}) })
+	cancel()
+	if err := wait(); err != nil {
+		t.Errorf("Run = %v", err)
+	}
+}

@@ -97,7 +97,7 @@ func programs() map[string]func(args []string) {
 			fmt.Fprintln(os.Stderr, "the disk is gone, token", os.Getenv("AUTH_TOKEN"))
 			code, err := strconv.Atoi(option(args, "code"))
 			must(err)
-			os.Exit(code)
+			syscall.Exit(code) // os.Exit says more on stderr when coverage is measured
 		},
 		"crash": func([]string) {
 			must(syscall.Kill(os.Getpid(), syscall.SIGKILL))
