@@ -42,9 +42,14 @@ type Program struct {
 type dependency struct {
 	name, ident                  string
 	source, event, kind, subject pattern
-	when                         *expression.Program
-	need                         need // what when and guards read
-	pick                         specs.Pick
+	// transform gives the data that when, correlate and all after them see, nil
+	// for the event's own; raw is what it reads. It is deterministic, so what it
+	// gave is not kept but made again.
+	transform *expression.Program
+	raw       need
+	when      *expression.Program
+	need      need // what transform, when and guards read
+	pick      specs.Pick
 	// guards must all hold, in this order, before when is asked, which is not
 	// needed when decided is true. Those of type and subject come first.
 	guards  []expression.Guard
@@ -128,6 +133,11 @@ func (c *compilation) compile() {
 	if !s.Correlate.IsZero() {
 		if p.correlate = c.expr(s.Correlate, "spec.correlate", expression.EventScope(), expression.WantAny); p.correlate != nil {
 			p.routeNeed.add(p.correlate)
+			for i := range p.deps {
+				if p.deps[i].transform != nil {
+					p.deps[i].need.add(p.correlate)
+				}
+			}
 		}
 	}
 	var shared *expression.Program
@@ -165,7 +175,10 @@ func (p *Program) shareFields() {
 		union.addFields(p.correlate)
 	}
 	for i := range p.deps {
-		if w := p.deps[i].when; w != nil {
+		// What comes after a transform reads what it gives.
+		if t := p.deps[i].transform; t != nil {
+			union.addFields(t)
+		} else if w := p.deps[i].when; w != nil {
 			union.addFields(w)
 		}
 	}
@@ -196,6 +209,12 @@ func (c *compilation) dependency(i int, d *specs.Dependency) {
 	if out.pick == "" {
 		out.pick = specs.PickLatest
 	}
+	if !d.Transform.IsZero() {
+		if out.transform = c.expr(d.Transform, path+".transform", expression.EventScope(d.Name), expression.WantAny); out.transform != nil {
+			out.raw.add(out.transform)
+			out.need.add(out.transform)
+		}
+	}
 	if !d.When.IsZero() {
 		if out.when = c.expr(d.When, path+".when", expression.EventScope(d.Name), expression.WantBool); out.when != nil {
 			out.need.add(out.when)
@@ -206,7 +225,8 @@ func (c *compilation) dependency(i int, d *specs.Dependency) {
 }
 
 // guard collects the guards of a dependency: its exact type and subject, when
-// they do not select the bucket of the index anyway, and those of its filter.
+// they do not select the bucket of the index anyway, and those of its filter,
+// unless it filters what a transform gives.
 func (d *dependency) guard() {
 	selector := func(p pattern, attribute string) {
 		if !p.exact() {
@@ -220,7 +240,7 @@ func (d *dependency) guard() {
 		selector(d.kind, "type")
 	}
 	selector(d.subject, "subject")
-	if d.when != nil {
+	if d.when != nil && d.transform == nil {
 		guards, only := d.when.Guards()
 		d.guards, d.decided = append(d.guards, guards...), only
 	}
@@ -407,6 +427,12 @@ func fingerprint(s *specs.Sensor) string {
 		}
 		for _, v := range []string{d.Name, d.Source, d.Event, d.Type, d.Subject, d.When.Source, string(pick)} {
 			put(v)
+		}
+		// Only what is given counts, so that a sensor without it keeps its state
+		// when the engine is replaced by one that knows it.
+		if !d.Transform.IsZero() {
+			put("\x00transform")
+			put(d.Transform.Source)
 		}
 	}
 	return hex.EncodeToString(h.Sum(nil)[:12])

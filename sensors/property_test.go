@@ -60,6 +60,7 @@ func genFormula(t *rapid.T, deps, depth int) *formula {
 type model struct {
 	names  []string // event pattern by dependency
 	picks  []specs.Pick
+	odd    []bool // takes odd sequences only
 	conds  []*formula
 	within time.Duration
 	wait   map[string][]waiting // by key and trigger
@@ -82,7 +83,7 @@ func (m *model) event(name, key string, seq uint64, now time.Time) (fired []stri
 		}
 		news := false
 		for d, pattern := range m.names {
-			if !refs[d] || pattern != "*" && pattern != name {
+			if !refs[d] || pattern != "*" && pattern != name || m.odd[d] && seq%2 == 0 {
 				continue
 			}
 			if m.picks[d] == specs.PickLatest {
@@ -125,6 +126,10 @@ func TestStepAgainstModel(t *testing.T) {
 			m.names = append(m.names, rapid.SampledFrom([]string{"a", "b", "c", "*"}).Draw(t, "event"))
 			m.picks = append(m.picks, rapid.SampledFrom([]specs.Pick{specs.PickLatest, specs.PickFirst, specs.PickAll}).Draw(t, "pick"))
 			s.Dependencies = append(s.Dependencies, specs.Dependency{Name: fmt.Sprint("d", d), Source: "src", Event: m.names[d], Pick: m.picks[d]})
+			m.odd = append(m.odd, rapid.Bool().Draw(t, "transform"))
+			if m.odd[d] {
+				s.Dependencies[d].Transform, s.Dependencies[d].When = expr("{parity: id}"), expr("data.parity == 'odd'")
+			}
 		}
 		for i := range rapid.IntRange(1, 2).Draw(t, "triggers") {
 			m.conds = append(m.conds, genFormula(t, deps, 2))
@@ -164,7 +169,7 @@ func TestStepAgainstModel(t *testing.T) {
 			for i, e := range script {
 				now = now.Add(e.after)
 				seq := uint64(i + 1)
-				ev := &bus.Event{ID: "x", Source: "s", Type: "t", EventSource: "src", EventName: e.name, Subject: e.key, Seq: seq, StoredAt: now}
+				ev := &bus.Event{ID: []string{"even", "odd"}[seq%2], Source: "s", Type: "t", EventSource: "src", EventName: e.name, Subject: e.key, Seq: seq, StoredAt: now}
 				events[seq] = ev
 				for _, k := range []string{"", "k1", "k2"} { // deadlines
 					for {

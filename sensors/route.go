@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"maps"
 	"math"
 	"strconv"
 	"strings"
@@ -28,7 +29,7 @@ func (p *Program) Route(v *View) Routing {
 		if !d.selects(v.event) {
 			continue
 		}
-		if d.when != nil || len(d.guards) > 0 {
+		if d.when != nil || len(d.guards) > 0 || d.transform != nil {
 			verdict, told := d.wants(v, v.indexed && p.guarded)
 			if verdict.Outcome != Yes {
 				if !told {
@@ -37,21 +38,24 @@ func (p *Program) Route(v *View) Routing {
 				continue
 			}
 		}
-		if !keyed {
+		own := key
+		if p.correlate != nil && (!keyed || d.transform != nil) {
 			var err error
-			if key, err = p.correlation(v); err != nil {
+			if own, err = p.correlation(d, v); err != nil {
 				v.verdicts = append(v.verdicts, verdictOf(err, d.name, v.event.Seq))
 				continue
 			}
-			keyed = true
+			if d.transform == nil {
+				key, keyed = own, true
+			}
 		}
-		v.matches = append(v.matches, Match{Dep: i, Key: key})
+		v.matches = append(v.matches, Match{Dep: i, Key: own})
 	}
 	return Routing{Matches: v.matches, Verdicts: v.verdicts}
 }
 
 // wants evaluates the filter of a dependency whose selectors fit: first its
-// guards, then the rest. told is true when the index has told the verdict, as
+// guards, then the rest, on what the transform gives. told is true when the index has told the verdict, as
 // it does for the first guard of an indexed program.
 func (d *dependency) wants(v *View, indexed bool) (verdict Verdict, told bool) {
 	for i := range d.guards {
@@ -73,14 +77,19 @@ func (d *dependency) wants(v *View, indexed bool) (verdict Verdict, told bool) {
 			return Verdict{Outcome: No, Dependency: d.name, Seq: v.event.Seq}, false
 		}
 	}
-	if d.when == nil || d.decided {
+	if d.when == nil && d.transform == nil || d.decided {
 		return Verdict{Outcome: Yes}, false
 	}
 	env, err := v.environment(&d.need)
-	ok := false
-	if err == nil {
+	if err == nil && d.transform != nil {
+		env, err = d.transformed(env)
+		v.transformed = env
+	}
+	ok := d.when == nil
+	if err == nil && !ok {
 		ok, err = d.when.Bool(env)
 	}
+	ok = ok && err == nil
 	if !ok {
 		return verdictOf(err, d.name, v.event.Seq), false
 	}
@@ -105,8 +114,23 @@ func verdictOf(err error, dep string, seq uint64) Verdict {
 	return out
 }
 
-func (p *Program) correlation(v *View) (string, error) {
-	env, err := v.environment(&p.routeNeed)
+// transformed is an environment with the data that the transform gives.
+func (d *dependency) transformed(env map[string]any) (map[string]any, error) {
+	data, err := d.transform.Eval(env)
+	if err != nil {
+		return nil, err
+	}
+	env = maps.Clone(env)
+	env["data"] = data
+	return env, nil
+}
+
+// correlation is the key of the event for a dependency that wants it.
+func (p *Program) correlation(d *dependency, v *View) (string, error) {
+	env, err := v.transformed, error(nil)
+	if d.transform == nil {
+		env, err = v.environment(&p.routeNeed)
+	}
 	if err != nil {
 		return "", err
 	}

@@ -616,6 +616,7 @@ func TestAdopt(t *testing.T) {
 	for _, change := range []func(*specs.Sensor){
 		func(s *specs.Sensor) { s.Correlate = expr("id") },
 		func(s *specs.Sensor) { s.Dependencies[0].When = expr("true") },
+		func(s *specs.Sensor) { s.Dependencies[0].Transform = expr("data") },
 		func(s *specs.Sensor) { s.Dependencies[0].Pick = specs.PickFirst },
 		func(s *specs.Sensor) { s.Dependencies[0], s.Dependencies[1] = s.Dependencies[1], s.Dependencies[0] },
 	} {

@@ -244,7 +244,7 @@ func (p *Program) environment(t *trigger, n *need, used []kept) (map[string]any,
 	env := make(map[string]any, bits.OnesCount64(t.refs))
 	for i := range used {
 		d := &p.deps[used[i].dep]
-		o, err := object(used[i].ev, n)
+		o, err := d.object(used[i].ev, n)
 		if err != nil {
 			return nil, err
 		}

@@ -19,6 +19,10 @@ type View struct {
 	fields []string
 	whole  bool
 
+	// transformed is the environment of the dependency asked last, when it has a
+	// transform.
+	transformed map[string]any
+
 	matches  []Match
 	verdicts []Verdict
 	// indexed is true when the programs asked are those an index found; found
@@ -117,6 +121,19 @@ func subset(a, b []string) bool {
 // attributeNames are all attributes of an event.
 var attributeNames = []string{
 	"data", "datacontenttype", "dataschema", "extensions", "id", "request", "source", "subject", "time", "type",
+}
+
+// object returns an event as an object with what is needed, as the sensor sees
+// it for this dependency.
+func (d *dependency) object(ev *bus.Event, n *need) (map[string]any, error) {
+	if d.transform == nil || !n.has("data") {
+		return object(ev, n)
+	}
+	out, err := object(ev, &need{names: union(n.names, d.raw.names), all: n.all || d.raw.all})
+	if err != nil {
+		return nil, err
+	}
+	return d.transformed(out)
 }
 
 // object returns an event as an object with what is needed.

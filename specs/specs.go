@@ -333,14 +333,15 @@ type Sensor struct {
 
 // Dependency selects events.
 type Dependency struct {
-	Name    string `yaml:"name" required:"true" doc:"Name by which expressions know it, a DNS label; '-' is written '_' in expressions."`
-	Source  string `yaml:"source" doc:"Name of the EventSource, or a glob." example:"shop"`
-	Event   string `yaml:"event" doc:"Name of the event, or a glob." example:"orders"`
-	Type    string `yaml:"type" doc:"CloudEvents type, or a glob." example:"com.example.*"`
-	Subject string `yaml:"subject" doc:"CloudEvents subject, or a glob."`
-	When    Expr   `yaml:"when" doc:"Expression over the event that must be true." example:"data.total > 100"`
-	Pick    Pick   `yaml:"pick" enum:"latest,first,all" doc:"Which of several waiting events is used; default latest."`
-	Pos     Pos    `yaml:"-"`
+	Name      string `yaml:"name" required:"true" doc:"Name by which expressions know it, a DNS label; '-' is written '_' in expressions."`
+	Source    string `yaml:"source" doc:"Name of the EventSource, or a glob." example:"shop"`
+	Event     string `yaml:"event" doc:"Name of the event, or a glob." example:"orders"`
+	Type      string `yaml:"type" doc:"CloudEvents type, or a glob." example:"com.example.*"`
+	Subject   string `yaml:"subject" doc:"CloudEvents subject, or a glob."`
+	Transform Expr   `yaml:"transform" doc:"Expression over the event that gives the data this sensor sees instead of its own; before when." example:"{id: data.order.id, total: data.order.total}"`
+	When      Expr   `yaml:"when" doc:"Expression over the event that must be true." example:"data.total > 100"`
+	Pick      Pick   `yaml:"pick" enum:"latest,first,all" doc:"Which of several waiting events is used; default latest."`
+	Pos       Pos    `yaml:"-"`
 }
 
 // Trigger calls a function when its condition holds.

@@ -1,0 +1,99 @@
+package sensors
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/specs"
+)
+
+// play is a run of a script and what is to be seen.
+type play struct {
+	name, script string
+	spec         *specs.Sensor
+	fires, says  string
+}
+
+// playAll plays each with the state stored after every step, and without.
+func playAll(t *testing.T, plays []play) {
+	for _, tt := range plays {
+		t.Run(tt.name, func(t *testing.T) {
+			for _, code := range []bool{false, true} {
+				r := newRun(t, compileOK(t, tt.spec))
+				r.code = code
+				if got := r.play(tt.script); got != tt.fires {
+					t.Errorf("fires %q, want %q (state stored: %v)", got, tt.fires, code)
+				}
+				if got := strings.Join(r.said, "; "); got != tt.says {
+					t.Errorf("says %q, want %q", got, tt.says)
+				}
+			}
+		})
+	}
+}
+
+// with changes a sensor.
+func with(s *specs.Sensor, change func(*specs.Sensor)) *specs.Sensor {
+	change(s)
+	return s
+}
+
+// TestTransform has a case for each rule of docs/sensors.md about transform.
+func TestTransform(t *testing.T) {
+	transform := func(s *specs.Sensor, src string) *specs.Sensor {
+		s.Dependencies[0].Transform = expr(src)
+		return s
+	}
+	playAll(t, []play{
+		{"before when", `a{"o":{"n":1}} a{"o":{"n":9}}`, with(transform(sensor("a", "t=a"), "data.o"), func(s *specs.Sensor) {
+			s.Dependencies[0].When = expr("data.n == 9 && a.data.n == 9")
+		}), "t(a2)", "no a 1"},
+		{"before correlate", `a{"o":{"id":"x"}} b{"id":"x"}`, with(transform(sensor("a b", "t=a && b"), "data.o"), func(s *specs.Sensor) {
+			s.Correlate = expr("data.id")
+		}), "t(a1 b2)@x", ""},
+		{"seen by conditions", `a{"o":{"n":1}} b{"n":1}`, transform(sensor("a b", "t=a && b && a.data.n == b.data.n"), "data.o"), "t(a1 b2)", ""},
+		{"any value, of any attribute", `a{"n":1} b`, transform(sensor("a b", "t=a.data == 't.a 1' && b"), `type + " " + string(a.data.n)`), "t(a1 b2)", ""},
+		{"nil is a value", "a", transform(sensor("a", "t=a && a.data == nil"), "nil"), "t(a1)", ""},
+		{"missing", `a{"n":1}`, transform(sensor("a", "t=a"), "data.o.n"), "", "missing a 1 data.o"},
+		{"failed", `a{"n":0}`, transform(sensor("a", "t=a"), "1 % data.n"), "", "failed a 1 runtime error: integer divide by zero"},
+		{"of one dependency only", `a{"n":1} b{"n":1}`, transform(sensor("a b", "t=a && b && a.data == b.data.n"), "data.n"), "t(a1 b2)", ""},
+		{"lists", `a{"n":1} a{"n":2}`, transform(sensor("a:all", "t=sum(a, .data) == 3"), "data.n"), "t(a1 a2)", ""},
+	})
+
+	s := transform(sensor("a", "t=a"), "{v: data.n, subject: request}")
+	s.Triggers[0].Input = specs.Template{Set: true, Path: "in", Root: text("in", "${ a.data.v + 1 }")}
+	p := compileOK(t, s)
+	r := newRun(t, p)
+	r.play(`a{"n":1}`)
+	if got := r.fired[0].Rendered["in"]; got != int64(2) && got != 2 {
+		t.Errorf("renders %v", r.fired[0].Rendered)
+	}
+	if again, err := p.RenderTrigger(0, map[string][]*bus.Event{"a": {r.events[1]}}); err != nil || again["in"] != r.fired[0].Rendered["in"] {
+		t.Errorf("renders again %v, %v", again, err)
+	}
+	if !p.NeedsRequest() {
+		t.Error("the request the transform reads is not noticed")
+	}
+}
+
+// TestTransformIsBeforeIndex checks that what a transform gives is not looked
+// for in the event itself.
+func TestTransformIsBeforeIndex(t *testing.T) {
+	s := sensor("a", "t=a")
+	s.Dependencies[0].Transform = expr("{kind: data.was}")
+	s.Dependencies[0].Type = "t.a"
+	s.Dependencies[0].When = expr("data.kind == 'push'")
+	r := newRun(t, compileOK(t, s))
+	x := NewIndex([]*Program{r.p})
+	for data, want := range map[string]int{`{"was":"push","kind":"tag"}`: 1, `{"was":"tag","kind":"push"}`: 0} {
+		v := NewView(r.event("a", data, 0))
+		found, undecided := x.Lookup(v, nil)
+		if len(found) != 1 || len(undecided) != 0 {
+			t.Fatalf("%s: found %v, undecided %v", data, found, undecided)
+		}
+		if got := len(found[0].Route(v).Matches); got != want {
+			t.Errorf("%s: %d matches, want %d", data, got, want)
+		}
+	}
+}
