@@ -36,6 +36,8 @@ type Program struct {
 	// exact is true when every dependency names one EventSource and event, or
 	// one type; guarded when each also has a guard, by which an index finds it.
 	exact, guarded bool
+	// several has a bit for each dependency one event does not make arrive.
+	several uint64
 }
 
 // dependency is one compiled dependency.
@@ -50,6 +52,9 @@ type dependency struct {
 	when      *expression.Program
 	need      need // what transform, when and guards read
 	pick      specs.Pick
+	// count is how many must wait; list is true when expressions see a list.
+	count int
+	list  bool
 	// guards must all hold, in this order, before when is asked, which is not
 	// needed when decided is true. Those of type and subject come first.
 	guards  []expression.Guard
@@ -127,7 +132,7 @@ func (c *compilation) compile() {
 		d := &s.Dependencies[i]
 		c.dependency(i, d)
 		c.byName[d.Name] = i
-		known = append(known, expression.Dep{Name: d.Name, List: d.Pick == specs.PickAll})
+		known = append(known, expression.Dep{Name: d.Name, List: c.program.deps[i].list})
 	}
 	c.scope = expression.FiringScope(known...)
 	if !s.Correlate.IsZero() {
@@ -208,6 +213,10 @@ func (c *compilation) dependency(i int, d *specs.Dependency) {
 	}
 	if out.pick == "" {
 		out.pick = specs.PickLatest
+	}
+	out.count, out.list = max(d.Count, 1), d.Count > 0 || out.pick == specs.PickAll
+	if out.count > 1 {
+		c.program.several |= 1 << i
 	}
 	if !d.Transform.IsZero() {
 		if out.transform = c.expr(d.Transform, path+".transform", expression.EventScope(d.Name), expression.WantAny); out.transform != nil {
@@ -344,7 +353,7 @@ func (p *Program) tabulate(t *trigger) []bool {
 
 // mark stands for an arrived event of which nothing is read.
 func (d *dependency) mark() any {
-	if d.pick == specs.PickAll {
+	if d.list {
 		return []any{nil}
 	}
 	return map[string]any{}
@@ -433,6 +442,10 @@ func fingerprint(s *specs.Sensor) string {
 		if !d.Transform.IsZero() {
 			put("\x00transform")
 			put(d.Transform.Source)
+		}
+		if d.Count > 0 {
+			put("\x00count")
+			put(strconv.Itoa(d.Count))
 		}
 	}
 	return hex.EncodeToString(h.Sum(nil)[:12])

@@ -3,6 +3,7 @@ package sensors
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/specs"
@@ -96,4 +97,27 @@ func TestTransformIsBeforeIndex(t *testing.T) {
 			t.Errorf("%s: %d matches, want %d", data, got, want)
 		}
 	}
+}
+
+// TestCount has a case for each row of docs/sensors.md about count.
+func TestCount(t *testing.T) {
+	count := func(s *specs.Sensor, n int) *specs.Sensor {
+		s.Dependencies[0].Count = n
+		return s
+	}
+	within := func(s *specs.Sensor) { s.Within = specs.Duration(10 * time.Minute) }
+	playAll(t, []play{
+		{"alone", "a a a a a a a", count(sensor("a", "t=a"), 3), "t(a1 a2 a3) t(a4 a5 a6)", ""},
+		{"latest", "a a a b", count(sensor("a b", "t=a && b"), 2), "t(a2 a3 b4)", "superseded at 1"},
+		{"first", "a a a a b b", count(sensor("a:first b:first", "t=a && b"), 2), "t(a1 a2 b5) t(a3 a4 b6)", ""},
+		{"first catches up", "b b a a a a", count(sensor("a:first b:first", "t=a && b"), 2), "t(a3 a4 b1) t(a5 a6 b2)", ""},
+		{"all", "a a a b a b", count(sensor("a:all b", "t=a && b"), 2), "t(a1 a2 a3 b4)", ""},
+		{"not enough", "a b", count(sensor("a b", "t=a && b"), 2), "", ""},
+		{"or", "b a b a", count(sensor("a b", "t=a || b"), 2), "t(b1) t(b3) t(a2 a4)", ""},
+		{"sliding", "a +6m a +6m a", with(count(sensor("a", "t=a"), 3), within), "", "expired at 1"},
+		{"inside the window", "a +6m a +6m a", with(count(sensor("a", "t=a"), 2), within), "t(a1 a2)", ""},
+		{"list", `a{"n":1} a{"n":4} a{"n":2}`, count(sensor("a", "t=sum(a, .data.n) > 5"), 2), "t(a2 a3)", "superseded at 1"},
+		{"list of one", `a{"n":1}`, count(sensor("a", "t=len(a) == 1 && a[0].data.n == 1"), 1), "t(a1)", ""},
+		{"two triggers", "a a b", count(sensor("a b", "t=a; u=a && b"), 2), "t(a1 a2) u(a1 a2 b3)", ""},
+	})
 }

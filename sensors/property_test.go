@@ -61,6 +61,7 @@ type model struct {
 	names  []string // event pattern by dependency
 	picks  []specs.Pick
 	odd    []bool // takes odd sequences only
+	counts []int
 	conds  []*formula
 	within time.Duration
 	wait   map[string][]waiting // by key and trigger
@@ -70,6 +71,11 @@ type waiting struct {
 	dep int
 	seq uint64
 	at  time.Time
+}
+
+// waiting are those of one dependency.
+func (m *model) waiting(list []waiting, d int) []waiting {
+	return slices.DeleteFunc(slices.Clone(list), func(w waiting) bool { return w.dep != d })
 }
 
 // event takes one event and returns what fires as text.
@@ -86,21 +92,24 @@ func (m *model) event(name, key string, seq uint64, now time.Time) (fired []stri
 			if !refs[d] || pattern != "*" && pattern != name || m.odd[d] && seq%2 == 0 {
 				continue
 			}
-			if m.picks[d] == specs.PickLatest {
-				list = slices.DeleteFunc(list, func(w waiting) bool { return w.dep == d })
-			}
 			list = append(list, waiting{d, seq, now})
+			if n := m.waiting(list, d); m.picks[d] == specs.PickLatest && len(n) > m.counts[d] {
+				list = slices.DeleteFunc(list, func(w waiting) bool { return w == n[0] })
+			}
 			news = true
 		}
 		for news {
 			var used []waiting
 			have := map[int]bool{}
 			for d := range m.names {
-				for _, w := range list {
-					if w.dep == d && (m.picks[d] == specs.PickAll || !have[d]) {
-						used, have[d] = append(used, w), true
-					}
+				all := m.waiting(list, d)
+				if len(all) < m.counts[d] {
+					continue
 				}
+				if m.picks[d] != specs.PickAll {
+					all = all[:m.counts[d]]
+				}
+				used, have[d] = append(used, all...), true
 			}
 			if len(used) == 0 || !cond.holds(have) {
 				break
@@ -126,6 +135,8 @@ func TestStepAgainstModel(t *testing.T) {
 			m.names = append(m.names, rapid.SampledFrom([]string{"a", "b", "c", "*"}).Draw(t, "event"))
 			m.picks = append(m.picks, rapid.SampledFrom([]specs.Pick{specs.PickLatest, specs.PickFirst, specs.PickAll}).Draw(t, "pick"))
 			s.Dependencies = append(s.Dependencies, specs.Dependency{Name: fmt.Sprint("d", d), Source: "src", Event: m.names[d], Pick: m.picks[d]})
+			s.Dependencies[d].Count = rapid.SampledFrom([]int{0, 0, 1, 2, 3}).Draw(t, "count")
+			m.counts = append(m.counts, max(s.Dependencies[d].Count, 1))
 			m.odd = append(m.odd, rapid.Bool().Draw(t, "transform"))
 			if m.odd[d] {
 				s.Dependencies[d].Transform, s.Dependencies[d].When = expr("{parity: id}"), expr("data.parity == 'odd'")

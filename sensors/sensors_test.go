@@ -617,6 +617,8 @@ func TestAdopt(t *testing.T) {
 		func(s *specs.Sensor) { s.Correlate = expr("id") },
 		func(s *specs.Sensor) { s.Dependencies[0].When = expr("true") },
 		func(s *specs.Sensor) { s.Dependencies[0].Transform = expr("data") },
+		func(s *specs.Sensor) { s.Dependencies[0].Count = 1 },
+		func(s *specs.Sensor) { s.Dependencies[0].Count = 2 },
 		func(s *specs.Sensor) { s.Dependencies[0].Pick = specs.PickFirst },
 		func(s *specs.Sensor) { s.Dependencies[0], s.Dependencies[1] = s.Dependencies[1], s.Dependencies[0] },
 	} {

@@ -89,7 +89,7 @@ func (s *step) trigger(i int, arrived uint64) {
 	if len(s.st.views) > 0 {
 		view = s.st.views[i]
 	}
-	if len(view) == 0 {
+	if len(view) == 0 && arrived&s.p.several == 0 {
 		// What fires at once is never kept.
 		used := s.scratch[:0]
 		for d := arrived; d != 0; d &= d - 1 {
@@ -110,9 +110,7 @@ func (s *step) trigger(i int, arrived uint64) {
 				break
 			}
 			s.fire(i, t, used)
-			view = slices.DeleteFunc(view, func(k kept) bool {
-				return slices.ContainsFunc(used, func(u kept) bool { return u.dep == k.dep && u.seq == k.seq })
-			})
+			view = without(view, used)
 			if !t.queued {
 				break
 			}
@@ -131,9 +129,9 @@ func (s *step) keep(d int) kept {
 
 // add puts the input's event into a view for dependency d.
 func (s *step) add(t *trigger, view triggerView, d int) triggerView {
-	room := 1
-	if s.p.deps[d].pick != specs.PickLatest {
-		room = MaxKept
+	room := MaxKept
+	if s.p.deps[d].pick == specs.PickLatest {
+		room = s.p.deps[d].count
 	}
 	n, oldest := 0, -1
 	for i := range view {
@@ -156,22 +154,41 @@ func (s *step) add(t *trigger, view triggerView, d int) triggerView {
 	return append(view, k)
 }
 
+// without removes the events used, which are the first of each dependency.
+func without(view triggerView, used []kept) triggerView {
+	var n [MaxDependencies]int
+	for i := range used {
+		n[used[i].dep]++
+	}
+	return slices.DeleteFunc(view, func(k kept) bool {
+		n[k.dep]--
+		return n[k.dep] >= 0
+	})
+}
+
 // choose picks from a view the events a firing would use, in the order of
-// dependencies, then of arrival, and tells which dependencies have one.
+// dependencies, then of arrival, and tells which dependencies have enough of
+// them. Of one dependency they are the first that wait: with pick latest no
+// more wait than are used.
 func (s *step) choose(t *trigger, view triggerView) (used []kept, have uint64) {
 	used = s.scratch[:0]
 	for refs := t.refs; refs != 0; refs &= refs - 1 {
 		d := bits.TrailingZeros64(refs)
+		dep, first := &s.p.deps[d], len(used)
 		for i := range view {
 			if view[i].dep != d {
 				continue
 			}
 			used = append(used, view[i])
-			have |= 1 << d
-			if s.p.deps[d].pick != specs.PickAll {
+			if dep.pick != specs.PickAll && len(used)-first == dep.count {
 				break
 			}
 		}
+		if len(used)-first < dep.count {
+			used = used[:first]
+			continue
+		}
+		have |= 1 << d
 	}
 	return used, have
 }
@@ -248,7 +265,7 @@ func (p *Program) environment(t *trigger, n *need, used []kept) (map[string]any,
 		if err != nil {
 			return nil, err
 		}
-		if d.pick == specs.PickAll {
+		if d.list {
 			list, _ := env[d.ident].([]any)
 			env[d.ident] = append(list, o)
 		} else {

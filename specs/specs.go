@@ -341,6 +341,7 @@ type Dependency struct {
 	Transform Expr   `yaml:"transform" doc:"Expression over the event that gives the data this sensor sees instead of its own; before when." example:"{id: data.order.id, total: data.order.total}"`
 	When      Expr   `yaml:"when" doc:"Expression over the event that must be true." example:"data.total > 100"`
 	Pick      Pick   `yaml:"pick" enum:"latest,first,all" doc:"Which of several waiting events is used; default latest."`
+	Count     int    `yaml:"count" min:"1" max:"10000" doc:"Number of events that must wait before the dependency has arrived; expressions then see a list."`
 	Pos       Pos    `yaml:"-"`
 }
 
