@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -20,6 +21,7 @@ import (
 	"github.com/sensor-engine/engine/engine"
 	"github.com/sensor-engine/engine/sources"
 	"github.com/sensor-engine/engine/sources/generic/eventing"
+	triggersall "github.com/sensor-engine/engine/triggers/all"
 )
 
 // process is one of the example servers.
@@ -365,6 +367,58 @@ func TestFrozen(t *testing.T) {
 	}
 	e.until("the lines of the time without a server", 20)
 	e.lines(20)
+}
+
+// TestKilled: the engine itself is killed, again and again, while it reads.
+func TestKilled(t *testing.T) {
+	t.Parallel()
+	files, data := t.TempDir(), t.TempDir()
+	lines := newFeed(t, files)
+	server := launch(t, "go", files, nil)
+	specs := spec(t, server.addr, "      insecure: true\n      reconnect: 10ms\n")
+	program := filepath.Join(t.TempDir(), "engine")
+	if _, err := command(t.Context(), "", nil, "go", "build", "-o", program, "../../cmd/engine"); err != nil {
+		t.Fatal(err)
+	}
+	const rounds = 8
+	for range rounds {
+		cmd := exec.CommandContext(t.Context(), program, "run", specs, "--data", data, "--listen", "127.0.0.1:0", "--api", "127.0.0.1:0")
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		// Nobody may read what the engine stores while it runs: time decides.
+		for end := time.After(time.Second + rand.N(time.Second)); ; {
+			select {
+			case <-time.After(time.Millisecond):
+				lines.add(10)
+				continue
+			case <-end:
+			}
+			break
+		}
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}
+	e := startEngine(t, specs, filepath.Join(data, "bus"))
+	n := e.last()
+	if n == 0 {
+		t.Error("the engine stored nothing before it was killed")
+	}
+	t.Logf("%d of %d lines were stored before the last start", n, lines.n)
+	e.until("all", lines.n)
+	e.lines(lines.n)
+}
+
+// TestExampleSpec: the spec of the examples is valid as it is.
+func TestExampleSpec(t *testing.T) {
+	c := engine.Catalog{Sources: sources.Registry{Factory()}, Functions: triggersall.All()}
+	l, err := c.Loader().Load(t.Context(), "../../examples/generic/generic.yaml")
+	if err != nil || len(l.Resources) != 2 {
+		t.Fatalf("%d resources, %v", len(l.Resources), err)
+	}
+	for _, d := range slices.Concat(l.Diagnostics, engine.NewCompiler(c).Check(l.Set(), l.Invalid...)) {
+		t.Error(d)
+	}
 }
 
 // TestReload: a change of one event's settings restarts its stream alone.
