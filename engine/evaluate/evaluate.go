@@ -32,8 +32,9 @@ type Entry struct {
 	State sensors.KeyState
 	// Seen is the last event this state has seen.
 	Seen uint64
-	// Stored and Dirty belong to who keeps the state elsewhere too.
+	// Stored, Dirty and Epoch belong to who keeps the state elsewhere too.
 	Stored, Dirty bool
+	Epoch         uint64
 
 	wake time.Time
 }

@@ -35,6 +35,8 @@ type checkpoint struct {
 	Time time.Time `json:"time"`
 	// Spec is the hash of the rules in force.
 	Spec string `json:"spec"`
+	// Epoch is the lowest epoch of sensor state that counts.
+	Epoch uint64 `json:"epoch,omitempty"`
 }
 
 // ReadCheckpoint returns the hash of the rules in force at the last
@@ -68,30 +70,46 @@ func stateKey(k evaluate.Key) string {
 // storedKey is the stored form of one correlation key's state.
 type storedKey struct {
 	log, sensor, key, fingerprint string
-	seen                          uint64
+	seen, epoch                   uint64
+	empty                         bool // a tombstone
 	state                         []byte
 }
 
-const storedVersion = 1
+// Versions of the stored form. The first has neither epoch nor flags.
+const (
+	firstStored   = 1
+	storedVersion = 2
+	flagEmpty     = 1
+)
 
 func (s *storedKey) encode() []byte {
 	b := make([]byte, 0, 64+len(s.key)+len(s.state))
-	b = append(b, storedVersion)
+	flags := byte(0)
+	if s.empty {
+		flags = flagEmpty
+	}
+	b = append(b, storedVersion, flags)
 	for _, v := range [...]string{s.log, s.sensor, s.key, s.fingerprint} {
 		b = binary.AppendUvarint(b, uint64(len(v)))
 		b = append(b, v...)
 	}
 	b = binary.AppendUvarint(b, s.seen)
+	b = binary.AppendUvarint(b, s.epoch)
 	return append(b, s.state...)
 }
 
 func decodeStored(b []byte) (*storedKey, error) {
 	bad := errors.New("stored sensor state is damaged")
-	if len(b) == 0 || b[0] != storedVersion {
+	s := &storedKey{}
+	switch {
+	case len(b) >= 2 && b[0] == storedVersion:
+		s.empty, b = b[1]&flagEmpty != 0, b[2:]
+	case len(b) >= 1 && b[0] == firstStored:
+		s.epoch, b = firstEpoch, b[1:]
+	default:
 		return nil, bad
 	}
-	b = b[1:]
-	s := &storedKey{}
+	versioned := s.epoch == 0
 	for _, p := range [...]*string{&s.log, &s.sensor, &s.key, &s.fingerprint} {
 		n, w := binary.Uvarint(b)
 		if w <= 0 || n > uint64(len(b)-w) {
@@ -100,11 +118,17 @@ func decodeStored(b []byte) (*storedKey, error) {
 		*p = string(b[w : w+int(n)])
 		b = b[w+int(n):]
 	}
-	n, w := binary.Uvarint(b)
-	if w <= 0 {
-		return nil, bad
+	numbers := []*uint64{&s.seen, &s.epoch}
+	if !versioned {
+		numbers = numbers[:1]
 	}
-	s.seen = n
-	s.state = b[w:]
+	for _, p := range numbers {
+		n, w := binary.Uvarint(b)
+		if w <= 0 {
+			return nil, bad
+		}
+		*p, b = n, b[w:]
+	}
+	s.state = b
 	return s, nil
 }

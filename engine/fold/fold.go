@@ -51,6 +51,9 @@ type Options struct {
 	CheckpointEvery time.Duration
 	// BatchSize is the most events folded at once, default 256.
 	BatchSize int
+	// Tombstones is how many emptied keys of sensor state stay in STATE before
+	// they are removed together, at least; default 1024.
+	Tombstones int
 }
 
 // Dispatcher runs the fold. Make it with [New]; Run does the work.
@@ -79,6 +82,9 @@ func New(o Options) *Dispatcher {
 	}
 	if o.BatchSize == 0 {
 		o.BatchSize = 256
+	}
+	if o.Tombstones == 0 {
+		o.Tombstones = leastTombstones
 	}
 	if o.Covered == nil {
 		o.Covered = func(uint64) {}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -38,7 +39,8 @@ type session struct {
 	job    uint64 // JOBS sequence known to be below later firings
 	jobLog string
 	cpRev  uint64
-	tombs  []string // STATE keys to delete with the next write; the committer's
+	tombs  []string // tombstones to delete with the next write; the committer's
+	stones tombstones
 
 	enqueued  map[string]struct{} // firings found in JOBS beyond the checkpoint
 	recoverTo uint64              // last position that left traces beyond the checkpoint
@@ -56,8 +58,9 @@ type batch struct {
 	position uint64
 	time     time.Time
 	spec     string
+	epoch    uint64            // the lowest of sensor state that counts
 	states   map[string][]byte // by STATE key
-	tombs    []string          // those of them to delete under the checkpoint
+	tombs    []string          // tombstones to delete under the checkpoint
 	urgent   bool              // do not wait for the checkpoint interval
 	stored   chan struct{}     // closed when the checkpoint covers it
 
@@ -169,7 +172,7 @@ func (s *session) recover(ctx context.Context) error {
 	d.mu.Unlock()
 	s.eval = evaluate.New(s, s.log, s.pos, now)
 	s.use(rules)
-	if err := s.loadKeys(ctx); err != nil {
+	if err := s.loadKeys(ctx, cp.Epoch); err != nil {
 		return fmt.Errorf("loading sensor state: %w", err)
 	}
 	if s.gone > 0 && cp.Log == info.ID {
@@ -246,14 +249,25 @@ func (s *session) readJobs(ctx context.Context, info bus.LogInfo) error {
 	return nil
 }
 
-// loadKeys loads the state of all keys and the events they wait with.
-func (s *session) loadKeys(ctx context.Context) error {
-	var stale []string
+// loadKeys loads the state of all keys and the events they wait with. States
+// of epochs before floor do not count any more.
+func (s *session) loadKeys(ctx context.Context, floor uint64) error {
+	s.stones = tombstones{epoch: max(floor, firstEpoch), floor: floor, names: map[string]uint64{}, least: s.d.o.Tombstones}
+	var old, stale []string
 	err := s.d.o.Bus.State().Scan(ctx, sensorPrefix, func(e bus.Entry) error {
 		st, err := decodeStored(e.Value)
 		if err != nil {
 			s.d.o.Alarm("state-damaged", fmt.Sprintf("state %s: %v; it is dropped", e.Key, err))
 			stale = append(stale, e.Key)
+			return nil
+		}
+		if st.epoch < floor {
+			old = append(old, e.Key)
+			return nil
+		}
+		s.stones.found(st.epoch)
+		if st.empty && st.seen <= s.pos {
+			s.stones.names[e.Key] = st.epoch
 			return nil
 		}
 		r := s.eval.Sensor(st.sensor)
@@ -267,17 +281,17 @@ func (s *session) loadKeys(ctx context.Context) error {
 			stale = append(stale, e.Key)
 			return nil
 		}
-		if state.Empty() && st.seen <= s.pos { // a tombstone under the checkpoint
-			stale = append(stale, e.Key)
-			return nil
-		}
 		if gone, err := s.isGone(ctx, st.seen); err != nil {
 			return err
 		} else if gone {
 			stale = append(stale, e.Key)
 			return nil
 		}
-		s.eval.Put(evaluate.Key{Sensor: st.sensor, Key: st.key}, &evaluate.Entry{State: state, Seen: st.seen, Stored: true})
+		if state.Empty() && st.seen <= s.pos { // written before tombstones were marked
+			stale = append(stale, e.Key)
+			return nil
+		}
+		s.eval.Put(evaluate.Key{Sensor: st.sensor, Key: st.key}, &evaluate.Entry{State: state, Seen: st.seen, Stored: true, Epoch: st.epoch})
 		s.recoverTo = max(s.recoverTo, st.seen)
 		return nil
 	})
@@ -306,10 +320,18 @@ func (s *session) loadKeys(ctx context.Context) error {
 		}
 		s.eval.Schedule(k)
 	}
-	for _, k := range stale {
+	for _, k := range old {
 		if err := s.d.o.Bus.State().Delete(ctx, k); err != nil {
 			return err
 		}
+	}
+	// What does not fit may have older states behind it that would.
+	grave := storedKey{log: s.log, epoch: s.stones.epoch, empty: true}
+	for _, k := range stale {
+		if _, err := s.d.o.Bus.State().Put(ctx, k, grave.encode()); err != nil {
+			return err
+		}
+		s.stones.note(k, true)
 	}
 	return nil
 }
@@ -594,6 +616,8 @@ func (s *session) send(urgent bool) *batch {
 		}
 		clear(s.cursors)
 	}
+	s.sweep(b)
+	b.epoch = s.stones.floor
 	s.batch = newBatch()
 	s.d.position.Store(s.pos)
 	s.d.eventTime.Store(s.eval.Now().UnixNano())
@@ -605,9 +629,8 @@ func (s *session) send(urgent bool) *batch {
 	return b
 }
 
-// save encodes the state of a changed key. An empty one is stored as a
-// tombstone, so that a recovery knows what it has seen, and removed when the
-// checkpoint covers it.
+// save encodes the state of a key. An empty one is stored as a tombstone: a
+// recovery must know what it has seen, and that the key has nothing else.
 func (s *session) save(b *batch, k evaluate.Key) {
 	en := s.eval.Keys()[k]
 	en.Dirty = false
@@ -618,16 +641,19 @@ func (s *session) save(b *batch, k evaluate.Key) {
 			return
 		}
 	}
-	en.Stored = true
-	st := storedKey{log: s.log, sensor: k.Sensor, key: k.Key, seen: en.Seen, state: en.State.Append(nil)}
+	en.Stored, en.Epoch = true, s.stones.epoch
+	st := storedKey{
+		log: s.log, sensor: k.Sensor, key: k.Key, seen: en.Seen, epoch: en.Epoch, empty: empty, state: en.State.Append(nil),
+	}
 	if r := s.eval.Sensor(k.Sensor); r != nil {
 		st.fingerprint = r.Program.StateFingerprint()
 	}
 	name := stateKey(k)
-	b.states[name] = st.encode()
-	if empty {
-		b.tombs = append(b.tombs, name)
+	if b.states == nil {
+		b.states = map[string][]byte{}
 	}
+	b.states[name] = st.encode()
+	s.stones.note(name, empty)
 }
 
 // commit takes batches in order: when their firings are acknowledged it
@@ -701,9 +727,17 @@ func (s *session) store(group []*batch) error {
 	if err := s.storeKeys(store, states); err != nil {
 		return fmt.Errorf("storing sensor state: %w", err)
 	}
-	s.tombs = tombs
+	// What came to life again after its tombstone was given up stays.
+	s.tombs = slices.DeleteFunc(tombs, func(name string) bool {
+		value, written := states[name]
+		if !written {
+			return false
+		}
+		st, err := decodeStored(value)
+		return err == nil && !st.empty
+	})
 	end := group[len(group)-1]
-	if err := s.storeCheckpoint(s.ctx, checkpoint{Log: s.log, Event: end.position, Job: s.job, JobLog: s.jobLog, Time: end.time, Spec: end.spec}); err != nil {
+	if err := s.storeCheckpoint(s.ctx, checkpoint{Log: s.log, Event: end.position, Job: s.job, JobLog: s.jobLog, Time: end.time, Spec: end.spec, Epoch: end.epoch}); err != nil {
 		return err
 	}
 	s.d.covered.Store(end.position)
