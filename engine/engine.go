@@ -457,7 +457,13 @@ func (e *Engine) applyUnits(set *specs.Set) {
 	for ref, r := range set.Resources {
 		if es, ok := r.Spec.(*specs.EventSource); ok {
 			for _, ev := range es.Events {
-				wishes[unitKey{ref.Name, ev.Name}] = wish{ev, set.HashOfEvent(ev), filepath.Dir(r.Pos.File)}
+				hash := set.HashOfEvent(ev)
+				for _, u := range ev.Uses { // paths in them are relative to their files
+					if used := set.Resources[u]; used != nil {
+						hash += " " + filepath.Dir(used.Pos.File)
+					}
+				}
+				wishes[unitKey{ref.Name, ev.Name}] = wish{ev, hash, filepath.Dir(r.Pos.File)}
 			}
 		}
 	}
@@ -470,7 +476,7 @@ func (e *Engine) applyUnits(set *specs.Set) {
 			continue
 		}
 		delete(units, k)
-		if ok && w.ev.Type == u.typ && e.o.Catalog.Sources.Lookup(u.typ).Routes != nil {
+		if f := e.o.Catalog.Sources.Lookup(u.typ); ok && w.ev.Type == u.typ && f.Routes != nil && !f.Single {
 			// Its routes pass to the new one without a gap: the old one ends
 			// after the new one has them.
 			replaced = append(replaced, u)
