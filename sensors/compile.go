@@ -38,6 +38,8 @@ type Program struct {
 	exact, guarded bool
 	// several has a bit for each dependency one event does not make arrive.
 	several uint64
+	// distinct has a bit for each dependency that has one.
+	distinct uint64
 }
 
 // dependency is one compiled dependency.
@@ -55,6 +57,9 @@ type dependency struct {
 	// count is how many must wait; list is true when expressions see a list.
 	count int
 	list  bool
+	// distinct gives the value of which one event waits, nil for any.
+	distinct     *expression.Program
+	distinctNeed need
 	// guards must all hold, in this order, before when is asked, which is not
 	// needed when decided is true. Those of type and subject come first.
 	guards  []expression.Guard
@@ -227,6 +232,12 @@ func (c *compilation) dependency(i int, d *specs.Dependency) {
 	if !d.When.IsZero() {
 		if out.when = c.expr(d.When, path+".when", expression.EventScope(d.Name), expression.WantBool); out.when != nil {
 			out.need.add(out.when)
+		}
+	}
+	if !d.Distinct.IsZero() {
+		if out.distinct = c.expr(d.Distinct, path+".distinct", expression.EventScope(d.Name), expression.WantAny); out.distinct != nil {
+			out.distinctNeed.add(out.distinct)
+			c.program.distinct |= 1 << i
 		}
 	}
 	out.guard()
@@ -446,6 +457,10 @@ func fingerprint(s *specs.Sensor) string {
 		if d.Count > 0 {
 			put("\x00count")
 			put(strconv.Itoa(d.Count))
+		}
+		if !d.Distinct.IsZero() {
+			put("\x00distinct")
+			put(d.Distinct.Source)
 		}
 	}
 	return hex.EncodeToString(h.Sum(nil)[:12])

@@ -121,3 +121,36 @@ func TestCount(t *testing.T) {
 		{"two triggers", "a a b", count(sensor("a b", "t=a; u=a && b"), 2), "t(a1 a2) u(a1 a2 b3)", ""},
 	})
 }
+
+// TestDistinct has a case for each row of docs/sensors.md about distinct.
+func TestDistinct(t *testing.T) {
+	distinct := func(s *specs.Sensor, count int) *specs.Sensor {
+		s.Dependencies[0].Count, s.Dependencies[0].Distinct = count, expr("a.data.v")
+		return s
+	}
+	x, y := `a{"v":"x"} `, `a{"v":"y"} `
+	playAll(t, []play{
+		{"count", x + x + y, distinct(sensor("a", "t=a"), 2), "t(a2 a3)", "superseded at 1"},
+		{"all", x + x + y + "b", distinct(sensor("a:all b", "t=a && b"), 0), "t(a2 a3 b4)", "superseded at 1"},
+		{"first", x + x + y + "b b b", distinct(sensor("a:first b", "t=a && b"), 0), "t(a1 b4) t(a3 b5)", "superseded at 2"},
+		{"waiting only", x + x, distinct(sensor("a:first", "t=a"), 0), "t(a1) t(a2)", ""},
+		{"window", x + "+11m " + x + "b", with(distinct(sensor("a:all b", "t=a && b"), 0), func(s *specs.Sensor) {
+			s.Within = specs.Duration(10 * time.Minute)
+		}), "t(a2 b3)", "expired at 1"},
+		{"waits from now on", x + "+6m " + x + "+6m b", with(distinct(sensor("a:all b", "t=a && b"), 0), func(s *specs.Sensor) {
+			s.Within = specs.Duration(10 * time.Minute)
+		}), "t(a2 b3)", "superseded at 1"},
+		{"equality", `a{"v":1} a{"v":1.0} a{"v":"1"}`, distinct(sensor("a", "t=a"), 2), "t(a2 a3)", "superseded at 1"},
+		{"missing", `a{} a{"v":null} a{"v":1}`, distinct(sensor("a", "t=a"), 2), "", "missing a 1 a.data.v; missing a 2 a.data.v"},
+		{"failed", `a{"v":0}`, with(distinct(sensor("a", "t=a"), 2), func(s *specs.Sensor) {
+			s.Dependencies[0].Distinct = expr("1 % data.v")
+		}), "", "failed a 1 runtime error: integer divide by zero"},
+		{"after the transform", `a{"w":"x"} a{"w":"y"}`, with(distinct(sensor("a", "t=a"), 2), func(s *specs.Sensor) {
+			s.Dependencies[0].Transform = expr("{v: data.w}")
+		}), "t(a1 a2)", ""},
+		{"the newer is not kept", x + "b +6m " + `a{"v":"z"} +5m ` + x + `a{"v":"z"}`, with(distinct(sensor("a:first b", "t=b && len(a) < 1; u=a && b && len(a) > 5"), 9), func(s *specs.Sensor) {
+			s.Within = specs.Duration(10 * time.Minute)
+		}), "", "expired at 1; expired bt 2; expired au 1; expired bu 2; superseded at 5; superseded au 5"},
+		{"two triggers", x + "b " + x, distinct(sensor("a:all b", "t=a && b; u=a && b && len(a) > 1"), 0), "t(a1 b2)", "superseded au 1"},
+	})
+}

@@ -8,7 +8,7 @@ func (p *Program) NeedsRequest() bool {
 	if p.routeNeed.has("request") {
 		return true
 	}
-	return slices.ContainsFunc(p.deps, func(d dependency) bool { return d.need.has("request") }) ||
+	return slices.ContainsFunc(p.deps, func(d dependency) bool { return d.need.has("request") || d.distinctNeed.has("request") }) ||
 		slices.ContainsFunc(p.triggers, func(t trigger) bool { return t.condNeed.has("request") || t.need.has("request") })
 }
 

@@ -62,6 +62,7 @@ type model struct {
 	picks  []specs.Pick
 	odd    []bool // takes odd sequences only
 	counts []int
+	unique []bool // distinct values
 	conds  []*formula
 	within time.Duration
 	wait   map[string][]waiting // by key and trigger
@@ -71,6 +72,7 @@ type waiting struct {
 	dep int
 	seq uint64
 	at  time.Time
+	val string
 }
 
 // waiting are those of one dependency.
@@ -79,7 +81,7 @@ func (m *model) waiting(list []waiting, d int) []waiting {
 }
 
 // event takes one event and returns what fires as text.
-func (m *model) event(name, key string, seq uint64, now time.Time) (fired []string) {
+func (m *model) event(name, key, val string, seq uint64, now time.Time) (fired []string) {
 	for i, cond := range m.conds {
 		refs := cond.refs(map[int]bool{})
 		slot := fmt.Sprint(key, "/", i)
@@ -92,7 +94,16 @@ func (m *model) event(name, key string, seq uint64, now time.Time) (fired []stri
 			if !refs[d] || pattern != "*" && pattern != name || m.odd[d] && seq%2 == 0 {
 				continue
 			}
-			list = append(list, waiting{d, seq, now})
+			if m.unique[d] {
+				same := slices.IndexFunc(list, func(w waiting) bool { return w.dep == d && w.val == val })
+				if same >= 0 && m.picks[d] == specs.PickFirst {
+					continue
+				}
+				if same >= 0 {
+					list = slices.Delete(list, same, same+1)
+				}
+			}
+			list = append(list, waiting{d, seq, now, val})
 			if n := m.waiting(list, d); m.picks[d] == specs.PickLatest && len(n) > m.counts[d] {
 				list = slices.DeleteFunc(list, func(w waiting) bool { return w == n[0] })
 			}
@@ -137,6 +148,10 @@ func TestStepAgainstModel(t *testing.T) {
 			s.Dependencies = append(s.Dependencies, specs.Dependency{Name: fmt.Sprint("d", d), Source: "src", Event: m.names[d], Pick: m.picks[d]})
 			s.Dependencies[d].Count = rapid.SampledFrom([]int{0, 0, 1, 2, 3}).Draw(t, "count")
 			m.counts = append(m.counts, max(s.Dependencies[d].Count, 1))
+			m.unique = append(m.unique, rapid.Bool().Draw(t, "distinct"))
+			if m.unique[d] {
+				s.Dependencies[d].Distinct = expr("dataschema")
+			}
 			m.odd = append(m.odd, rapid.Bool().Draw(t, "transform"))
 			if m.odd[d] {
 				s.Dependencies[d].Transform, s.Dependencies[d].When = expr("{parity: id}"), expr("data.parity == 'odd'")
@@ -161,11 +176,12 @@ func TestStepAgainstModel(t *testing.T) {
 		}
 
 		type sent struct {
-			name, key string
-			after     time.Duration
+			name, key, val string
+			after          time.Duration
 		}
 		script := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) sent {
 			e := sent{name: rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "name"), after: time.Duration(rapid.IntRange(0, 4).Draw(t, "after")) * time.Minute}
+			e.val = rapid.SampledFrom([]string{"v", "w"}).Draw(t, "value")
 			if correlated {
 				e.key = rapid.SampledFrom([]string{"k1", "k2"}).Draw(t, "key")
 			}
@@ -180,7 +196,7 @@ func TestStepAgainstModel(t *testing.T) {
 			for i, e := range script {
 				now = now.Add(e.after)
 				seq := uint64(i + 1)
-				ev := &bus.Event{ID: []string{"even", "odd"}[seq%2], Source: "s", Type: "t", EventSource: "src", EventName: e.name, Subject: e.key, Seq: seq, StoredAt: now}
+				ev := &bus.Event{ID: []string{"even", "odd"}[seq%2], Source: "s", Type: "t", EventSource: "src", EventName: e.name, Subject: e.key, DataSchema: e.val, Seq: seq, StoredAt: now}
 				events[seq] = ev
 				for _, k := range []string{"", "k1", "k2"} { // deadlines
 					for {
@@ -230,7 +246,7 @@ func TestStepAgainstModel(t *testing.T) {
 					}
 					got = append(got, s)
 				}
-				if want := m.event(e.name, e.key, seq, now); !slices.Equal(got, want) {
+				if want := m.event(e.name, e.key, e.val, seq, now); !slices.Equal(got, want) {
 					t.Fatalf("event %d (%s): fires %v, want %v", seq, e.name, got, want)
 				}
 			}
@@ -292,6 +308,11 @@ func FuzzDecodeKeyState(f *testing.F) {
 		st := r.states[""]
 		f.Add(st.Append(nil))
 	}
+	spec.Dependencies[1].Distinct = expr("id")
+	r = newRun(f, compileOK(f, spec))
+	r.play("b b")
+	full := r.states[""]
+	f.Add(full.Append(nil))
 	f.Add([]byte{})
 	f.Add([]byte{1, 0, 0})
 	f.Fuzz(func(t *testing.T, b []byte) {

@@ -134,12 +134,17 @@ func (p *Program) correlation(d *dependency, v *View) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	value, err := p.correlate.Eval(env)
+	return keyOf(p.correlate, env)
+}
+
+// keyOf is the key of what an expression gives, which must not be nil.
+func keyOf(p *expression.Program, env map[string]any) (string, error) {
+	value, err := p.Eval(env)
 	if err != nil {
 		return "", err
 	}
 	if value == nil {
-		return "", &expression.MissingError{Path: p.correlate.Source()}
+		return "", &expression.MissingError{Path: p.Source()}
 	}
 	return correlationKey(value)
 }

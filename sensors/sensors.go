@@ -46,8 +46,9 @@ const (
 	Missing
 	// Failed: the expression failed; Detail says how.
 	Failed
-	// Superseded: a newer event replaced the kept one, or pushed the oldest of
-	// [MaxKept] out.
+	// Superseded: a newer event replaced the kept one, pushed the oldest out
+	// where as many wait as can, or is itself not kept, because one with the same
+	// distinct value waits.
 	Superseded
 	// Expired: a kept event waited longer than the window.
 	Expired

@@ -582,7 +582,7 @@ func TestState(t *testing.T) {
 	if st.Hydrate(func(uint64) *bus.Event { return nil }); !st.Empty() {
 		t.Error("not empty")
 	}
-	for _, bad := range []string{"", "\x02", "\x01", "\x01\x00\x01", "\x01\x00\x01\x01t\x00", string(b) + "x", string(b[:len(b)-1])} {
+	for _, bad := range []string{"", "\x03", "\x02", "\x02\x00\x01\x01t\x01\x00\x01\x00\x05x", "\x01", "\x01\x00\x01", "\x01\x00\x01\x01t\x00", string(b) + "x", string(b[:len(b)-1])} {
 		if _, err := DecodeKeyState([]byte(bad)); err == nil {
 			t.Errorf("%q decodes", bad)
 		}
@@ -619,6 +619,7 @@ func TestAdopt(t *testing.T) {
 		func(s *specs.Sensor) { s.Dependencies[0].Transform = expr("data") },
 		func(s *specs.Sensor) { s.Dependencies[0].Count = 1 },
 		func(s *specs.Sensor) { s.Dependencies[0].Count = 2 },
+		func(s *specs.Sensor) { s.Dependencies[0].Distinct = expr("id") },
 		func(s *specs.Sensor) { s.Dependencies[0].Pick = specs.PickFirst },
 		func(s *specs.Sensor) { s.Dependencies[0], s.Dependencies[1] = s.Dependencies[1], s.Dependencies[0] },
 	} {

@@ -34,6 +34,8 @@ type kept struct {
 	seq uint64
 	at  int64 // log time in nanoseconds since 1970
 	ev  *bus.Event
+	// value is the distinct value, "" when any may wait.
+	value string
 }
 
 // Empty reports whether nothing is kept.
@@ -158,18 +160,34 @@ func (p *Program) NextWake(s KeyState) (at time.Time, ok bool) {
 	return time.Unix(0, first).Add(p.within).UTC(), true
 }
 
-const stateVersion = 1
+// Versions of the stored form. The first is still written where it suffices;
+// the second also has distinct values.
+const (
+	plainState = 1
+	fullState  = 2
+)
+
+// plain reports whether the first version can hold the state.
+func (s *KeyState) plain() bool {
+	return !slices.ContainsFunc(s.views, func(v triggerView) bool {
+		return slices.ContainsFunc(v, func(k kept) bool { return k.value != "" })
+	})
+}
 
 // Append appends the stored form of the state: references only. [DecodeKeyState]
 // reads it; it is valid for programs with the same [Program.StateFingerprint].
 func (s *KeyState) Append(b []byte) []byte {
+	version := byte(fullState)
+	if s.plain() {
+		version = plainState
+	}
 	views := 0
 	for _, v := range s.views {
 		if len(v) > 0 {
 			views++
 		}
 	}
-	b = append(b, stateVersion)
+	b = append(b, version)
 	b = binary.AppendUvarint(b, s.seen)
 	b = binary.AppendUvarint(b, uint64(views))
 	for i, v := range s.views {
@@ -183,6 +201,11 @@ func (s *KeyState) Append(b []byte) []byte {
 			b = binary.AppendUvarint(b, uint64(k.dep))
 			b = binary.AppendUvarint(b, k.seq)
 			b = binary.AppendVarint(b, k.at)
+			if version == plainState {
+				continue
+			}
+			b = binary.AppendUvarint(b, uint64(len(k.value)))
+			b = append(b, k.value...)
 		}
 	}
 	return b
@@ -192,8 +215,9 @@ func (s *KeyState) Append(b []byte) []byte {
 // attached with [KeyState.Hydrate] before the next step.
 func DecodeKeyState(b []byte) (KeyState, error) {
 	d := decoder{b: b}
-	if v := d.byte(); d.err == nil && v != stateVersion {
-		return KeyState{}, fmt.Errorf("sensor state has version %d, this engine reads version %d", v, stateVersion)
+	version := d.byte()
+	if d.err == nil && version != plainState && version != fullState {
+		return KeyState{}, fmt.Errorf("sensor state has version %d, this engine reads up to version %d", version, fullState)
 	}
 	s := KeyState{seen: d.uvarint()}
 	for range d.count(1) {
@@ -201,6 +225,9 @@ func DecodeKeyState(b []byte) (KeyState, error) {
 		view := make(triggerView, 0, min(d.count(3), MaxKept))
 		for range d.last {
 			k := kept{dep: int(d.uvarint() & (MaxDependencies - 1)), seq: d.uvarint(), at: d.varint()}
+			if version == fullState {
+				k.value = string(d.bytes(d.count(1)))
+			}
 			if len(view) > 0 && k.at < view[len(view)-1].at {
 				d.err = errOrder
 			}

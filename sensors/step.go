@@ -37,6 +37,9 @@ func (p *Program) Step(st KeyState, in Input) (KeyState, []Firing, []Verdict) {
 		for _, d := range in.Deps {
 			deps |= 1 << d
 		}
+		if distinct := deps & p.distinct; distinct != 0 {
+			deps = s.evaluate(deps, distinct)
+		}
 		for i := range p.triggers {
 			if arrived := deps & p.triggers[i].refs; arrived != 0 {
 				s.trigger(i, arrived)
@@ -59,6 +62,35 @@ type step struct {
 	firings  []Firing
 	verdicts []Verdict
 	scratch  [4]kept
+	// values are the distinct values of the event by dependency, nil when none
+	// has one.
+	values []string
+}
+
+// evaluate notes the distinct values of the event, and returns the
+// dependencies that can take it.
+func (s *step) evaluate(deps, distinct uint64) uint64 {
+	s.values = make([]string, len(s.p.deps))
+	for ; distinct != 0; distinct &= distinct - 1 {
+		i := bits.TrailingZeros64(distinct)
+		d := &s.p.deps[i]
+		value, err := d.value(s.in.Event)
+		if err != nil {
+			s.verdicts = append(s.verdicts, verdictOf(err, d.name, s.in.Event.Seq))
+			deps &^= 1 << i
+		}
+		s.values[i] = value
+	}
+	return deps
+}
+
+// value is the distinct value of an event, in the form of a correlation key.
+func (d *dependency) value(ev *bus.Event) (string, error) {
+	env, err := d.object(ev, &d.distinctNeed)
+	if err != nil {
+		return "", err
+	}
+	return keyOf(d.distinct, env)
 }
 
 // expire gives up what has waited for the whole window.
@@ -102,9 +134,12 @@ func (s *step) trigger(i int, arrived uint64) {
 		view = slices.Clone(used)
 	} else {
 		for d := arrived; d != 0; d &= d - 1 {
-			view = s.add(t, view, bits.TrailingZeros64(d))
+			var taken bool
+			if view, taken = s.add(t, view, bits.TrailingZeros64(d)); !taken {
+				arrived &^= d & -d
+			}
 		}
-		for {
+		for arrived != 0 {
 			used, have := s.choose(t, view)
 			if have == 0 || !s.decide(t, have, used) {
 				break
@@ -124,14 +159,32 @@ func (s *step) trigger(i int, arrived uint64) {
 
 // keep is the input's event, kept for dependency d.
 func (s *step) keep(d int) kept {
-	return kept{dep: d, seq: s.in.Event.Seq, at: s.now, ev: s.in.Event}
+	k := kept{dep: d, seq: s.in.Event.Seq, at: s.now, ev: s.in.Event}
+	if s.values != nil {
+		k.value = s.values[d]
+	}
+	return k
 }
 
-// add puts the input's event into a view for dependency d.
-func (s *step) add(t *trigger, view triggerView, d int) triggerView {
+// add puts the input's event into a view for dependency d, unless it has to be
+// distinct and is not.
+func (s *step) add(t *trigger, view triggerView, d int) (now triggerView, taken bool) {
+	dep := &s.p.deps[d]
+	if dep.distinct != nil {
+		same := slices.IndexFunc(view, func(k kept) bool { return k.dep == d && k.value == s.values[d] })
+		switch {
+		case same < 0:
+		case dep.pick == specs.PickFirst:
+			s.superseded(t, d, s.in.Event.Seq)
+			return view, false
+		default:
+			s.superseded(t, d, view[same].seq)
+			view = slices.Delete(view, same, same+1)
+		}
+	}
 	room := MaxKept
-	if s.p.deps[d].pick == specs.PickLatest {
-		room = s.p.deps[d].count
+	if dep.pick == specs.PickLatest {
+		room = dep.count
 	}
 	n, oldest := 0, -1
 	for i := range view {
@@ -142,16 +195,18 @@ func (s *step) add(t *trigger, view triggerView, d int) triggerView {
 		}
 	}
 	if n >= room {
-		s.verdicts = append(s.verdicts, Verdict{
-			Outcome: Superseded, Dependency: s.p.deps[d].name, Trigger: t.name, Seq: view[oldest].seq,
-		})
+		s.superseded(t, d, view[oldest].seq)
 		view = slices.Delete(view, oldest, oldest+1)
 	}
 	k := s.keep(d)
 	if len(view) > 0 { // time never goes back
 		k.at = max(k.at, view[len(view)-1].at)
 	}
-	return append(view, k)
+	return append(view, k), true
+}
+
+func (s *step) superseded(t *trigger, d int, seq uint64) {
+	s.verdicts = append(s.verdicts, Verdict{Outcome: Superseded, Dependency: s.p.deps[d].name, Trigger: t.name, Seq: seq})
 }
 
 // without removes the events used, which are the first of each dependency.

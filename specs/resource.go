@@ -428,6 +428,10 @@ func (d *decoder) dependencies(items []*node, s *Sensor) {
 		for _, key := range []string{"source", "event", "type", "subject"} {
 			d.glob(n.get(key), join(path, key), key)
 		}
+		if n.get("distinct") != nil && n.get("count") == nil && (dep.Pick == "" || dep.Pick == PickLatest) {
+			d.errorf(n.get("distinct"), join(path, "distinct"), CodeInvalidValue, "add count, pick: first or pick: all, or remove it",
+				"distinct changes nothing where only the latest event waits")
+		}
 		if src := n.get("source"); src != nil && src.kind == scalarNode && dep.Source != "" && !IsGlob(dep.Source) && !strings.HasPrefix(dep.Source, "_") {
 			d.uses = append(d.uses, use{Ref{KindEventSource, dep.Source}, "", d.place(src), join(path, "source")})
 			if ev := n.get("event"); ev != nil && ev.kind == scalarNode && dep.Event != "" && !IsGlob(dep.Event) {

@@ -342,6 +342,7 @@ type Dependency struct {
 	When      Expr   `yaml:"when" doc:"Expression over the event that must be true." example:"data.total > 100"`
 	Pick      Pick   `yaml:"pick" enum:"latest,first,all" doc:"Which of several waiting events is used; default latest."`
 	Count     int    `yaml:"count" min:"1" max:"10000" doc:"Number of events that must wait before the dependency has arrived; expressions then see a list."`
+	Distinct  Expr   `yaml:"distinct" doc:"Expression over the event: of waiting events with the same value only one counts." example:"data.host"`
 	Pos       Pos    `yaml:"-"`
 }
 
