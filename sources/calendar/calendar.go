@@ -93,9 +93,12 @@ func (cfg *Config) describe(now time.Time) []sources.Detail {
 		return nil
 	}
 	zone := sources.Detail{Name: "Time zone", Values: []string{s.loc.String()}}
-	next := sources.Detail{Name: "Next occurrences", Values: []string{}}
+	next := sources.Detail{Name: "Next occurrences"}
 	for t, ok := s.next(now.Unix()); ok && len(next.Values) < most; t, ok = s.next(t) {
 		next.Values = append(next.Values, s.time(t).Format("Mon 2006-01-02T15:04:05Z07:00"))
+	}
+	if len(next.Values) == 0 {
+		next.Values = append(next.Values, "none is left")
 	}
 	return []sources.Detail{zone, next}
 }

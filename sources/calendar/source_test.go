@@ -341,6 +341,23 @@ func engines0(engines []*calendar) *calendar {
 	return nil
 }
 
+// TestDescribe: the next ten occurrences are shown, or that there is none.
+func TestDescribe(t *testing.T) {
+	f := Factory()
+	now := time.Date(2026, 10, 24, 12, 0, 0, 0, time.UTC)
+	c := f.New().(*Config)
+	c.Schedule, c.Timezone = "30 2 * * *", "Europe/Amsterdam"
+	d := f.Describe(c, sources.Env{}, now)
+	if len(d) != 2 || d[0].Values[0] != "Europe/Amsterdam" || len(d[1].Values) != 10 ||
+		d[1].Values[0] != "Sun 2026-10-25T02:30:00+02:00" || d[1].Values[1] != "Mon 2026-10-26T02:30:00+01:00" {
+		t.Errorf("Describe = %v", d)
+	}
+	c.End = "2026-10-24"
+	if d := f.Describe(c, sources.Env{}, now); len(d) != 2 || len(d[1].Values) != 1 || d[1].Values[0] != "none is left" {
+		t.Errorf("Describe = %v", d)
+	}
+}
+
 // TestDataInZone: the data shows the time of the zone, the event UTC.
 func TestDataInZone(t *testing.T) {
 	h := sourcetest.NewHost(t, DefaultType)
