@@ -176,7 +176,7 @@ func (c *Compiler) sizes(ref specs.Ref, es *specs.EventSource) specs.Diagnostics
 		}
 		found = append(found, specs.Diagnostic{
 			Pos: ev.Pos, Severity: specs.Warning, Code: CodeEventTooLarge, Ref: ref, Path: fmt.Sprintf("spec.%s.%s", ev.Type, ev.Name),
-			Message: fmt.Sprintf("it accepts events of %s, the bus takes %s: what is larger is answered 413", specs.Size(f.MaxEvent(ev.Config)), specs.Size(c.MaxEvent)),
+			Message: fmt.Sprintf("it accepts events of %s, the bus takes %s: what is larger is refused", specs.Size(f.MaxEvent(ev.Config)), specs.Size(c.MaxEvent)),
 			Hint:    "a restart raises the limit of the engine's own bus; on another one raise its max_payload, or set a smaller limit here",
 		})
 	}

@@ -520,6 +520,7 @@ func (e *Engine) newUnit(k unitKey, ev specs.SourceEvent, hash, dir string, set 
 	}
 	at := env(set, k.source, dir, ev)
 	u.make = func() (sources.Source, error) { return f.Make(ev.Config, at) }
+	u.routed = f.Routes != nil && len(f.Routes(ev.Config, at)) > 0
 	u.details = func(now time.Time) []sources.Detail {
 		if f.Describe == nil {
 			return nil
@@ -571,12 +572,15 @@ func (e *Engine) logID(ctx context.Context) (string, error) {
 	return e.logName, nil
 }
 
-// awaitSettled waits until every source was ready or failed once, so that
-// nobody is told that a route does not exist before its source has it.
+// awaitSettled waits until every source with routes was ready or failed once,
+// so that nobody is told that a route does not exist before its source has it.
 func (e *Engine) awaitSettled(ctx context.Context, limit time.Duration) {
 	timer := time.NewTimer(limit)
 	defer timer.Stop()
 	for _, u := range e.units {
+		if !u.routed {
+			continue
+		}
 		select {
 		case <-u.settled:
 		case <-ctx.Done():

@@ -38,6 +38,7 @@ type unit struct {
 	host    *host
 	make    func() (sources.Source, error)
 	details func(now time.Time) []sources.Detail
+	routed  bool // it has routes on the shared listener
 	cancel  context.CancelFunc
 	done    chan struct{}
 	ready   chan struct{} // closed when it reported itself ready first
