@@ -35,7 +35,7 @@ func TestChecksOfTheWholeSet(t *testing.T) {
 		{
 			name: "larger than the bus takes", max: 1 << 20,
 			spec: source("a", "    one: {path: /a, maxBody: 1MiB}\n    two: {path: /b, maxBody: 2MiB}\n"),
-			want: []string{"s.yaml:7:5: warning[event-too-large] spec.webhook.two: it accepts events of 2MiB, the bus takes 1MiB: what is larger is answered 413 (a restart raises the limit of the engine's own bus; on another one raise its max_payload, or set a smaller limit here)"},
+			want: []string{"s.yaml:7:5: warning[event-too-large] spec.webhook.two: it accepts events of 2MiB, the bus takes 1MiB: what is larger is refused (a restart raises the limit of the engine's own bus; on another one raise its max_payload, or set a smaller limit here)"},
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
