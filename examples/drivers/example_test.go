@@ -135,7 +135,7 @@ func TestExample(t *testing.T) {
 	e.tells("ticker.tick.py", "events", "--type", "ticker.tick.py")
 	e.tells("ticker.tick", "events", "--type", "ticker.tick")
 	e.tells("Hello, Noone from Nowhere", "runs", "hello", "--last")
-	e.tells("go run ./ticker --seconds=5", "describe", "eventsource", "clocks")
+	e.tells("go run ticker/main.go --seconds=5", "describe", "eventsource", "clocks")
 	e.tells("subscription.ticker-sub", "describe", "subscription", "ticker-sub")
 }
 

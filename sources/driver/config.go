@@ -147,9 +147,9 @@ func describe(config any, env sources.Env, _ time.Time) []sources.Detail {
 			words[i] = strconv.Quote(w)
 		}
 	}
-	out := []sources.Detail{{Name: "command", Values: []string{strings.Join(words, " ")}}}
+	out := []sources.Detail{{Name: "Command", Values: []string{strings.Join(words, " ")}}}
 	if p.Expose {
-		out = append(out, sources.Detail{Name: "url", Values: []string{prefix(env)}})
+		out = append(out, sources.Detail{Name: "URL", Values: []string{prefix(env)}})
 	}
 	return out
 }

@@ -104,8 +104,8 @@ func TestDescribe(t *testing.T) {
 	typ := &specs.DriverType{Command: []string{"sh", "-c", "echo $1"}, Expose: true, SecretFlags: true, Set: specs.Settings{"seconds": "60", "debug": ""}}
 	got := Factory().Describe(config(specs.Settings{"seconds": "5"}, func(c *Config) { c.Secrets = []string{"shop"} }), environment(typ, nil), time.Now())
 	want := []sources.Detail{
-		{Name: "command", Values: []string{`sh -c "echo $1" --debug --seconds=5`}},
-		{Name: "url", Values: []string{"/drivers/test/event/"}},
+		{Name: "Command", Values: []string{`sh -c "echo $1" --debug --seconds=5`}},
+		{Name: "URL", Values: []string{"/drivers/test/event/"}},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("details %v, want %v", got, want)
