@@ -11,6 +11,9 @@ const (
 	CodeTooMany specs.Code = "sensor-too-many-dependencies"
 	// CodeNoDependency: a condition that refers to no dependency.
 	CodeNoDependency specs.Code = "condition-without-dependency"
+	// CodeAbsentAfter: a dependency that is declared absent after one that
+	// cannot begin its time.
+	CodeAbsentAfter specs.Code = "absent-after"
 	// CodeNeverArrives: a template that reads a dependency its trigger's
 	// condition does not wait for.
 	CodeNeverArrives specs.Code = "template-never-arrives"

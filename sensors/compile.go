@@ -40,6 +40,8 @@ type Program struct {
 	several uint64
 	// distinct has a bit for each dependency that has one.
 	distinct uint64
+	// absents has a bit for each dependency that is declared absent.
+	absents uint64
 }
 
 // dependency is one compiled dependency.
@@ -60,6 +62,10 @@ type dependency struct {
 	// distinct gives the value of which one event waits, nil for any.
 	distinct     *expression.Program
 	distinctNeed need
+	// For one that is declared absent: how long, in nanoseconds, after the event
+	// of which other.
+	wait  int64
+	after int
 	// guards must all hold, in this order, before when is asked, which is not
 	// needed when decided is true. Those of type and subject come first.
 	guards  []expression.Guard
@@ -73,6 +79,9 @@ type trigger struct {
 	// refs has a bit for each dependency the condition refers to.
 	refs uint64
 	cond *expression.Program
+	// absent are those of refs that are declared absent; the condition does not
+	// hold without the absence of those in vital.
+	absent, vital uint64
 	// table decides by arrival alone: bit i is the result when the set i of
 	// the dependencies in refs, in ascending order, has arrived. nil when the
 	// condition reads events.
@@ -137,8 +146,9 @@ func (c *compilation) compile() {
 		d := &s.Dependencies[i]
 		c.dependency(i, d)
 		c.byName[d.Name] = i
-		known = append(known, expression.Dep{Name: d.Name, List: c.program.deps[i].list})
+		known = append(known, expression.Dep{Name: d.Name, List: c.program.deps[i].list, Absent: d.Absent != nil})
 	}
+	c.absences()
 	c.scope = expression.FiringScope(known...)
 	if !s.Correlate.IsZero() {
 		if p.correlate = c.expr(s.Correlate, "spec.correlate", expression.EventScope(), expression.WantAny); p.correlate != nil {
@@ -175,6 +185,64 @@ func (c *compilation) compile() {
 	})
 	p.guarded = p.exact && !slices.ContainsFunc(p.deps, func(d dependency) bool { return !d.indexable() })
 	p.fingerprint = fingerprint(s)
+}
+
+// absences resolves what begins the time of the dependencies declared absent.
+func (c *compilation) absences() {
+	for i := range c.spec.Dependencies {
+		a := c.spec.Dependencies[i].Absent
+		if a == nil {
+			continue
+		}
+		d := &c.program.deps[i]
+		after, ok := c.byName[a.After]
+		if first := c.spec.Dependencies[after]; !ok || first.Absent != nil || first.Count > 0 || first.Pick != "" && first.Pick != specs.PickLatest {
+			c.report(specs.Error, c.spec.Dependencies[i].Pos, CodeAbsentAfter, fmt.Sprintf("spec.dependencies[%d].absent.after", i),
+				"name one with pick: latest, without count and absent", "dependency %q cannot begin the time of %s", a.After, d.name)
+			continue
+		}
+		d.wait, d.after = int64(a.For), after
+		c.program.absents |= 1 << i
+	}
+}
+
+// refer completes what the condition of a trigger refers to: an absence also
+// to the event that begins its time.
+func (p *Program) refer(t *trigger) {
+	t.absent = t.refs & p.absents
+	for a := t.absent; a != 0; a &= a - 1 {
+		t.refs |= 1 << p.deps[bits.TrailingZeros64(a)].after
+	}
+}
+
+// vitalAbsences are those without which the condition does not hold.
+func (c *compilation) vitalAbsences(t *trigger) uint64 {
+	if t.table == nil {
+		var vital uint64
+		if t.cond != nil {
+			for _, name := range t.cond.Absences() {
+				vital |= 1 << c.byName[name]
+			}
+		}
+		return vital
+	}
+	vital := t.absent
+	for i, holds := range t.table {
+		if holds {
+			vital &= t.set(i)
+		}
+	}
+	return vital
+}
+
+// set is the set of dependencies an index into the table stands for.
+func (t *trigger) set(i int) (set uint64) {
+	for refs := t.refs; refs != 0; refs, i = refs&(refs-1), i>>1 {
+		if i&1 != 0 {
+			set |= refs & -refs
+		}
+	}
+	return set
 }
 
 // shareFields lets the first expression that reads the payload of an event
@@ -302,16 +370,19 @@ func (c *compilation) trigger(i int, s *specs.Trigger, shared *expression.Progra
 			t.table = make([]bool, 1<<len(c.spec.Dependencies))
 			t.table[len(t.table)-1] = true
 		}
+		c.program.refer(&t)
 	}
 	if t.cond != nil && t.table == nil {
 		for _, name := range t.cond.Dependencies() {
 			t.refs |= 1 << c.byName[name]
 		}
+		c.program.refer(&t)
 		t.condNeed.add(t.cond)
 		if t.condNeed.none() && bits.OnesCount64(t.refs) <= tableDeps {
 			t.table = c.program.tabulate(&t)
 		}
 	}
+	t.vital = c.vitalAbsences(&t)
 	t.need = t.condNeed
 	if s.Input.Set {
 		tmpl, ds := expression.CompileTemplate(s.Input, c.scope)
@@ -333,6 +404,9 @@ func all(deps []specs.Dependency) specs.Expr {
 	names := make([]string, len(deps))
 	for i := range deps {
 		names[i] = expression.Ident(deps[i].Name)
+		if deps[i].Absent != nil {
+			names[i] = "absent(" + names[i] + ")"
+		}
 	}
 	return specs.Expr{Source: strings.Join(names, " && ")}
 }
@@ -364,7 +438,10 @@ func (p *Program) tabulate(t *trigger) []bool {
 
 // mark stands for an arrived event of which nothing is read.
 func (d *dependency) mark() any {
-	if d.list {
+	switch {
+	case d.wait > 0:
+		return true
+	case d.list:
 		return []any{nil}
 	}
 	return map[string]any{}
@@ -419,6 +496,11 @@ func (c *compilation) template(t *trigger, path string, pos specs.Pos, text bool
 	}
 	if t.refs != 0 {
 		for _, name := range tmpl.Dependencies() {
+			if c.program.absents&(1<<c.byName[name]) != 0 {
+				c.report(specs.Error, pos, CodeNeverArrives, path, "give each case its own trigger",
+					"the template asks whether %s is absent, which only a condition can", name)
+				continue
+			}
 			if t.refs&(1<<c.byName[name]) == 0 {
 				c.report(specs.Error, pos, CodeNeverArrives, path, "name it in the condition, or read a dependency the condition names",
 					"the template reads %s, but the condition of trigger %s does not wait for it", name, t.name)
@@ -461,6 +543,11 @@ func fingerprint(s *specs.Sensor) string {
 		if !d.Distinct.IsZero() {
 			put("\x00distinct")
 			put(d.Distinct.Source)
+		}
+		if d.Absent != nil {
+			put("\x00absent")
+			put(d.Absent.For.String())
+			put(d.Absent.After)
 		}
 	}
 	return hex.EncodeToString(h.Sum(nil)[:12])

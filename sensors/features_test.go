@@ -154,3 +154,82 @@ func TestDistinct(t *testing.T) {
 		{"two triggers", x + "b " + x, distinct(sensor("a:all b", "t=a && b; u=a && b && len(a) > 1"), 0), "t(a1 b2)", "superseded au 1"},
 	})
 }
+
+// TestAbsent has a case for each row of docs/sensors.md about absent.
+func TestAbsent(t *testing.T) {
+	absent := func(triggers string) *specs.Sensor {
+		s := sensor("d h x", triggers)
+		s.Dependencies[1].Absent = &specs.Absent{For: specs.Duration(5 * time.Minute), After: "d"}
+		return s
+	}
+	within := func(s *specs.Sensor) { s.Within = specs.Duration(10 * time.Minute) }
+	beat := absent("t=absent(h)")
+	beat.Dependencies[0].Event = "h"
+	late := absent("t=d && absent(h)")
+	playAll(t, []play{
+		{"absent", "d +5m x", absent("t=absent(h)"), "t(d1)", ""},
+		{"answered", "d +4m h +2m x", absent("t=absent(h)"), "", "answered ht 1"},
+		{"at the deadline it is too late", "d +5m h", absent("t=absent(h)"), "t(d1)", ""},
+		{"once", "d +5m x +5m h +1h x", absent("t=absent(h)"), "t(d1)", ""},
+		{"before does not count", "h d +5m x", absent("t=absent(h)"), "t(d2)", ""},
+		{"nothing began it", "h +1h x", absent("t=absent(h)"), "", ""},
+		{"begins again", "d +4m d +4m x +1m x", absent("t=absent(h)"), "t(d2)", "superseded dt 1"},
+		{"again after it fired", "d +5m d +5m x", absent("t=absent(h)"), "t(d1) t(d2)", ""},
+		{"with another", "d +5m x", absent("t=absent(h) && x"), "t(d1 x2)", ""},
+		{"another came before", "x d +5m d", absent("t=absent(h) && x"), "t(d2 x1)", ""},
+		{"waits for another", "d +6m h +4m x", with(absent("t=absent(h) && x"), func(s *specs.Sensor) { s.Within = specs.Duration(time.Hour) }), "t(d1 x3)", ""},
+		{"gone with its event", "d +10m x", with(absent("t=absent(h) && x"), within), "", "expired dt 1"},
+		{"an alternative", "d h x", absent("t=d && (absent(h) || x)"), "t(d1 x3)", "answered ht 1"},
+		{"two triggers", "d h +5m x", absent("t=absent(h); u=d && x"), "u(d1 x3)", "answered ht 1"},
+		{"all of them", "d x +5m h", absent("t="), "t(d1 x2)", ""},
+		{"payloads", `d{"n":1} +5m d{"n":2} +5m x`, absent("t=absent(h) && d.data.n == 2"), "t(d2)", "superseded dt 1"},
+		{"payloads, answered", `d{"n":2} h +5m x`, absent("t=absent(h) && d.data.n == 2"), "", "answered ht 1"},
+		{"of itself", "h +4m h +4m h +5m x", beat, "t(d3)", "answered ht 1; answered ht 2"},
+		{"per key", `d{"k":"p"} d{"k":"q"} h{"k":"p"} +5m x{"k":"z"}`, with(absent("t=absent(h)"), func(s *specs.Sensor) { s.Correlate = expr("data.k") }), "t(d2)@q", "answered ht 1"},
+	})
+
+	r := newRun(t, compileOK(t, late))
+	r.play("d +1h x")
+	if len(r.states) != 0 || len(r.fired) != 1 {
+		t.Fatalf("%d states, fires %s", len(r.states), r.firings())
+	}
+	f := r.fired[0]
+	if !f.Time.Equal(t0.Add(5*time.Minute)) || f.Event.Seq != 1 {
+		t.Errorf("fires at %v for %v, not at the deadline", f.Time, f.Event)
+	}
+	// The deadline is a part of the key.
+	other := absent("t=d && absent(h)")
+	other.Dependencies[1].Absent.For = specs.Duration(time.Minute)
+	o := newRun(t, compileOK(t, other))
+	if o.play("d +1h x"); o.fired[0].Key == f.Key {
+		t.Error("the key does not cover the deadline")
+	}
+	// An answer frees what cannot be used any more.
+	r = newRun(t, compileOK(t, late))
+	if r.play("d h"); len(r.states) != 0 {
+		t.Errorf("%v is kept", r.states)
+	}
+}
+
+// TestAbsentAfterReload checks that an answer counts for a condition that asks
+// for it only later.
+func TestAbsentAfterReload(t *testing.T) {
+	spec := func(cond string) *Program {
+		s := sensor("d h x", "t="+cond)
+		s.Dependencies[1].Absent = &specs.Absent{For: specs.Duration(5 * time.Minute), After: "d"}
+		return compileOK(t, s)
+	}
+	for script, want := range map[string]string{"d +1m h": "", "d +6m h": "t(d1)", "d": "t(d1)"} {
+		r := newRun(t, spec("d && x"))
+		r.play(script)
+		r.p = spec("d && absent(h)")
+		st := r.p.Adopt(r.states[""])
+		if r.states[""] = st; st.Empty() {
+			delete(r.states, "")
+		}
+		r.wake(t0.Add(time.Hour))
+		if got := r.firings(); got != want || len(r.states) != 0 {
+			t.Errorf("%s: fires %q, want %q; %d states", script, got, want, len(r.states))
+		}
+	}
+}

@@ -18,10 +18,14 @@ type formula struct {
 	op          string // "&&", "||" or "" for a leaf
 	left, right *formula
 	dep         int
+	absent      bool
 }
 
 func (f *formula) String() string {
 	if f.op == "" {
+		if f.absent {
+			return "absent(d" + string(rune('0'+f.dep)) + ")"
+		}
 		return "d" + string(rune('0'+f.dep))
 	}
 	return "(" + f.left.String() + " " + f.op + " " + f.right.String() + ")"
@@ -46,13 +50,14 @@ func (f *formula) refs(set map[int]bool) map[int]bool {
 	return f.right.refs(f.left.refs(set))
 }
 
-func genFormula(t *rapid.T, deps, depth int) *formula {
+func genFormula(t *rapid.T, deps, depth, absent int) *formula {
 	if depth == 0 || rapid.IntRange(0, 2).Draw(t, "leaf") == 0 {
-		return &formula{dep: rapid.IntRange(0, deps-1).Draw(t, "dep")}
+		d := rapid.IntRange(0, max(deps-1, absent)).Draw(t, "dep")
+		return &formula{dep: d, absent: d == absent}
 	}
 	return &formula{
 		op:   rapid.SampledFrom([]string{"&&", "||"}).Draw(t, "op"),
-		left: genFormula(t, deps, depth-1), right: genFormula(t, deps, depth-1),
+		left: genFormula(t, deps, depth-1, absent), right: genFormula(t, deps, depth-1, absent),
 	}
 }
 
@@ -63,9 +68,13 @@ type model struct {
 	odd    []bool // takes odd sequences only
 	counts []int
 	unique []bool // distinct values
-	conds  []*formula
-	within time.Duration
-	wait   map[string][]waiting // by key and trigger
+	// absent is the number of the dependency after all others that is declared
+	// absent, -1 for none.
+	absent, after int
+	patience      time.Duration
+	conds         []*formula
+	within        time.Duration
+	wait          map[string][]waiting // by key and trigger
 }
 
 type waiting struct {
@@ -73,6 +82,8 @@ type waiting struct {
 	seq uint64
 	at  time.Time
 	val string
+	// answered and passed are about the absence this event begins.
+	answered, passed bool
 }
 
 // waiting are those of one dependency.
@@ -83,15 +94,20 @@ func (m *model) waiting(list []waiting, d int) []waiting {
 // event takes one event and returns what fires as text.
 func (m *model) event(name, key, val string, seq uint64, now time.Time) (fired []string) {
 	for i, cond := range m.conds {
-		refs := cond.refs(map[int]bool{})
+		refs := m.refs(cond)
 		slot := fmt.Sprint(key, "/", i)
-		list := m.wait[slot]
-		if m.within > 0 {
-			list = slices.DeleteFunc(list, func(w waiting) bool { return !now.Before(w.at.Add(m.within)) })
+		list := m.inTime(m.wait[slot], now)
+		if m.absent >= 0 && (m.names[m.absent] == "*" || m.names[m.absent] == name) {
+			for j := range list {
+				if list[j].dep == m.after && now.Before(list[j].at.Add(m.patience)) {
+					list[j].answered = true
+				}
+			}
+			list = slices.DeleteFunc(list, func(w waiting) bool { return w.answered && !m.without(cond) })
 		}
 		news := false
 		for d, pattern := range m.names {
-			if !refs[d] || pattern != "*" && pattern != name || m.odd[d] && seq%2 == 0 {
+			if d == m.absent || !refs[d] || pattern != "*" && pattern != name || m.odd[d] && seq%2 == 0 {
 				continue
 			}
 			if m.unique[d] {
@@ -103,38 +119,116 @@ func (m *model) event(name, key, val string, seq uint64, now time.Time) (fired [
 					list = slices.Delete(list, same, same+1)
 				}
 			}
-			list = append(list, waiting{d, seq, now, val})
+			list = append(list, waiting{dep: d, seq: seq, at: now, val: val})
 			if n := m.waiting(list, d); m.picks[d] == specs.PickLatest && len(n) > m.counts[d] {
 				list = slices.DeleteFunc(list, func(w waiting) bool { return w == n[0] })
 			}
 			news = true
 		}
-		for news {
-			var used []waiting
-			have := map[int]bool{}
-			for d := range m.names {
-				all := m.waiting(list, d)
-				if len(all) < m.counts[d] {
-					continue
-				}
-				if m.picks[d] != specs.PickAll {
-					all = all[:m.counts[d]]
-				}
-				used, have[d] = append(used, all...), true
-			}
-			if len(used) == 0 || !cond.holds(have) {
-				break
-			}
-			s := fmt.Sprintf("t%d@%s", i, key)
-			for _, w := range used {
-				s += fmt.Sprintf(" d%d:%d", w.dep, w.seq)
-			}
-			fired = append(fired, s)
-			list = slices.DeleteFunc(list, func(w waiting) bool { return slices.Contains(used, w) })
+		var f []string
+		if news {
+			list, f = m.fire(i, key, list)
 		}
+		fired = append(fired, f...)
 		m.wait[slot] = list
 	}
 	return fired
+}
+
+// refs are what a condition refers to, the event that begins an absence too.
+func (m *model) refs(cond *formula) map[int]bool {
+	refs := cond.refs(map[int]bool{})
+	if m.absent >= 0 && refs[m.absent] {
+		refs[m.after] = true
+	}
+	return refs
+}
+
+// without reports whether a condition can hold when nothing is absent.
+func (m *model) without(cond *formula) bool {
+	have := map[int]bool{}
+	for d := range m.names {
+		have[d] = d != m.absent
+	}
+	return cond.holds(have) // conditions only gain by what arrives
+}
+
+func (m *model) inTime(list []waiting, now time.Time) []waiting {
+	if m.within == 0 {
+		return list
+	}
+	return slices.DeleteFunc(list, func(w waiting) bool { return !now.Before(w.at.Add(m.within)) })
+}
+
+// deadlines lets absences up to now happen, one after the other.
+func (m *model) deadlines(key string, now time.Time) (fired []string) {
+	for m.absent >= 0 {
+		var due time.Time
+		for i, cond := range m.conds {
+			for _, w := range m.wait[fmt.Sprint(key, "/", i)] {
+				at := w.at.Add(m.patience)
+				if m.refs(cond)[m.absent] && w.dep == m.after && !w.answered && !w.passed && !at.After(now) && (due.IsZero() || at.Before(due)) {
+					due = at
+				}
+			}
+		}
+		if due.IsZero() {
+			break
+		}
+		for i, cond := range m.conds {
+			slot, over := fmt.Sprint(key, "/", i), false
+			list := m.inTime(m.wait[slot], due)
+			for j, w := range list {
+				if m.refs(cond)[m.absent] && w.dep == m.after && !w.answered && !w.passed && w.at.Add(m.patience).Equal(due) {
+					list[j].passed, over = true, true
+				}
+			}
+			var f []string
+			if over {
+				list, f = m.fire(i, key, list)
+			}
+			fired = append(fired, f...)
+			m.wait[slot] = list
+		}
+	}
+	return fired
+}
+
+// fire is what one trigger fires of what waits.
+func (m *model) fire(i int, key string, list []waiting) (rest []waiting, fired []string) {
+	cond := m.conds[i]
+	refs := m.refs(cond)
+	for {
+		var used []waiting
+		have := map[int]bool{}
+		for d := range m.names {
+			all := m.waiting(list, d)
+			if !refs[d] || d == m.absent {
+				continue
+			}
+			if len(all) < m.counts[d] {
+				continue
+			}
+			if m.picks[d] != specs.PickAll {
+				all = all[:m.counts[d]]
+			}
+			used, have[d] = append(used, all...), true
+		}
+		for _, w := range used {
+			if w.passed {
+				have[m.absent] = true
+			}
+		}
+		if len(used) == 0 || !cond.holds(have) {
+			return list, fired
+		}
+		s := fmt.Sprintf("t%d@%s", i, key)
+		for _, w := range used {
+			s += fmt.Sprintf(" d%d:%d", w.dep, w.seq)
+		}
+		fired = append(fired, s)
+		list = slices.DeleteFunc(list, func(w waiting) bool { return slices.Contains(used, w) })
+	}
 }
 
 func TestStepAgainstModel(t *testing.T) {
@@ -157,12 +251,28 @@ func TestStepAgainstModel(t *testing.T) {
 				s.Dependencies[d].Transform, s.Dependencies[d].When = expr("{parity: id}"), expr("data.parity == 'odd'")
 			}
 		}
+		m.absent = -1
+		if rapid.Bool().Draw(t, "absent") {
+			m.absent, m.after, m.patience = deps, rapid.IntRange(0, deps-1).Draw(t, "after"), time.Duration(rapid.IntRange(1, 2).Draw(t, "for"))*time.Minute
+			m.picks[m.after], m.counts[m.after] = specs.PickLatest, 1
+			s.Dependencies[m.after].Pick, s.Dependencies[m.after].Count = "", 0
+			m.names = append(m.names, rapid.SampledFrom([]string{"a", "b", "c", "*"}).Draw(t, "event"))
+			m.picks, m.odd, m.unique, m.counts = append(m.picks, ""), append(m.odd, false), append(m.unique, false), append(m.counts, 1)
+			s.Dependencies = append(s.Dependencies, specs.Dependency{
+				Name: fmt.Sprint("d", deps), Source: "src", Event: m.names[deps],
+				Absent: &specs.Absent{For: specs.Duration(m.patience), After: fmt.Sprint("d", m.after)},
+			})
+		}
 		for i := range rapid.IntRange(1, 2).Draw(t, "triggers") {
-			m.conds = append(m.conds, genFormula(t, deps, 2))
+			m.conds = append(m.conds, genFormula(t, deps, 2, m.absent))
 			cond := m.conds[i].String()
 			if rapid.Bool().Draw(t, "reads payloads") {
 				// The same, but decided by evaluating over the events.
-				cond += fmt.Sprintf(" && (d%d == nil || true)", m.conds[i].leaf())
+				leaf := m.conds[i].leaf()
+				if leaf == m.absent {
+					leaf = m.after
+				}
+				cond += fmt.Sprintf(" && (d%d == nil || true)", leaf)
 			}
 			s.Triggers = append(s.Triggers, specs.Trigger{Name: fmt.Sprint("t", i), Condition: expr(cond)})
 		}
@@ -198,17 +308,45 @@ func TestStepAgainstModel(t *testing.T) {
 				seq := uint64(i + 1)
 				ev := &bus.Event{ID: []string{"even", "odd"}[seq%2], Source: "s", Type: "t", EventSource: "src", EventName: e.name, Subject: e.key, DataSchema: e.val, Seq: seq, StoredAt: now}
 				events[seq] = ev
+				text := func(fired []Firing) (got []string) {
+					for _, f := range fired {
+						s := fmt.Sprintf("t%d@%s", f.TriggerIndex, f.Correlation)
+						have := map[int]bool{}
+						for _, c := range f.Events {
+							s += fmt.Sprintf(" %s:%d", c.Dependency, c.Seq)
+							have[int(c.Dependency[1]-'0')] = true
+						}
+						have[m.absent] = true
+						if !m.conds[f.TriggerIndex].holds(have) {
+							t.Fatalf("%s fires without its condition %s", s, m.conds[f.TriggerIndex])
+						}
+						got = append(got, s)
+					}
+					return got
+				}
 				for _, k := range []string{"", "k1", "k2"} { // deadlines
+					var late []Firing
 					for {
 						at, ok := p.NextWake(states[k])
 						if !ok || at.After(now) {
 							break
 						}
 						st, fs, _ := p.Step(states[k], Input{LogID: "l", Key: k, Time: at})
-						if again, ok := p.NextWake(st); len(fs) > 0 || ok && !again.After(at) {
-							t.Fatalf("a deadline fires %v, wakes again at %v", fs, again)
+						if again, ok := p.NextWake(st); ok && !again.After(at) {
+							t.Fatalf("the deadline %v wakes again at %v", at, again)
+						}
+						late = append(late, fs...)
+						if code(i) {
+							st = restored(t, st, events)
 						}
 						states[k] = st
+					}
+					all = append(all, late...)
+					if !compare {
+						continue
+					}
+					if got, want := text(late), m.deadlines(k, now); !slices.Equal(got, want) {
+						t.Fatalf("before event %d: deadlines of %q fire %v, want %v", seq, k, got, want)
 					}
 				}
 				var fired []Firing
@@ -220,12 +358,7 @@ func TestStepAgainstModel(t *testing.T) {
 					}
 					st, fs, _ := p.Step(states[in.Key], in)
 					if code(i) {
-						got, err := DecodeKeyState(st.Append(nil))
-						if err != nil {
-							t.Fatal(err)
-						}
-						got.Hydrate(func(seq uint64) *bus.Event { return events[seq] })
-						st = got
+						st = restored(t, st, events)
 					}
 					states[in.Key], fired = st, fs
 				}
@@ -233,20 +366,7 @@ func TestStepAgainstModel(t *testing.T) {
 				if !compare {
 					continue
 				}
-				var got []string
-				for _, f := range fired {
-					s := fmt.Sprintf("t%d@%s", f.TriggerIndex, f.Correlation)
-					have := map[int]bool{}
-					for _, c := range f.Events {
-						s += fmt.Sprintf(" %s:%d", c.Dependency, c.Seq)
-						have[int(c.Dependency[1]-'0')] = true
-					}
-					if !m.conds[f.TriggerIndex].holds(have) {
-						t.Fatalf("%s fires without its condition %s", s, m.conds[f.TriggerIndex])
-					}
-					got = append(got, s)
-				}
-				if want := m.event(e.name, e.key, e.val, seq, now); !slices.Equal(got, want) {
+				if got, want := text(fired), m.event(e.name, e.key, e.val, seq, now); !slices.Equal(got, want) {
 					t.Fatalf("event %d (%s): fires %v, want %v", seq, e.name, got, want)
 				}
 			}
@@ -289,6 +409,16 @@ func TestStepAgainstModel(t *testing.T) {
 			}
 		}
 	})
+}
+
+// restored is a state after it was stored and loaded.
+func restored(t *rapid.T, st KeyState, events map[uint64]*bus.Event) KeyState {
+	got, err := DecodeKeyState(st.Append(nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got.Hydrate(func(seq uint64) *bus.Event { return events[seq] })
+	return got
 }
 
 func (f *formula) leaf() int {

@@ -17,6 +17,11 @@
 // used. An event waits until it is used, replaced by a newer one (pick:
 // latest), or has waited for the whole window: an event stored at T with
 // within W takes part up to, and not at, T+W.
+//
+// The event of a dependency that is declared absent is never kept. What is
+// noted is, with each kept event that begins a time, whether it was answered
+// within that time or the time passed: so a deadline is a part of the event
+// that waits, and gone with it.
 package sensors
 
 import (
@@ -56,6 +61,9 @@ const (
 	Waiting
 	// Fired: the trigger fires.
 	Fired
+	// Answered: the event that was to stay away arrived in time; Seq is the one
+	// that began the time.
+	Answered
 )
 
 // Verdict explains one decision about one event.

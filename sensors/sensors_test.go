@@ -139,7 +139,7 @@ func (r *run) step(in Input) {
 }
 
 func (r *run) say(v Verdict) {
-	names := []string{"yes", "no", "missing", "failed", "superseded", "expired", "waiting", "fired"}
+	names := []string{"yes", "no", "missing", "failed", "superseded", "expired", "waiting", "fired", "answered"}
 	s := fmt.Sprintf("%s %s%s %d", names[v.Outcome], v.Dependency, v.Trigger, v.Seq)
 	if v.Outcome == Missing || v.Outcome == Failed {
 		s += " " + v.Detail

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/bits"
 	"slices"
 	"time"
 
@@ -36,6 +37,9 @@ type kept struct {
 	ev  *bus.Event
 	// value is the distinct value, "" when any may wait.
 	value string
+	// answered and passed have a bit for each dependency that is declared absent
+	// after this one: its event came in time, or the time is over.
+	answered, passed uint64
 }
 
 // Empty reports whether nothing is kept.
@@ -131,7 +135,7 @@ func (p *Program) Adopt(s KeyState) KeyState {
 			continue
 		}
 		out.views[t] = slices.DeleteFunc(v, func(k kept) bool {
-			return k.dep >= len(p.deps) || p.triggers[t].refs&(1<<k.dep) == 0
+			return k.dep >= len(p.deps) || p.triggers[t].refs&(1<<k.dep) == 0 || k.answered&p.triggers[t].vital != 0
 		})
 	}
 	if out.Empty() {
@@ -141,27 +145,57 @@ func (p *Program) Adopt(s KeyState) KeyState {
 }
 
 // NextWake is the earliest time at which a kept event has waited for the whole
-// window; ok is false when none is due ever. A [Program.Step] without an event
-// at that time gives it up.
+// window, or something has been absent for its time; ok is false when none is
+// due ever. A [Program.Step] without an event at that time gives the event up,
+// and fires what waited for the absence.
 func (p *Program) NextWake(s KeyState) (at time.Time, ok bool) {
-	if p.within <= 0 {
-		return time.Time{}, false
-	}
 	var first int64
-	for _, v := range s.views {
-		// The first to arrive is the first to expire.
-		if len(v) > 0 && (!ok || v[0].at < first) {
-			first, ok = v[0].at, true
+	due := func(t int64) {
+		if !ok || t < first {
+			first, ok = t, true
+		}
+	}
+	if p.within > 0 {
+		for _, v := range s.views {
+			// The first to arrive is the first to expire.
+			if len(v) > 0 {
+				due(v[0].at + int64(p.within))
+			}
+		}
+	}
+	if p.absents != 0 {
+		for i, v := range s.views {
+			t := slices.Index(p.names, s.names[i])
+			if t < 0 {
+				continue
+			}
+			for j := range v {
+				for a := v[j].pending(p, p.triggers[t].absent); a != 0; a &= a - 1 {
+					due(v[j].at + p.deps[bits.TrailingZeros64(a)].wait)
+				}
+			}
 		}
 	}
 	if !ok {
 		return time.Time{}, false
 	}
-	return time.Unix(0, first).Add(p.within).UTC(), true
+	return time.Unix(0, first).UTC(), true
+}
+
+// pending are those of absent that k has begun the time of and that are still
+// to be seen.
+func (k *kept) pending(p *Program, absent uint64) uint64 {
+	absent &^= k.answered | k.passed
+	for a := absent; a != 0; a &= a - 1 {
+		if p.deps[bits.TrailingZeros64(a)].after != k.dep {
+			absent &^= a & -a
+		}
+	}
+	return absent
 }
 
 // Versions of the stored form. The first is still written where it suffices;
-// the second also has distinct values.
+// the second also has distinct values and what became of absences.
 const (
 	plainState = 1
 	fullState  = 2
@@ -170,7 +204,7 @@ const (
 // plain reports whether the first version can hold the state.
 func (s *KeyState) plain() bool {
 	return !slices.ContainsFunc(s.views, func(v triggerView) bool {
-		return slices.ContainsFunc(v, func(k kept) bool { return k.value != "" })
+		return slices.ContainsFunc(v, func(k kept) bool { return k.value != "" || k.answered|k.passed != 0 })
 	})
 }
 
@@ -206,6 +240,8 @@ func (s *KeyState) Append(b []byte) []byte {
 			}
 			b = binary.AppendUvarint(b, uint64(len(k.value)))
 			b = append(b, k.value...)
+			b = binary.AppendUvarint(b, k.answered)
+			b = binary.AppendUvarint(b, k.passed)
 		}
 	}
 	return b
@@ -227,6 +263,7 @@ func DecodeKeyState(b []byte) (KeyState, error) {
 			k := kept{dep: int(d.uvarint() & (MaxDependencies - 1)), seq: d.uvarint(), at: d.varint()}
 			if version == fullState {
 				k.value = string(d.bytes(d.count(1)))
+				k.answered, k.passed = d.uvarint(), d.uvarint()
 			}
 			if len(view) > 0 && k.at < view[len(view)-1].at {
 				d.err = errOrder

@@ -32,6 +32,9 @@ func (p *Program) Step(st KeyState, in Input) (KeyState, []Firing, []Verdict) {
 	}
 	s := step{p: p, in: &in, st: st, now: in.Time.UnixNano()}
 	s.expire()
+	if p.absents != 0 {
+		s.pass()
+	}
 	if in.Event != nil {
 		var deps uint64
 		for _, d := range in.Deps {
@@ -39,6 +42,10 @@ func (p *Program) Step(st KeyState, in Input) (KeyState, []Firing, []Verdict) {
 		}
 		if distinct := deps & p.distinct; distinct != 0 {
 			deps = s.evaluate(deps, distinct)
+		}
+		if answers := deps & p.absents; answers != 0 {
+			s.answer(answers)
+			deps &^= answers
 		}
 		for i := range p.triggers {
 			if arrived := deps & p.triggers[i].refs; arrived != 0 {
@@ -114,6 +121,55 @@ func (s *step) expire() {
 	}
 }
 
+// pass notes the absences whose time is over, and fires what waited for them.
+func (s *step) pass() {
+	for i, v := range s.st.views {
+		t, over := &s.p.triggers[i], false
+		for j := range v {
+			for a := v[j].pending(s.p, t.absent); a != 0; a &= a - 1 {
+				if v[j].at+s.p.deps[bits.TrailingZeros64(a)].wait <= s.now {
+					v[j].passed |= a & -a
+					over = true
+				}
+			}
+		}
+		if over {
+			s.st.views[i] = s.work(i, v)
+		}
+	}
+}
+
+// answer notes that events arrived that were to stay away, with all kept events
+// that began their time, whether or not a trigger asks for it now. What cannot
+// be used any more is not kept.
+func (s *step) answer(answers uint64) {
+	for i, v := range s.st.views {
+		t := &s.p.triggers[i]
+		n := 0
+		for _, k := range v {
+			for a := k.pending(s.p, answers); a != 0; a &= a - 1 {
+				d := &s.p.deps[bits.TrailingZeros64(a)]
+				if s.now >= k.at+d.wait {
+					continue // nobody asked when the time was over
+				}
+				k.answered |= a & -a
+				if t.absent&a&-a != 0 {
+					s.verdicts = append(s.verdicts, Verdict{
+						Outcome: Answered, Dependency: d.name, Trigger: t.name, Seq: k.seq,
+						Detail: "arrived within " + time.Duration(d.wait).String(),
+					})
+				}
+			}
+			if k.answered&t.vital == 0 {
+				v[n] = k
+				n++
+			}
+		}
+		clear(v[n:])
+		s.st.views[i] = v[:n]
+	}
+}
+
 // trigger shows the event to one trigger, for the dependencies in arrived.
 func (s *step) trigger(i int, arrived uint64) {
 	t := &s.p.triggers[i]
@@ -139,22 +195,29 @@ func (s *step) trigger(i int, arrived uint64) {
 				arrived &^= d & -d
 			}
 		}
-		for arrived != 0 {
-			used, have := s.choose(t, view)
-			if have == 0 || !s.decide(t, have, used) {
-				break
-			}
-			s.fire(i, t, used)
-			view = without(view, used)
-			if !t.queued {
-				break
-			}
+		if arrived != 0 {
+			view = s.work(i, view)
 		}
 	}
 	if len(s.st.views) == 0 {
 		s.st.names, s.st.views = s.p.names, make([]triggerView, len(s.p.triggers))
 	}
 	s.st.views[i] = view
+}
+
+// work fires a trigger as often as what waits allows, and returns what is left.
+func (s *step) work(i int, view triggerView) triggerView {
+	t := &s.p.triggers[i]
+	for {
+		used, have := s.choose(t, view)
+		if have == 0 || !s.decide(t, have, used) {
+			return view
+		}
+		s.fire(i, t, used)
+		if view = without(view, used); !t.queued {
+			return view
+		}
+	}
 }
 
 // keep is the input's event, kept for dependency d.
@@ -227,7 +290,7 @@ func without(view triggerView, used []kept) triggerView {
 // more wait than are used.
 func (s *step) choose(t *trigger, view triggerView) (used []kept, have uint64) {
 	used = s.scratch[:0]
-	for refs := t.refs; refs != 0; refs &= refs - 1 {
+	for refs := t.refs &^ t.absent; refs != 0; refs &= refs - 1 {
 		d := bits.TrailingZeros64(refs)
 		dep, first := &s.p.deps[d], len(used)
 		for i := range view {
@@ -244,6 +307,11 @@ func (s *step) choose(t *trigger, view triggerView) (used []kept, have uint64) {
 			continue
 		}
 		have |= 1 << d
+	}
+	if t.absent != 0 {
+		for i := range used {
+			have |= used[i].passed & t.absent
+		}
 	}
 	return used, have
 }
@@ -274,7 +342,7 @@ func (s *step) decide(t *trigger, have uint64, used []kept) bool {
 	case err == nil, s.p.absent(err, t.refs&^have):
 		s.waiting(t, have)
 	default:
-		v := verdictOf(err, "", s.in.Event.Seq)
+		v := verdictOf(err, "", s.seq())
 		v.Trigger = t.name
 		s.verdicts = append(s.verdicts, v)
 	}
@@ -302,13 +370,25 @@ func (s *step) waiting(t *trigger, have uint64) {
 	}
 	var names []string
 	for d := t.refs &^ have; d != 0; d &= d - 1 {
-		names = append(names, s.p.deps[bits.TrailingZeros64(d)].name)
+		name := s.p.deps[bits.TrailingZeros64(d)].name
+		if t.absent&d&-d != 0 {
+			name = "absent(" + name + ")"
+		}
+		names = append(names, name)
 	}
-	v := Verdict{Outcome: Waiting, Trigger: t.name, Seq: s.in.Event.Seq, Detail: "the condition does not hold"}
+	v := Verdict{Outcome: Waiting, Trigger: t.name, Seq: s.seq(), Detail: "the condition does not hold"}
 	if len(names) > 0 {
 		v.Detail += "; not arrived: " + strings.Join(names, ", ")
 	}
 	s.verdicts = append(s.verdicts, v)
+}
+
+// seq is the sequence of the input's event, 0 for a deadline.
+func (s *step) seq() uint64 {
+	if s.in.Event == nil {
+		return 0
+	}
+	return s.in.Event.Seq
 }
 
 // environment makes the environment of a condition or template.
@@ -325,6 +405,9 @@ func (p *Program) environment(t *trigger, n *need, used []kept) (map[string]any,
 			env[d.ident] = append(list, o)
 		} else {
 			env[d.ident] = o
+		}
+		for a := used[i].passed & t.absent; a != 0; a &= a - 1 {
+			env[p.deps[bits.TrailingZeros64(a)].ident] = true
 		}
 	}
 	return env, nil
@@ -356,7 +439,7 @@ func (s *step) fire(i int, t *trigger, used []kept) {
 		}
 	}
 	if s.in.Explain {
-		s.verdicts = append(s.verdicts, Verdict{Outcome: Fired, Trigger: t.name, Seq: s.in.Event.Seq, Detail: f.Key})
+		s.verdicts = append(s.verdicts, Verdict{Outcome: Fired, Trigger: t.name, Seq: s.seq(), Detail: f.Key})
 	}
 	s.firings = append(s.firings, f)
 }

@@ -428,6 +428,9 @@ func (d *decoder) dependencies(items []*node, s *Sensor) {
 		for _, key := range []string{"source", "event", "type", "subject"} {
 			d.glob(n.get(key), join(path, key), key)
 		}
+		if dep.Absent != nil {
+			d.absent(n, path, dep, s)
+		}
 		if n.get("distinct") != nil && n.get("count") == nil && (dep.Pick == "" || dep.Pick == PickLatest) {
 			d.errorf(n.get("distinct"), join(path, "distinct"), CodeInvalidValue, "add count, pick: first or pick: all, or remove it",
 				"distinct changes nothing where only the latest event waits")
@@ -439,6 +442,42 @@ func (d *decoder) dependencies(items []*node, s *Sensor) {
 			}
 		}
 	}
+}
+
+// absent checks a dependency that is declared absent.
+func (d *decoder) absent(n *node, path string, dep *Dependency, s *Sensor) {
+	for _, key := range []string{"pick", "count", "distinct"} {
+		if k := n.get(key); k != nil {
+			d.errorf(k, join(path, key), CodeInvalidValue, "remove it", "%s changes nothing: the events of a dependency that is declared absent do not wait", key)
+		}
+	}
+	at, path := n.get("absent"), join(path, "absent")
+	if s.Within > 0 && dep.Absent.For >= s.Within {
+		d.errorf(at.get("for"), join(path, "for"), CodeInvalidValue, "give a shorter time, or a longer within",
+			"the event that begins the time waits for %s only", s.Within)
+	}
+	after := at.get("after")
+	if dep.Absent.After == "" || after == nil {
+		return // said already
+	}
+	path = join(path, "after")
+	names := make([]string, 0, len(s.Dependencies))
+	for i := range s.Dependencies {
+		o := &s.Dependencies[i]
+		if o.Name != dep.Absent.After {
+			names = append(names, o.Name)
+			continue
+		}
+		switch {
+		case o.Absent != nil:
+			d.errorf(after, path, CodeInvalidValue, "declare a dependency without absent for the event that begins the time",
+				"%s is declared absent, so it begins nothing", o.Name)
+		case o.Count > 0 || o.Pick != "" && o.Pick != PickLatest:
+			d.errorf(after, path, CodeInvalidValue, "name one with pick: latest and without count", "it is not clear which event of %s begins the time", o.Name)
+		}
+		return
+	}
+	d.errorf(after, path, CodeUnknownReference, didYouMean(dep.Absent.After, names), "there is no dependency %q", dep.Absent.After)
 }
 
 func (d *decoder) dependencyName(name *node, path string, seen map[string]*node) {

@@ -333,17 +333,24 @@ type Sensor struct {
 
 // Dependency selects events.
 type Dependency struct {
-	Name      string `yaml:"name" required:"true" doc:"Name by which expressions know it, a DNS label; '-' is written '_' in expressions."`
-	Source    string `yaml:"source" doc:"Name of the EventSource, or a glob." example:"shop"`
-	Event     string `yaml:"event" doc:"Name of the event, or a glob." example:"orders"`
-	Type      string `yaml:"type" doc:"CloudEvents type, or a glob." example:"com.example.*"`
-	Subject   string `yaml:"subject" doc:"CloudEvents subject, or a glob."`
-	Transform Expr   `yaml:"transform" doc:"Expression over the event that gives the data this sensor sees instead of its own; before when." example:"{id: data.order.id, total: data.order.total}"`
-	When      Expr   `yaml:"when" doc:"Expression over the event that must be true." example:"data.total > 100"`
-	Pick      Pick   `yaml:"pick" enum:"latest,first,all" doc:"Which of several waiting events is used; default latest."`
-	Count     int    `yaml:"count" min:"1" max:"10000" doc:"Number of events that must wait before the dependency has arrived; expressions then see a list."`
-	Distinct  Expr   `yaml:"distinct" doc:"Expression over the event: of waiting events with the same value only one counts." example:"data.host"`
-	Pos       Pos    `yaml:"-"`
+	Name      string  `yaml:"name" required:"true" doc:"Name by which expressions know it, a DNS label; '-' is written '_' in expressions."`
+	Source    string  `yaml:"source" doc:"Name of the EventSource, or a glob." example:"shop"`
+	Event     string  `yaml:"event" doc:"Name of the event, or a glob." example:"orders"`
+	Type      string  `yaml:"type" doc:"CloudEvents type, or a glob." example:"com.example.*"`
+	Subject   string  `yaml:"subject" doc:"CloudEvents subject, or a glob."`
+	Transform Expr    `yaml:"transform" doc:"Expression over the event that gives the data this sensor sees instead of its own; before when." example:"data.order"`
+	When      Expr    `yaml:"when" doc:"Expression over the event that must be true." example:"data.total > 100"`
+	Pick      Pick    `yaml:"pick" enum:"latest,first,all" doc:"Which of several waiting events is used; default latest."`
+	Count     int     `yaml:"count" min:"1" max:"10000" doc:"Number of events that must wait before the dependency has arrived; expressions then see a list."`
+	Distinct  Expr    `yaml:"distinct" doc:"Expression over the event: of waiting events with the same value only one counts." example:"data.host"`
+	Absent    *Absent `yaml:"absent" doc:"Ask whether the event stays away, as absent(name), instead of waiting for it."`
+	Pos       Pos     `yaml:"-"`
+}
+
+// Absent says when the event of a dependency counts as absent.
+type Absent struct {
+	For   Duration `yaml:"for" required:"true" min:"1ms" doc:"How long the event must stay away." example:"5m"`
+	After string   `yaml:"after" required:"true" doc:"Name of the dependency whose event begins the time."`
 }
 
 // Trigger calls a function when its condition holds.

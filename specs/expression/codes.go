@@ -14,6 +14,9 @@ const (
 	CodeNotBoolean specs.Code = "expr-not-boolean"
 	// CodeNegatedDependency: `!name`; a bare name only ever means arrived.
 	CodeNegatedDependency specs.Code = "expr-negated-dependency"
+	// CodeAbsentDependency: the name of a dependency that is declared absent
+	// where an event is meant, or absent() of one that is not.
+	CodeAbsentDependency specs.Code = "expr-absent-dependency"
 	// CodeNotDeterministic: something that would give another result when the
 	// log is folded again, such as the clock.
 	CodeNotDeterministic specs.Code = "expr-not-deterministic"

@@ -1,10 +1,12 @@
 // Package expression owns the expression language of the specs: which names an
 // expression may use, how it is compiled and checked, and what evaluating it
-// may cost. The language is expr (github.com/expr-lang/expr) with five
+// may cost. The language is expr (github.com/expr-lang/expr) with six
 // differences, all made on the syntax tree at compile time:
 //
 //   - A dependency's bare name in a boolean place (an operand of &&, || and !,
 //     the condition of ?:, the whole of a condition) means "has arrived".
+//   - absent(name) asks whether the event of a dependency that is declared so
+//     has stayed away; its bare name is refused.
 //   - What would give another result when the same log is folded again is
 //     replaced (keys, values and toPairs are in order, date knows no local
 //     zone) or refused (now, Local).
@@ -75,6 +77,8 @@ type Program struct {
 	// guards are parts of the expression; guarded is true when it has no others.
 	guards  []Guard
 	guarded bool
+	// absences must be true for the whole to be.
+	absences []string
 
 	vms sync.Pool // *vm.VM
 
@@ -201,6 +205,7 @@ func (c *compilation) compile(want Want) *Program {
 	if want == WantBool && c.scope.deps == nil {
 		guards, guarded = guardsOf(tree.Node)
 	}
+	absences := c.requiredAbsences(tree.Node)
 	c.meter(&tree.Node)
 	if c.found.HasErrors() {
 		return nil
@@ -212,7 +217,7 @@ func (c *compilation) compile(want Want) *Program {
 		return nil
 	}
 	link(code)
-	return &Program{code: code, source: src, want: want, names: c.names, reads: c.reads, guards: guards, guarded: guarded}
+	return &Program{code: code, source: src, want: want, names: c.names, reads: c.reads, guards: guards, guarded: guarded, absences: absences}
 }
 
 // parseError reports what expr's parser found.
@@ -326,6 +331,11 @@ func (p *Program) Attributes() (names []string, all bool) { return p.reads.names
 // Dependencies returns the names of the dependencies the expression refers to,
 // in the order of their first use, as declared.
 func (p *Program) Dependencies() []string { return p.names }
+
+// Absences returns those of the dependencies declared absent without whose
+// absence the expression is not true, whatever else has arrived. There may be
+// others of which this is not seen.
+func (p *Program) Absences() []string { return p.absences }
 
 // DataFields returns the fields of an event's data that an evaluation may
 // read; the data of the environment need not hold others. whole is true when

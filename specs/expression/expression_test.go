@@ -194,6 +194,7 @@ func TestNeeds(t *testing.T) {
 // text begins at 10:7; later lines at column 5.
 func TestDiagnostics(t *testing.T) {
 	ev, fi := EventScope("order"), FiringScope(Dep{Name: "order"}, Dep{Name: "pay-ment"})
+	ab := FiringScope(Dep{Name: "order"}, Dep{Name: "heart-beat", Absent: true})
 	tests := []struct {
 		src  string
 		sc   Scope
@@ -211,7 +212,16 @@ func TestDiagnostics(t *testing.T) {
 		{"$env.id == 'x'", ev, "f.yaml:10:7: error[expr-unknown-name] spec.x: unknown name $env"},
 		{"order && paymnt", fi, "f.yaml:10:16: error[expr-unknown-name] spec.x: unknown name paymnt (did you mean pay_ment?)"},
 		{"order && zzz", fi, "f.yaml:10:16: error[expr-unknown-name] spec.x: unknown name zzz (the dependencies are order, pay_ment)"},
-		{"order && absent(pay_ment)", fi, "f.yaml:10:16: error[expr-unknown-name] spec.x: unknown name absent (a dependency's absence cannot be asked for yet)"},
+		{"order && absent(pay_ment)", fi, "f.yaml:10:23: error[expr-absent-dependency] spec.x: dependency pay-ment does not say when it counts as absent (give it absent: {for, after})"},
+		{"absent(order)", ev, "f.yaml:10:7: error[expr-unknown-name] spec.x: unknown name absent (whether an event stays away is asked in the condition of a sensor)"},
+		{"order && absent(heartbeat)", ab, "f.yaml:10:23: error[expr-unknown-name] spec.x: unknown name heartbeat (did you mean heart_beat?)"},
+		{"absent()", ab, "f.yaml:10:7: error[expr-absent-dependency] spec.x: absent() takes the name of one dependency (write absent(name))"},
+		{"absent(order.data)", ab, "f.yaml:10:7: error[expr-absent-dependency] spec.x: absent() takes"},
+		{"order && heart_beat", ab, "f.yaml:10:16: error[expr-absent-dependency] spec.x: heart-beat is declared absent, so it never arrives (ask absent(heart_beat); to read the event, declare a second dependency without absent)"},
+		{"order && heart_beat.data.x == 1", ab, "f.yaml:10:16: error[expr-absent-dependency]"},
+		{"order && heart_beat == nil", ab, "f.yaml:10:16: error[expr-absent-dependency]"},
+		{"order && !heart_beat", ab, "f.yaml:10:16: error[expr-negated-dependency] spec.x: !heart_beat would be true until heart_beat arrives (write absent(heart_beat))"},
+		{"order && not absent(heart_beat)", ab, "f.yaml:10:16: error[expr-negated-dependency] spec.x: not absent() would be true until the time is up (name a dependency without absent for the event that should arrive)"},
 		{"order.data.x == 1 && order.dat == 1", fi, "f.yaml:10:34: error[expr-unknown-name] spec.x: unknown field dat (did you mean data?)"},
 		{"subject > 5", ev, "f.yaml:10:15: error[expr-type] spec.x: invalid operation: > (mismatched types string and int)"},
 		{"len(data.x, 1) == 1", ev, "f.yaml:10:7: error[expr-type] spec.x: invalid number of arguments (expected 1, got 2)"},
@@ -219,8 +229,8 @@ func TestDiagnostics(t *testing.T) {
 		{"len(data.x) + 1", ev, "f.yaml:10:7: error[expr-not-boolean] spec.x: the condition gives a number, not true or false (compare it with something)"},
 		{"order", ev, "f.yaml:10:7: error[expr-not-boolean] spec.x: order is the event itself, not true or false (ask for one of its attributes, such as order.data)"},
 		{"subject ? true : false", ev, "f.yaml:10:7: error[expr-not-boolean] spec.x: non-bool expression (type string) used as condition"},
-		{"order && !pay_ment", fi, "f.yaml:10:16: error[expr-negated-dependency] spec.x: !pay_ment would be true until pay_ment arrives (a name means that its event has arrived; that an event stays away cannot be asked for; compare what the events say instead)"},
-		{"order && not (pay_ment)", fi, "f.yaml:10:16: error[expr-negated-dependency] spec.x: not pay_ment would be true until pay_ment arrives (a name means that its event has arrived; that an event stays away cannot be asked for; compare what the events say instead)"},
+		{"order && !pay_ment", fi, "f.yaml:10:16: error[expr-negated-dependency] spec.x: !pay_ment would be true until pay_ment arrives (to ask whether an event stays away, give pay-ment absent: {for, after} and write absent(pay_ment))"},
+		{"order && not (pay_ment)", fi, "f.yaml:10:16: error[expr-negated-dependency] spec.x: not pay_ment would be true until pay_ment arrives (to ask whether an event stays away, give pay-ment absent: {for, after} and write absent(pay_ment))"},
 		{"time < now()", ev, "f.yaml:10:14: error[expr-not-deterministic] spec.x: now() reads the clock (use the event's `time`)"},
 		{"time.Local().Hour() == 1", ev, "f.yaml:10:12: error[expr-not-deterministic] spec.x: Local() depends on the machine (use UTC(), or In(timezone(\"Europe/Berlin\")))"},
 		{"data.a matches data.b", ev, "f.yaml:10:27: error[expr-pattern] spec.x: the pattern of matches must be a string literal (use contains, startsWith or endsWith for text that is not known before)"},
@@ -527,5 +537,35 @@ func BenchmarkCompile(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		Compile(at("data.total > 100 && type == 'x'"), "p", sc, WantBool)
+	}
+}
+
+func TestAbsent(t *testing.T) {
+	sc := FiringScope(Dep{Name: "order"}, Dep{Name: "heart-beat", Absent: true}, Dep{Name: "b", Absent: true})
+	for _, tt := range []struct {
+		src, required string
+		hold          bool // with order and heart-beat's absence
+	}{
+		{"absent(heart_beat)", "heart-beat", true},
+		{"order and (absent(heart_beat) && absent(b))", "heart-beat b", false},
+		{"order || absent(b)", "", true},
+		{"(order && absent(b)) || absent(heart_beat) && absent(b)", "b", false},
+		{"order && (absent(b) ? false : absent(heart_beat))", "", true},
+		{"absent(heart_beat) && order.data.n == 1", "heart-beat", true},
+	} {
+		p, ds := Compile(at(tt.src), "spec.x", sc, WantBool)
+		if len(ds) > 0 {
+			t.Fatal(ds)
+		}
+		if got := strings.Join(p.Absences(), " "); got != tt.required {
+			t.Errorf("%s: requires %q, want %q", tt.src, got, tt.required)
+		}
+		env := map[string]any{"order": map[string]any{"data": map[string]any{"n": int64(1)}}, "heart_beat": true}
+		if got, err := p.Bool(env); err != nil || got != tt.hold {
+			t.Errorf("%s: %v, %v", tt.src, got, err)
+		}
+		if got, _ := p.Bool(map[string]any{}); got {
+			t.Errorf("%s holds with nothing", tt.src)
+		}
 	}
 }

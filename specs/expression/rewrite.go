@@ -24,13 +24,8 @@ func (c *compilation) rewrite(node *ast.Node, boolean bool) {
 		c.identifier(node, n, boolean)
 	case *ast.UnaryNode:
 		not := n.Operator == "!" || n.Operator == "not"
-		if id, ok := n.Node.(*ast.IdentifierNode); ok && not {
-			if _, ok := c.scope.deps[id.Value]; ok {
-				c.errorAt(n.Location(), CodeNegatedDependency,
-					"a name means that its event has arrived; that an event stays away cannot be asked for; compare what the events say instead",
-					"%s%s would be true until %s arrives", n.Operator, spaced(n.Operator)+id.Value, id.Value)
-				return
-			}
+		if not && c.negated(n) {
+			return
 		}
 		c.rewrite(&n.Node, not)
 	case *ast.BinaryNode:
@@ -49,6 +44,10 @@ func (c *compilation) rewrite(node *ast.Node, boolean bool) {
 		c.rewrite(&n.From, false)
 		c.rewrite(&n.To, false)
 	case *ast.CallNode:
+		if c.scope.deps != nil && isAbsent(n) {
+			c.absent(node, n)
+			return
+		}
 		c.call(n)
 	case *ast.BuiltinNode:
 		if hint, ok := refusals[n.Name]; ok {
@@ -92,6 +91,97 @@ func (c *compilation) rewrite(node *ast.Node, boolean bool) {
 	}
 }
 
+// negated reports `!name` and `!absent(name)`.
+func (c *compilation) negated(n *ast.UnaryNode) bool {
+	if c.scope.deps == nil {
+		return false
+	}
+	operator := n.Operator + spaced(n.Operator)
+	switch operand := n.Node.(type) {
+	case *ast.IdentifierNode:
+		d, ok := c.scope.deps[operand.Value]
+		if !ok {
+			return false
+		}
+		hint := "write absent(" + operand.Value + ")"
+		if !d.Absent {
+			hint = "to ask whether an event stays away, give " + d.Name + " absent: {for, after} and write absent(" + operand.Value + ")"
+		}
+		c.errorAt(n.Location(), CodeNegatedDependency, hint, "%s%s would be true until %s arrives", operator, operand.Value, operand.Value)
+		return true
+	case *ast.CallNode:
+		if !isAbsent(operand) {
+			return false
+		}
+		c.errorAt(n.Location(), CodeNegatedDependency, "name a dependency without absent for the event that should arrive",
+			"%sabsent() would be true until the time is up", operator)
+		return true
+	}
+	return false
+}
+
+func isAbsent(n *ast.CallNode) bool {
+	callee, ok := n.Callee.(*ast.IdentifierNode)
+	return ok && callee.Value == "absent"
+}
+
+// absent gives `absent(name)` its meaning: `name == true`.
+func (c *compilation) absent(node *ast.Node, n *ast.CallNode) {
+	var id *ast.IdentifierNode
+	if len(n.Arguments) == 1 {
+		id, _ = n.Arguments[0].(*ast.IdentifierNode)
+	}
+	if id == nil {
+		c.errorAt(n.Location(), CodeAbsentDependency, "write absent(name)", "absent() takes the name of one dependency")
+		return
+	}
+	d, ok := c.scope.deps[id.Value]
+	switch {
+	case !ok:
+		c.errorAt(id.Location(), CodeUnknownName, c.scope.hint(id.Value, false), "unknown name %s", id.Value)
+		return
+	case !d.Absent:
+		c.errorAt(id.Location(), CodeAbsentDependency, "give it absent: {for, after}", "dependency %s does not say when it counts as absent", d.Name)
+		return
+	}
+	c.refer(d)
+	yes := &ast.BoolNode{Value: true}
+	yes.SetLocation(n.Location())
+	asked := &ast.BinaryNode{Operator: "==", Left: id, Right: yes}
+	asked.SetLocation(n.Location())
+	*node = asked
+}
+
+// mentioned reports a dependency that is declared absent where its event is
+// meant.
+func (c *compilation) mentioned(n ast.Node, d Dep) bool {
+	if d.Absent {
+		c.errorAt(n.Location(), CodeAbsentDependency,
+			"ask absent("+Ident(d.Name)+"); to read the event, declare a second dependency without absent",
+			"%s is declared absent, so it never arrives", d.Name)
+	}
+	return d.Absent
+}
+
+// requiredAbsences collects the dependencies whose absence must be asked for
+// and true for a rewritten tree to be true.
+func (c *compilation) requiredAbsences(n ast.Node) []string {
+	b, ok := n.(*ast.BinaryNode)
+	switch {
+	case !ok:
+	case b.Operator == "&&" || b.Operator == "and":
+		return append(c.requiredAbsences(b.Left), c.requiredAbsences(b.Right)...)
+	case b.Operator == "||" || b.Operator == "or":
+		right := c.requiredAbsences(b.Right)
+		return slices.DeleteFunc(c.requiredAbsences(b.Left), func(name string) bool { return !slices.Contains(right, name) })
+	case b.Operator == "==":
+		if id, ok := b.Left.(*ast.IdentifierNode); ok && c.scope.deps[id.Value].Absent {
+			return []string{c.scope.deps[id.Value].Name}
+		}
+	}
+	return nil
+}
+
 func spaced(operator string) string {
 	if operator == "not" {
 		return " "
@@ -101,6 +191,9 @@ func spaced(operator string) string {
 
 func (c *compilation) identifier(node *ast.Node, n *ast.IdentifierNode, boolean bool) {
 	if d, ok := c.scope.deps[n.Value]; ok {
+		if c.mentioned(n, d) {
+			return
+		}
 		c.refer(d)
 		if boolean {
 			ast.Patch(node, arrived(n, d.List))
@@ -164,6 +257,9 @@ func (c *compilation) member(node *ast.Node, n *ast.MemberNode) {
 		return
 	}
 	if d, ok := c.scope.deps[id.Value]; ok {
+		if c.mentioned(id, d) {
+			return
+		}
 		c.refer(d)
 		c.reads.add(prop.Value)
 		c.reads.whole = c.reads.whole || prop.Value == "data"

@@ -38,6 +38,9 @@ type Dep struct {
 	Name string
 	// List is true when expressions see a list of events.
 	List bool
+	// Absent is true when the staying away of its event is meant, which
+	// expressions ask for as absent(name) and in no other way.
+	Absent bool
 }
 
 // Scope is the set of names an expression may use. It is not changed after it
@@ -67,7 +70,8 @@ func EventScope(alias ...string) Scope {
 
 // FiringScope has the dependencies by name. In the environment each is nil
 // until it has arrived, then an object with the attributes of its event, or,
-// for a list, a []any of those.
+// for a list, a []any of those. One that is declared absent is true when its
+// event has stayed away.
 func FiringScope(deps ...Dep) Scope {
 	sc := Scope{types: make(types.Map, len(deps)), deps: make(map[string]Dep, len(deps))}
 	event := attributes()
@@ -75,6 +79,9 @@ func FiringScope(deps ...Dep) Scope {
 		var t types.Type = event
 		if d.List {
 			t = types.Array(event)
+		}
+		if d.Absent {
+			t = types.TypeOf(true)
 		}
 		sc.types[Ident(d.Name)] = t
 		sc.deps[Ident(d.Name)] = d
@@ -105,7 +112,7 @@ func (sc Scope) hint(name string, called bool) string {
 	}
 	switch {
 	case name == "absent":
-		return "a dependency's absence cannot be asked for yet"
+		return "whether an event stays away is asked in the condition of a sensor"
 	case called:
 		return "there is no function of this name"
 	case sc.deps != nil && len(known) == 0:
