@@ -53,6 +53,7 @@ faults: build
 gen:
 	mkdir -p docs/schema docs/api
 	$(GO) run ./cmd/engine schema > docs/schema/engine.schema.json
+	$(GO) run ./cmd/engine schema --kind test > docs/schema/test.schema.json
 	$(GO) run ./cmd/engine docs > docs/cli.md
 	cp engine/api/openapi.yaml docs/api/openapi.yaml
 	$(GO) run ./sources/generic/eventing/gen -dir sources/generic/eventing -go sources/generic/eventing -python examples/generic/python

@@ -10,8 +10,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sensor-engine/engine/engine"
+	"github.com/sensor-engine/engine/engine/spectest"
 	sourcetypes "github.com/sensor-engine/engine/sources/all"
 	"github.com/sensor-engine/engine/specs"
 	functionkinds "github.com/sensor-engine/engine/triggers/all"
@@ -51,6 +53,10 @@ func generated() map[string]string {
 		"spec of a DriverType":   table(reflect.ValueOf(&specs.DriverType{})),
 		"spec of a Secret":       table(reflect.ValueOf(&specs.Secret{})),
 		"delivery":               table(reflect.ValueOf(&specs.Delivery{})),
+		"spec test":              table(reflect.ValueOf(&specs.Test{}), "Events", "Expect", "Verdicts"),
+		"test event":             table(reflect.ValueOf(&specs.TestEvent{})),
+		"expected firing":        table(reflect.ValueOf(&specs.ExpectedFiring{})),
+		"expected verdict":       table(reflect.ValueOf(&specs.ExpectedVerdict{})),
 	}
 	for _, t := range catalog.Sources {
 		out["source "+t.Name] = section(t.Type)
@@ -265,6 +271,63 @@ func TestSpecs(t *testing.T) {
 	}
 	if n < 5 {
 		t.Errorf("only %d specs found", n)
+	}
+}
+
+// TestSpecTests: the tests of testing.md pass, and what it shows of their
+// output is what comes out.
+func TestSpecTests(t *testing.T) {
+	page := pages(t)["testing.md"]
+	var set *specs.Set
+	var tests []specs.TestFile
+	for _, b := range blocks("testing.md", page) {
+		switch {
+		case b.info == "yaml test":
+			files, found := catalog.Loader().LoadTestBytes("orders_test.yaml", []byte(b.text))
+			if len(found) > 0 {
+				t.Fatal(b.place, found)
+			}
+			tests = append(tests, files...)
+		case set == nil && b.info == "yaml":
+			set = catalog.Loader().LoadBytes("orders.yaml", []byte(b.text)).Set()
+		}
+	}
+	if set == nil || len(tests) != 1 || len(tests[0].Tests) == 0 {
+		t.Fatalf("%d files of tests", len(tests))
+	}
+	runner := spectest.New(set, engine.NewCompiler(catalog).Sensors(set), catalog.Sources)
+	run := func(test *specs.Test) []spectest.Failure {
+		if found := runner.Check(test); len(found) > 0 {
+			t.Error(found)
+		}
+		res, err := runner.Run(test)
+		if err != nil {
+			t.Error(err)
+		}
+		return res.Failures
+	}
+	for i := range tests[0].Tests {
+		test := &tests[0].Tests[i]
+		if failures := run(test); len(failures) > 0 {
+			t.Errorf("%s: %v", test.Name, failures)
+		}
+		if line := "ok    " + test.Pos.String() + ": " + test.Name + "\n"; !strings.Contains(page, line) {
+			t.Errorf("the page does not show %q", line)
+		}
+	}
+	// The failure shown: another time and amount.
+	bad := &tests[0].Tests[0]
+	at := specs.Duration(6 * time.Minute)
+	bad.Expect[0].At, bad.Expect[0].Input.Root.(map[string]any)["paid"] = &at, int64(100)
+	bad.Expect[0].Trigger, bad.Expect[0].Key.Set = "", false
+	failures := run(bad)
+	if len(failures) != 1 {
+		t.Fatal(failures)
+	}
+	for _, line := range append(failures[0].Diff, failures[0].Pos.String()+": "+failures[0].Message) {
+		if !strings.Contains(page, strings.TrimRight("      "+line, " ")) {
+			t.Errorf("the page does not show %q", line)
+		}
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/engine/evaluate"
 	"github.com/sensor-engine/engine/engine/fold"
 	"github.com/sensor-engine/engine/engine/jobs"
 	"github.com/sensor-engine/engine/sensors"
@@ -249,6 +250,10 @@ func (c *Compiler) routes(set *specs.Set) specs.Diagnostics {
 func isSensor(r *specs.Resource) bool {
 	return r.Kind == specs.KindSensor || r.Kind == specs.KindSubscription
 }
+
+// Sensors returns the compiled sensors of a checked set, in the order in which
+// the engine has them.
+func (c *Compiler) Sensors(set *specs.Set) []evaluate.Sensor { return c.rules(set).Sensors }
 
 // rules compiles the sensors of a checked set.
 func (c *Compiler) rules(set *specs.Set) *fold.Rules {

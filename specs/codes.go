@@ -7,6 +7,8 @@ const (
 	CodeUnreadable Code = "unreadable"
 	// CodeLinkOutside: a symbolic link leaves the directory that was asked for.
 	CodeLinkOutside Code = "link-outside"
+	// CodeTestFile: spec tests where specs are read, or the other way round.
+	CodeTestFile Code = "test-file"
 	// CodeFileTooLarge: a file exceeds the size limit.
 	CodeFileTooLarge Code = "file-too-large"
 	// CodeEncoding: a file is not UTF-8 text.

@@ -77,6 +77,10 @@ func TestDiagnostics(t *testing.T) {
 			symlink(t, "missing.yaml", filepath.Join(dir, "broken.yaml"))
 			return []string{dir, filepath.Join(dir, "absent")}
 		},
+		"test-file": func(t *testing.T, dir string) []string {
+			write(t, filepath.Join(dir, "a_test.yaml"), "tests: []")
+			return []string{filepath.Join(dir, "a_test.yaml")}
+		},
 		"link-outside": func(t *testing.T, dir string) []string {
 			write(t, filepath.Join(dir, "secret.yaml"), "secret: data")
 			if err := os.Mkdir(filepath.Join(dir, "root"), 0o755); err != nil {

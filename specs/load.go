@@ -103,7 +103,7 @@ func (l *Loaded) Set() *Set {
 }
 
 // Load reads files and directories: every *.yaml and *.yml, recursively,
-// without hidden entries and editors' backups. Symbolic links are followed
+// without spec tests ([IsTestFile]), hidden entries and editors' backups. Symbolic links are followed
 // within their root. What is wrong with the files is in Loaded.Diagnostics; the
 // error is that of ctx alone.
 func (l Loader) Load(ctx context.Context, paths ...string) (*Loaded, error) {

@@ -16,6 +16,7 @@ import (
 // when several roots or links lead to it.
 type walker struct {
 	limit  int
+	tests  bool            // read spec tests, not specs
 	seen   map[string]bool // real paths of files and directories
 	found  Diagnostics
 	broken []File
@@ -58,7 +59,14 @@ func (w *walker) root(ctx context.Context, path string, visit func(name string, 
 	}
 	defer w.dir.Close()
 	if single {
-		w.file(path, real)
+		switch {
+		case IsTestFile(path) == w.tests:
+			w.file(path, real)
+		case w.tests:
+			w.report(path, CodeTestFile, "their names end in _test.yaml", "this is no file of spec tests")
+		default:
+			w.report(path, CodeTestFile, "run it with engine test", "this is a file of spec tests")
+		}
 		return r, ctx.Err()
 	}
 	if err := w.directory(ctx, path, real); err != nil {
@@ -108,9 +116,12 @@ func ignored(name string) bool {
 	return strings.HasPrefix(name, ".") || strings.HasPrefix(name, "#") || strings.HasSuffix(name, "~")
 }
 
-func isSpec(name string) bool {
-	ext := filepath.Ext(name)
-	return ext == ".yaml" || ext == ".yml"
+// wants tells which files of a directory are read.
+func (w *walker) wants(name string) bool {
+	if w.tests {
+		return IsTestFile(name)
+	}
+	return IsSpecFile(name)
 }
 
 // directory reads a directory: real is where it is, name how it is called.
@@ -151,9 +162,9 @@ func (w *walker) directory(ctx context.Context, name, real string) error {
 			if err := w.directory(ctx, child, at); err != nil {
 				return err
 			}
-		case isSpec(e.Name()) && e.Type().IsRegular():
+		case w.wants(e.Name()) && e.Type().IsRegular():
 			w.file(child, at)
-		case isSpec(e.Name()):
+		case w.wants(e.Name()):
 			w.report(child, CodeUnreadable, "", "is no regular file")
 		}
 	}
@@ -166,7 +177,7 @@ func (w *walker) follow(ctx context.Context, l link) error {
 	if err != nil {
 		// A broken link can only matter when it would be a spec; it may be
 		// a directory that is just being replaced, too.
-		if isSpec(l.name) {
+		if w.wants(l.name) {
 			w.file(l.name, l.target)
 		} else if filepath.Ext(l.name) == "" {
 			w.failed(l.name, err)
@@ -175,7 +186,7 @@ func (w *walker) follow(ctx context.Context, l link) error {
 	}
 	if real != w.base && !strings.HasPrefix(real, strings.TrimSuffix(w.base, string(filepath.Separator))+string(filepath.Separator)) {
 		info, err := os.Stat(real)
-		if err == nil && !info.IsDir() && !isSpec(l.name) {
+		if err == nil && !info.IsDir() && !w.wants(l.name) {
 			return nil
 		}
 		w.report(l.name, CodeLinkOutside, "give the target as a path of its own",
@@ -188,7 +199,7 @@ func (w *walker) follow(ctx context.Context, l link) error {
 		w.failed(l.name, err)
 	case info.IsDir():
 		return w.directory(ctx, l.name, real)
-	case isSpec(l.name) && info.Mode().IsRegular():
+	case w.wants(l.name) && info.Mode().IsRegular():
 		w.file(l.name, real)
 	}
 	return nil

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 
 	"github.com/spf13/cobra"
 
@@ -65,6 +66,11 @@ func check(ctx context.Context, paths []string) (findings, error) {
 	compiler := engine.NewCompiler(cat)
 	compiler.MaxEvent = maxPayload - payloadHeadroom // of the largest bus there can be
 	ds = append(ds, compiler.Check(l.Set(), l.Invalid...)...).Sort()
+	tests, err := cat.Loader().LoadTests(ctx, testPaths(paths)...)
+	if err != nil {
+		return findings{}, err
+	}
+	ds = append(ds, tests.Diagnostics...).Sort()
 	out := findings{Valid: !ds.HasErrors(), Resources: len(l.Resources), Files: len(l.Files), Diagnostics: ds}
 	for _, d := range ds {
 		if d.Severity == specs.Error {
@@ -74,6 +80,16 @@ func check(ctx context.Context, paths []string) (findings, error) {
 		}
 	}
 	return out, nil
+}
+
+// testPaths are the paths where spec tests may be.
+func testPaths(paths []string) (out []string) {
+	for _, p := range paths {
+		if info, err := os.Stat(p); err == nil && info.IsDir() {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 func (e *env) printFindings(f findings) error {

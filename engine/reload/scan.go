@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/sensor-engine/engine/specs"
 )
 
 // maxHashed bounds what is read of one file to fingerprint it; larger files
@@ -172,7 +174,7 @@ func (s *scan) dir(path, real, root string, open map[string]bool) {
 			s.link(path, real, root, open)
 		} else if e.IsDir() {
 			s.dir(path, real, root, open)
-		} else if isSpecFile(name) {
+		} else if specs.IsSpecFile(name) {
 			if info, err := e.Info(); err == nil {
 				s.file(path, info)
 			}
@@ -183,7 +185,7 @@ func (s *scan) dir(path, real, root string, open map[string]bool) {
 func (s *scan) link(path, link, root string, open map[string]bool) {
 	real, err := realPath(link)
 	if err != nil {
-		if isSpecFile(path) {
+		if specs.IsSpecFile(path) {
 			s.record("error", path, []byte(errorClass(err)))
 		}
 		return
@@ -198,7 +200,7 @@ func (s *scan) link(path, link, root string, open map[string]bool) {
 	}
 	if info.IsDir() {
 		s.dir(path, real, root, open)
-	} else if isSpecFile(path) {
+	} else if specs.IsSpecFile(path) {
 		s.watchName(real)
 		s.file(path, info)
 	}
@@ -263,13 +265,4 @@ func errorClass(err error) string {
 // (swap files, .git) as well as the backups of editors.
 func ignored(name string) bool {
 	return strings.HasPrefix(name, ".") || strings.HasSuffix(name, "~") || strings.HasPrefix(name, "#")
-}
-
-// isSpecFile reports whether a directory entry of this name is read.
-func isSpecFile(name string) bool {
-	switch filepath.Ext(name) {
-	case ".yaml", ".yml":
-		return true
-	}
-	return false
 }

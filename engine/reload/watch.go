@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/fsnotify/fsnotify"
+
+	"github.com/sensor-engine/engine/specs"
 )
 
 // Defaults of [WatchOptions].
@@ -261,7 +263,7 @@ func (w *Watcher) relevant(ev fsnotify.Event) bool {
 		return true // a ConfigMap swaps its link ..data
 	case !d.tree || ignored(name):
 		return false
-	case isSpecFile(name):
+	case specs.IsSpecFile(name):
 		return true
 	case ev.Has(fsnotify.Create):
 		info, err := os.Lstat(ev.Name)

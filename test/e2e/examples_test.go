@@ -76,6 +76,20 @@ func TestExamplesAreValid(t *testing.T) {
 	}
 }
 
+// TestExamplesHaveTests: every example has spec tests, and they pass.
+func TestExamplesHaveTests(t *testing.T) {
+	dirs, err := filepath.Glob(filepath.Join("..", "..", "examples", "*"))
+	if err != nil || len(dirs) < 2 {
+		t.Fatalf("examples: %v %v", dirs, err)
+	}
+	for _, dir := range dirs {
+		stdout, stderr, code := execute(t, nil, "test", dir)
+		if code != 0 || !strings.HasSuffix(stdout, " passed\n") {
+			t.Errorf("%s: exit code %d\n%s%s", dir, code, stdout, stderr)
+		}
+	}
+}
+
 // TestQuickstart: events fire within seconds, by themselves and by curl.
 func TestQuickstart(t *testing.T) {
 	e := example(t, "quickstart")
