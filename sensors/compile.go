@@ -82,6 +82,7 @@ type trigger struct {
 	// absent are those of refs that are declared absent; the condition does not
 	// hold without the absence of those in vital.
 	absent, vital uint64
+	cooldown      int64 // in nanoseconds
 	// table decides by arrival alone: bit i is the result when the set i of
 	// the dependencies in refs, in ascending order, has arrived. nil when the
 	// condition reads events.
@@ -358,7 +359,7 @@ func (c *compilation) condition(e specs.Expr, path string) *expression.Program {
 
 func (c *compilation) trigger(i int, s *specs.Trigger, shared *expression.Program) trigger {
 	path := fmt.Sprintf("spec.triggers[%d]", i)
-	t := trigger{name: s.Name, cond: shared}
+	t := trigger{name: s.Name, cond: shared, cooldown: int64(s.Cooldown)}
 	switch {
 	case !s.Condition.IsZero():
 		t.cond = c.condition(s.Condition, path+".condition")

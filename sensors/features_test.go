@@ -233,3 +233,44 @@ func TestAbsentAfterReload(t *testing.T) {
 		}
 	}
 }
+
+// TestCooldown has a case for each row of docs/sensors.md about cooldown.
+func TestCooldown(t *testing.T) {
+	cooldown := func(s *specs.Sensor, minutes int) *specs.Sensor {
+		s.Triggers[0].Cooldown = specs.Duration(time.Duration(minutes) * time.Minute)
+		return s
+	}
+	playAll(t, []play{
+		{"alone", "a +2m a +3m a", cooldown(sensor("a", "t=a"), 5), "t(a1) t(a3)", "suppressed t 2"},
+		{"used up", "a b +1m a b +5m a b", cooldown(sensor("a b", "t=a && b"), 5), "t(a1 b2) t(a5 b6)", "suppressed t 4"},
+		{"what waits", "a b +1m a +5m b", cooldown(sensor("a b", "t=a && b"), 5), "t(a1 b2) t(a3 b4)", ""},
+		{"queue", "a a b b", cooldown(sensor("a:first b", "t=a && b"), 5), "t(a1 b3)", "suppressed t 4"},
+		{"per trigger", "a a", cooldown(sensor("a", "t=a; u=a"), 5), "t(a1) u(a1) u(a2)", "suppressed t 2"},
+		{"per key", `a{"k":"x"} a{"k":"y"} a{"k":"x"}`, with(cooldown(sensor("a", "t=a"), 5), func(s *specs.Sensor) { s.Correlate = expr("data.k") }), "t(a1)@x t(a2)@y", "suppressed t 3"},
+		{"absence", "d +5m d +5m x", with(cooldown(sensor("d h x", "t=absent(h)"), 6), func(s *specs.Sensor) {
+			s.Dependencies[1].Absent = &specs.Absent{For: specs.Duration(5 * time.Minute), After: "d"}
+		}), "t(d1)", "suppressed t 2"},
+	})
+
+	// It is kept over a reload and counts from the same firing.
+	r := newRun(t, compileOK(t, cooldown(sensor("a", "t=a"), 5)))
+	r.play("a")
+	if at, ok := r.p.NextWake(r.states[""]); !ok || !at.Equal(t0.Add(5*time.Minute)) {
+		t.Errorf("wakes at %v, %v", at, ok)
+	}
+	r.p = compileOK(t, cooldown(sensor("a", "u=a; t=a"), 0))
+	r.p.triggers[1].cooldown = int64(2 * time.Minute)
+	if got := r.play("+1m a +1m a"); got != "t(a1) u(a2) u(a3) t(a3)" {
+		t.Errorf("fires %q", got)
+	}
+	if r.wake(t0.Add(time.Hour)); len(r.states) != 0 {
+		t.Errorf("%v is kept", r.states)
+	}
+	// Without a cooldown any more, nothing is left of it.
+	r = newRun(t, compileOK(t, cooldown(sensor("a", "t=a"), 5)))
+	r.play("a")
+	r.p = compileOK(t, sensor("a", "t=a"))
+	if r.wake(t0); len(r.states) != 0 {
+		t.Errorf("%v is kept", r.states)
+	}
+}

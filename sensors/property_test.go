@@ -75,6 +75,8 @@ type model struct {
 	conds         []*formula
 	within        time.Duration
 	wait          map[string][]waiting // by key and trigger
+	cool          []time.Duration      // of the triggers
+	fired         map[string]time.Time
 }
 
 type waiting struct {
@@ -127,7 +129,7 @@ func (m *model) event(name, key, val string, seq uint64, now time.Time) (fired [
 		}
 		var f []string
 		if news {
-			list, f = m.fire(i, key, list)
+			list, f = m.fire(i, key, list, now)
 		}
 		fired = append(fired, f...)
 		m.wait[slot] = list
@@ -185,7 +187,7 @@ func (m *model) deadlines(key string, now time.Time) (fired []string) {
 			}
 			var f []string
 			if over {
-				list, f = m.fire(i, key, list)
+				list, f = m.fire(i, key, list, due)
 			}
 			fired = append(fired, f...)
 			m.wait[slot] = list
@@ -195,7 +197,7 @@ func (m *model) deadlines(key string, now time.Time) (fired []string) {
 }
 
 // fire is what one trigger fires of what waits.
-func (m *model) fire(i int, key string, list []waiting) (rest []waiting, fired []string) {
+func (m *model) fire(i int, key string, list []waiting, now time.Time) (rest []waiting, fired []string) {
 	cond := m.conds[i]
 	refs := m.refs(cond)
 	for {
@@ -226,7 +228,11 @@ func (m *model) fire(i int, key string, list []waiting) (rest []waiting, fired [
 		for _, w := range used {
 			s += fmt.Sprintf(" d%d:%d", w.dep, w.seq)
 		}
-		fired = append(fired, s)
+		last, ok := m.fired[fmt.Sprint(key, "/", i)]
+		if !ok || m.cool[i] == 0 || !now.Before(last.Add(m.cool[i])) {
+			m.fired[fmt.Sprint(key, "/", i)] = now
+			fired = append(fired, s)
+		}
 		list = slices.DeleteFunc(list, func(w waiting) bool { return slices.Contains(used, w) })
 	}
 }
@@ -234,7 +240,7 @@ func (m *model) fire(i int, key string, list []waiting) (rest []waiting, fired [
 func TestStepAgainstModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		deps := rapid.IntRange(1, 3).Draw(t, "deps")
-		m := &model{wait: map[string][]waiting{}, within: time.Duration(rapid.SampledFrom([]int{0, 3, 10}).Draw(t, "within")) * time.Minute}
+		m := &model{wait: map[string][]waiting{}, fired: map[string]time.Time{}, within: time.Duration(rapid.SampledFrom([]int{0, 3, 10}).Draw(t, "within")) * time.Minute}
 		s := &specs.Sensor{Within: specs.Duration(m.within)}
 		for d := range deps {
 			m.names = append(m.names, rapid.SampledFrom([]string{"a", "b", "c", "*"}).Draw(t, "event"))
@@ -275,6 +281,8 @@ func TestStepAgainstModel(t *testing.T) {
 				cond += fmt.Sprintf(" && (d%d == nil || true)", leaf)
 			}
 			s.Triggers = append(s.Triggers, specs.Trigger{Name: fmt.Sprint("t", i), Condition: expr(cond)})
+			m.cool = append(m.cool, time.Duration(rapid.SampledFrom([]int{0, 0, 1, 5}).Draw(t, "cooldown"))*time.Minute)
+			s.Triggers[i].Cooldown = specs.Duration(m.cool[i])
 		}
 		correlated := rapid.Bool().Draw(t, "correlated")
 		if correlated {
@@ -441,7 +449,9 @@ func FuzzDecodeKeyState(f *testing.F) {
 	spec.Dependencies[1].Distinct = expr("id")
 	r = newRun(f, compileOK(f, spec))
 	r.play("b b")
+	r.p.triggers[0].cooldown = 1
 	full := r.states[""]
+	full.fired = []int64{5, 0}
 	f.Add(full.Append(nil))
 	f.Add([]byte{})
 	f.Add([]byte{1, 0, 0})

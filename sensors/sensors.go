@@ -64,6 +64,9 @@ const (
 	// Answered: the event that was to stay away arrived in time; Seq is the one
 	// that began the time.
 	Answered
+	// Suppressed: the condition held within the trigger's cooldown, so that the
+	// events were used up and nothing fired; Seq is the last of them.
+	Suppressed
 )
 
 // Verdict explains one decision about one event.

@@ -139,7 +139,7 @@ func (r *run) step(in Input) {
 }
 
 func (r *run) say(v Verdict) {
-	names := []string{"yes", "no", "missing", "failed", "superseded", "expired", "waiting", "fired", "answered"}
+	names := []string{"yes", "no", "missing", "failed", "superseded", "expired", "waiting", "fired", "answered", "suppressed"}
 	s := fmt.Sprintf("%s %s%s %d", names[v.Outcome], v.Dependency, v.Trigger, v.Seq)
 	if v.Outcome == Missing || v.Outcome == Failed {
 		s += " " + v.Detail
@@ -610,7 +610,7 @@ func TestAdopt(t *testing.T) {
 	if got := queue.play("a"); got != "t(a1) t(a2) t(a3)" || len(queue.states) != 0 {
 		t.Errorf("fires %s", got)
 	}
-	if got := now.Adopt(KeyState{names: []string{"gone"}, views: []triggerView{{{seq: 1}}}}); !got.Empty() || got.views != nil {
+	if got := now.Adopt(KeyState{names: []string{"gone"}, views: []triggerView{{{seq: 1}}}, fired: []int64{1}}); !got.Empty() || got.views != nil {
 		t.Errorf("%v", got)
 	}
 	for _, change := range []func(*specs.Sensor){

@@ -23,6 +23,9 @@ type KeyState struct {
 	// names are the triggers the views belong to, by index.
 	names []string
 	views []triggerView
+	// fired is when each trigger with a cooldown fired last, 0 when its quiet
+	// time is over; nil when that is so of all.
+	fired []int64
 	seen  uint64
 }
 
@@ -44,7 +47,7 @@ type kept struct {
 
 // Empty reports whether nothing is kept.
 func (s *KeyState) Empty() bool {
-	return !slices.ContainsFunc(s.views, func(v triggerView) bool { return len(v) > 0 })
+	return s.fired == nil && !slices.ContainsFunc(s.views, func(v triggerView) bool { return len(v) > 0 })
 }
 
 // Seen is the sequence of the last event this state took in, 0 when the state
@@ -137,6 +140,12 @@ func (p *Program) Adopt(s KeyState) KeyState {
 		out.views[t] = slices.DeleteFunc(v, func(k kept) bool {
 			return k.dep >= len(p.deps) || p.triggers[t].refs&(1<<k.dep) == 0 || k.answered&p.triggers[t].vital != 0
 		})
+		if s.fired != nil && s.fired[i] != 0 && p.triggers[t].cooldown > 0 {
+			if out.fired == nil {
+				out.fired = make([]int64, len(p.triggers))
+			}
+			out.fired[t] = s.fired[i]
+		}
 	}
 	if out.Empty() {
 		return KeyState{}
@@ -145,9 +154,9 @@ func (p *Program) Adopt(s KeyState) KeyState {
 }
 
 // NextWake is the earliest time at which a kept event has waited for the whole
-// window, or something has been absent for its time; ok is false when none is
-// due ever. A [Program.Step] without an event at that time gives the event up,
-// and fires what waited for the absence.
+// window, something has been absent for its time, or a cooldown is over; ok is
+// false when none is due ever. A [Program.Step] without an event at that time
+// gives the event up, and fires what waited for the absence.
 func (p *Program) NextWake(s KeyState) (at time.Time, ok bool) {
 	var first int64
 	due := func(t int64) {
@@ -162,6 +171,15 @@ func (p *Program) NextWake(s KeyState) (at time.Time, ok bool) {
 				due(v[0].at + int64(p.within))
 			}
 		}
+	}
+	for i, fired := range s.fired {
+		if fired == 0 {
+			continue
+		}
+		if t := slices.Index(p.names, s.names[i]); t >= 0 {
+			fired += p.triggers[t].cooldown
+		}
+		due(fired)
 	}
 	if p.absents != 0 {
 		for i, v := range s.views {
@@ -195,7 +213,7 @@ func (k *kept) pending(p *Program, absent uint64) uint64 {
 }
 
 // Versions of the stored form. The first is still written where it suffices;
-// the second also has distinct values and what became of absences.
+// the second also has distinct values, what became of absences, and cooldowns.
 const (
 	plainState = 1
 	fullState  = 2
@@ -203,9 +221,17 @@ const (
 
 // plain reports whether the first version can hold the state.
 func (s *KeyState) plain() bool {
-	return !slices.ContainsFunc(s.views, func(v triggerView) bool {
+	return s.fired == nil && !slices.ContainsFunc(s.views, func(v triggerView) bool {
 		return slices.ContainsFunc(v, func(k kept) bool { return k.value != "" || k.answered|k.passed != 0 })
 	})
+}
+
+// quiet is when a trigger fired whose quiet time is not over, 0 for none.
+func (s *KeyState) quiet(i int) int64 {
+	if s.fired == nil {
+		return 0
+	}
+	return s.fired[i]
 }
 
 // Append appends the stored form of the state: references only. [DecodeKeyState]
@@ -216,8 +242,8 @@ func (s *KeyState) Append(b []byte) []byte {
 		version = plainState
 	}
 	views := 0
-	for _, v := range s.views {
-		if len(v) > 0 {
+	for i, v := range s.views {
+		if len(v) > 0 || s.quiet(i) != 0 {
 			views++
 		}
 	}
@@ -225,7 +251,7 @@ func (s *KeyState) Append(b []byte) []byte {
 	b = binary.AppendUvarint(b, s.seen)
 	b = binary.AppendUvarint(b, uint64(views))
 	for i, v := range s.views {
-		if len(v) == 0 {
+		if len(v) == 0 && s.quiet(i) == 0 {
 			continue
 		}
 		b = binary.AppendUvarint(b, uint64(len(s.names[i])))
@@ -242,6 +268,9 @@ func (s *KeyState) Append(b []byte) []byte {
 			b = append(b, k.value...)
 			b = binary.AppendUvarint(b, k.answered)
 			b = binary.AppendUvarint(b, k.passed)
+		}
+		if version != plainState {
+			b = binary.AppendVarint(b, s.quiet(i))
 		}
 	}
 	return b
@@ -273,8 +302,16 @@ func DecodeKeyState(b []byte) (KeyState, error) {
 			}
 			view = append(view, k)
 		}
-		if slices.Contains(s.names, name) || len(view) == 0 {
+		quiet := int64(0)
+		if version == fullState {
+			quiet = d.varint()
+		}
+		if slices.Contains(s.names, name) || len(view) == 0 && quiet == 0 {
 			d.err = errOrder
+		}
+		if quiet != 0 {
+			s.fired = append(s.fired, make([]int64, len(s.names)-len(s.fired))...)
+			s.fired = append(s.fired, quiet)
 		}
 		s.names, s.views = append(s.names, name), append(s.views, view)
 	}
@@ -286,6 +323,9 @@ func DecodeKeyState(b []byte) (KeyState, error) {
 	}
 	if len(s.views) == 0 {
 		return KeyState{}, nil
+	}
+	if s.fired != nil {
+		s.fired = append(s.fired, make([]int64, len(s.names)-len(s.fired))...)
 	}
 	return s, nil
 }

@@ -32,6 +32,9 @@ func (p *Program) Step(st KeyState, in Input) (KeyState, []Firing, []Verdict) {
 	}
 	s := step{p: p, in: &in, st: st, now: in.Time.UnixNano()}
 	s.expire()
+	if s.st.fired != nil {
+		s.calm()
+	}
 	if p.absents != 0 {
 		s.pass()
 	}
@@ -121,6 +124,45 @@ func (s *step) expire() {
 	}
 }
 
+// calm ends the quiet times that are over.
+func (s *step) calm() {
+	quiet := false
+	for i, fired := range s.st.fired {
+		if fired != 0 && s.now >= fired+s.p.triggers[i].cooldown {
+			s.st.fired[i] = 0
+		}
+		quiet = quiet || s.st.fired[i] != 0
+	}
+	if !quiet {
+		s.st.fired = nil
+	}
+}
+
+// suppress reports whether a trigger is quiet, so that what it used does not
+// fire. Otherwise its quiet time begins.
+func (s *step) suppress(i int, t *trigger, used []kept) bool {
+	if s.st.quiet(i) != 0 {
+		v := Verdict{Outcome: Suppressed, Trigger: t.name, Detail: "fired less than " + time.Duration(t.cooldown).String() + " ago"}
+		for j := range used {
+			v.Seq = max(v.Seq, used[j].seq)
+		}
+		s.verdicts = append(s.verdicts, v)
+		return true
+	}
+	s.allocate()
+	if s.st.fired == nil {
+		s.st.fired = make([]int64, len(s.p.triggers))
+	}
+	s.st.fired[i] = s.now
+	return false
+}
+
+func (s *step) allocate() {
+	if len(s.st.views) == 0 {
+		s.st.names, s.st.views = s.p.names, make([]triggerView, len(s.p.triggers))
+	}
+}
+
 // pass notes the absences whose time is over, and fires what waited for them.
 func (s *step) pass() {
 	for i, v := range s.st.views {
@@ -199,9 +241,7 @@ func (s *step) trigger(i int, arrived uint64) {
 			view = s.work(i, view)
 		}
 	}
-	if len(s.st.views) == 0 {
-		s.st.names, s.st.views = s.p.names, make([]triggerView, len(s.p.triggers))
-	}
+	s.allocate()
 	s.st.views[i] = view
 }
 
@@ -414,6 +454,9 @@ func (p *Program) environment(t *trigger, n *need, used []kept) (map[string]any,
 }
 
 func (s *step) fire(i int, t *trigger, used []kept) {
+	if t.cooldown > 0 && s.suppress(i, t, used) {
+		return
+	}
 	f := Firing{
 		Trigger: t.name, TriggerIndex: i, Correlation: s.in.Key, Time: s.in.Time,
 		Key: s.firingKey(t, used), Events: make([]Contribution, len(used)),

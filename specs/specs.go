@@ -355,8 +355,9 @@ type Absent struct {
 
 // Trigger calls a function when its condition holds.
 type Trigger struct {
-	Name      string `yaml:"name" required:"true" doc:"Name of the trigger, a DNS label, unique in the sensor."`
-	Condition Expr   `yaml:"condition" doc:"Condition of this trigger alone; default: the sensor's."`
+	Name      string   `yaml:"name" required:"true" doc:"Name of the trigger, a DNS label, unique in the sensor."`
+	Condition Expr     `yaml:"condition" doc:"Condition of this trigger alone; default: the sensor's."`
+	Cooldown  Duration `yaml:"cooldown" min:"1ms" doc:"Quiet time after a firing, per correlation key: what would fire within it is used up without a call." example:"5m"`
 	// Function is the named function, "" when Inline is set.
 	Function    string   `yaml:"function" doc:"Name of the Function to call; or give a kind inline: http, exec, publish, log."`
 	FunctionPos Pos      `yaml:"-"`
