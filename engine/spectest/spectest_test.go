@@ -1,0 +1,208 @@
+package spectest_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+)
+
+const shop = `apiVersion: engine/v1
+kind: EventSource
+metadata: {name: shop}
+spec:
+  webhook:
+    orders: {path: /orders, filter: data.kind != "test", dedup: data.id, labels: {tenant: "${ request.headers.tenant }"}}
+    payments: {path: /payments}
+---
+apiVersion: engine/v1
+kind: Function
+metadata: {name: ship}
+spec: {log: {}}
+---
+apiVersion: engine/v1
+kind: Sensor
+metadata: {name: pair}
+spec:
+  dependencies: [{name: order, source: shop, event: orders}, {name: payment, source: shop, event: payments, when: data.amount > 0}]
+  correlate: data.id
+  within: 10m
+  triggers:
+    - {name: ship, function: ship, input: {items: "${ order.data.items }", amount: "${ payment.data.amount }"}}
+    - {name: tell, condition: order, http: {url: "http://a/${ order.data.id }", headers: {X-Tenant: "${ order.extensions.tenant }", X-Fixed: "yes"}}}
+---
+apiVersion: engine/v1
+kind: Subscription
+metadata: {name: hello}
+spec: {eventType: com.example.hello, function: ship}
+---
+apiVersion: engine/v1
+kind: Subscription
+metadata: {name: broken}
+spec: {eventType: com.example.broken, function: ship, input: "${ event.data.a.b }"}
+`
+
+// run runs the tests of a text and returns what fails.
+func run(t *testing.T, text string) (out string) {
+	t.Helper()
+	runner, _ := compile(t, shop)
+	files, found := catalog.Loader().LoadTestBytes("t_test.yaml", []byte(text))
+	if len(found) > 0 {
+		t.Fatal(found)
+	}
+	for i := range files[0].Tests {
+		test := &files[0].Tests[i]
+		if found := runner.Check(test); len(found) > 0 {
+			t.Fatal(found)
+		}
+		res, err := runner.Run(test)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range res.Failures {
+			out += fmt.Sprintf("%s: %s\n%s\n", test.Name, f.Message, strings.Join(f.Diff, "\n"))
+		}
+	}
+	return out
+}
+
+// TestPasses has a case for each thing a test can say.
+func TestPasses(t *testing.T) {
+	if got := run(t, `
+tests:
+  - name: intake, key, input
+    events:
+      - {source: shop, event: orders, request: {headers: {tenant: acme}}, data: {id: 12345678901234567, kind: new, items: [{n: 1, at: x}, {n: 2, at: y}]}}
+      - {after: 1m, source: shop, event: payments, data: {id: 12345678901234567, amount: 2.0}}
+    expect:
+      - {sensor: pair, trigger: ship, at: 1m, key: 12345678901234567, function: ship, input: {items: [{n: 1.0, at: x}, {at: y, n: 2}], amount: 2}}
+      - {sensor: pair, trigger: tell, at: 0s, function: http, config: {url: "http://a/12345678901234567", headers: {X-Tenant: acme, X-Fixed: "yes"}}}
+  - name: part of an input, in any order of expectations
+    events:
+      - {source: shop, event: orders, request: {headers: {tenant: acme}}, data: {id: "1", kind: new, items: [{n: 1, at: x}]}}
+      - {source: shop, event: payments, data: {id: "1", amount: 2}}
+    expect:
+      - {sensor: pair}
+      - {sensor: pair, trigger: tell, contains: {kind: new}}
+  - name: filter and duplicates
+    events:
+      - {source: shop, event: orders, data: {kind: test}}
+      - {source: shop, event: orders, request: {headers: {tenant: a}}, data: {id: a, kind: b}}
+      - {at: 9m, source: shop, event: orders, request: {headers: {tenant: a}}, data: {id: a, kind: b}}
+      - {at: 10m, source: shop, event: orders, request: {headers: {tenant: a}}, data: {id: a, kind: b}}
+    until: 20m
+    expect:
+      - {sensor: pair, trigger: tell, at: 0s}
+      - {sensor: pair, trigger: tell, at: 10m}
+    filtered: 1
+    duplicates: 1
+    verdicts:
+      - {sensor: pair, outcome: expired, dependency: order, trigger: ship, at: 10m}
+      - {sensor: pair, outcome: expired, dependency: order, trigger: ship, at: 20m}
+  - name: missing, waiting, dead letter
+    events:
+      - {source: shop, event: payments, data: {id: 1}}
+      - {source: shop, event: orders, request: {headers: {tenant: a}}, data: {id: 1, kind: x}}
+      - {source: shop, event: payments, data: {id: 1, amount: 1}}
+      - {type: com.example.broken, data: {}}
+    expect:
+      - {sensor: pair, trigger: tell}
+      - {sensor: pair, trigger: ship}
+      - {sensor: subscription.broken, error: event.data.a}
+    verdicts:
+      - {sensor: pair, outcome: missing, dependency: payment, detail: amount}
+      - {sensor: pair, outcome: waiting, trigger: ship}
+  - name: by hand, without and with data of any type
+    events:
+      - {type: com.example.hello}
+      - {type: com.example.hello, data: null}
+      - {type: com.example.hello, datacontenttype: text/plain, data: hi}
+      - {type: com.example.other, subject: s, extensions: {a: b}}
+    expect:
+      - {sensor: subscription.hello, function: ship, input: null}
+      - {sensor: subscription.hello, function: ship, input: null}
+      - {sensor: subscription.hello, function: ship, input: hi}
+    unmatched: 1
+`); got != "" {
+		t.Error(got)
+	}
+}
+
+// TestFails: what is almost as expected is not.
+func TestFails(t *testing.T) {
+	const order = `{source: shop, event: orders, request: {headers: {tenant: a}}, data: {id: "1", kind: x, items: [1, 2]}}`
+	const payment = `{source: shop, event: payments, data: {id: "1", amount: 2}}`
+	for expect, want := range map[string]string{
+		`[{sensor: pair, key: 1}]`:                                               "- key: 1\n+ key: \"1\"",
+		`[{sensor: pair, trigger: ship, input: {items: [1, 2]}}]`:                `+   "amount": 2,`,
+		`[{sensor: pair, contains: {items: [1]}, trigger: ship}]`:                "+     2\n",
+		`[{sensor: pair, trigger: ship, error: x}]`:                              "- error: x",
+		`[{sensor: pair, at: 1s, trigger: ship}]`:                                "- at: 1s\n+ at: 0s",
+		`[{sensor: pair, function: http, trigger: ship}]`:                        "- function: http\n+ function: ship",
+		`[{sensor: pair, trigger: tell, config: {headers: {X-Tenant: x}}}]`:      `+     "X-Tenant": "a"`,
+		`[{sensor: pair, trigger: tell, config: {nothing: 1}}]`:                  `-   "nothing": 1`,
+		`[{sensor: pair, trigger: tell}, {sensor: pair, trigger: tell}]`:         "does not fire as expected",
+		`[{sensor: pair}, {sensor: pair}, {sensor: subscription.hello, key: 1}]`: "sensor subscription.hello does not fire as expected",
+		`[{sensor: pair}]`: "which is not expected",
+	} {
+		got := run(t, "tests: [{name: n, events: ["+order+", "+payment+"], expect: "+expect+"}]")
+		if !strings.Contains(got, want) {
+			t.Errorf("%s: %q is not in\n%s", expect, want, got)
+		}
+	}
+}
+
+// TestCheck: names that the specs do not have.
+func TestCheck(t *testing.T) {
+	runner, _ := compile(t, shop)
+	files, found := catalog.Loader().LoadTestBytes("t_test.yaml", []byte(`
+tests:
+  - name: n
+    events:
+      - {source: shp, event: orders}
+      - {source: _publish, event: x, type: x}
+    expect:
+      - {sensor: pairs}
+    verdicts:
+      - {sensor: pair, outcome: failed, dependency: ordr}
+      - {sensor: pair, outcome: failed, trigger: shp}
+`))
+	if len(found) > 0 {
+		t.Fatal(found)
+	}
+	var got []string
+	for _, d := range runner.Check(&files[0].Tests[0]) {
+		got = append(got, d.String())
+	}
+	want := `t_test.yaml:5:9: error[unknown-event] the specs have no EventSource "shp" with an event "orders"
+t_test.yaml:8:9: error[unknown-reference] the specs have no Sensor "pairs"
+t_test.yaml:10:9: error[unknown-reference] sensor pair has no dependency "ordr"
+t_test.yaml:11:9: error[unknown-reference] sensor pair has no trigger "shp"`
+	if strings.Join(got, "\n") != want {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), want)
+	}
+}
+
+// FuzzRun looks for panics and for tests that give other results when run again.
+func FuzzRun(f *testing.F) {
+	f.Add([]byte("tests: [{name: n, events: [{source: shop, event: orders, data: {id: 1}}], expect: [{sensor: pair, key: [1, {a: b}], contains: {}, config: {headers: 1}}], until: 1h}]"))
+	f.Add([]byte("tests: [{name: n, events: [{type: com.example.hello, data: .inf}, {type: com.example.hello, data: 1e400}], expect: [{sensor: subscription.hello}]}]"))
+	runner, _ := compile(f, shop)
+	l := catalog.Loader()
+	l.MaxNodes, l.MaxDepth = 2000, 20
+	f.Fuzz(func(t *testing.T, data []byte) {
+		files, _ := l.LoadTestBytes("t_test.yaml", data)
+		for i := range files {
+			for j := range files[i].Tests {
+				test := &files[i].Tests[j]
+				if len(runner.Check(test)) > 0 {
+					continue
+				}
+				one, err := runner.Run(test)
+				two, err2 := runner.Run(test)
+				if fmt.Sprint(one, err) != fmt.Sprint(two, err2) {
+					t.Errorf("%v %v\n%v %v", one, err, two, err2)
+				}
+			}
+		}
+	})
+}
