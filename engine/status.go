@@ -109,6 +109,7 @@ type SensorStatus struct {
 	Failed     uint64 `json:"failed,omitempty"`
 	Superseded uint64 `json:"superseded,omitempty"`
 	Expired    uint64 `json:"expired,omitempty"`
+	Suppressed uint64 `json:"suppressed,omitempty"`
 	// Problem is the last expression that failed or missed what it asked for,
 	// "" for none.
 	Problem string `json:"problem,omitempty"`

@@ -145,6 +145,7 @@ func describe(w io.Writer, r *api.Resource) error {
 				{sn.Failed, "evaluations that failed"},
 				{sn.Superseded, "waiting events replaced by a newer one"},
 				{sn.Expired, "waiting events given up"},
+				{sn.Suppressed, "firings suppressed by a cooldown"},
 			} {
 				t.row(count(c.n), c.what)
 			}
