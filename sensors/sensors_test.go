@@ -436,6 +436,13 @@ func TestDiagnostics(t *testing.T) {
 		many.Dependencies[i].Name = fmt.Sprintf("a%d", i)
 		many.Dependencies[i].Pos = specs.Pos{File: "s.yaml", Line: i + 1, Col: 3}
 	}
+	absent := func(triggers, after string) *specs.Sensor {
+		s := sensor("a b", triggers)
+		s.Dependencies[1].Absent = &specs.Absent{For: specs.Duration(time.Minute), After: after}
+		return s
+	}
+	asks := absent("t=a || absent(b)", "a")
+	asks.Triggers[0].Inline = &specs.Call{Config: &config{List: []specs.Text{text("spec.triggers[0].x", "${ absent(b) }")}}}
 	for _, tt := range []struct {
 		spec *specs.Sensor
 		want []string
@@ -449,6 +456,11 @@ func TestDiagnostics(t *testing.T) {
 		{sensor("a b", "t=a"), []string{"warning[dependency-unused] spec.dependencies[1]: no condition refers to b"}},
 		{sensor("a", "t=true"), []string{"s.yaml:1:1: error[condition-without-dependency] spec.triggers[0].condition"}},
 		{never, []string{"s.yaml:20:1: error[template-never-arrives] spec.triggers[0].x: the template reads b"}},
+		{absent("t=absent(b)", "zzz"), []string{"error[absent-after] spec.dependencies[1].absent.after: dependency \"zzz\" cannot begin the time of b"}},
+		{absent("t=absent(b)", "b"), []string{"error[absent-after]"}},
+		{absent("t=a && b", "a"), []string{"s.yaml:1:6: error[expr-absent-dependency] spec.triggers[0].condition: b is declared absent, so it never arrives (ask absent(b);"}},
+		{absent("t=a && !b", "a"), []string{"error[expr-negated-dependency] spec.triggers[0].condition: !b would be true until b arrives (write absent(b))"}},
+		{asks, []string{"s.yaml:20:1: error[template-never-arrives] spec.triggers[0].x: the template asks whether b is absent, which only a condition can (give each case its own trigger)"}},
 		{many, []string{"s.yaml:65:3: error[sensor-too-many-dependencies] spec.dependencies: 65 dependencies"}},
 	} {
 		p, ds := Compile("s", tt.spec)
