@@ -31,6 +31,14 @@ spec:
     - {name: tell, condition: order, http: {url: "http://a/${ order.data.id }", headers: {X-Tenant: "${ order.extensions.tenant }", X-Fixed: "yes"}}}
 ---
 apiVersion: engine/v1
+kind: Sensor
+metadata: {name: silent}
+spec:
+  dependencies: [{name: up, type: up}, {name: beat, type: beat, absent: {for: 5m, after: up}}]
+  condition: up && absent(beat)
+  triggers: [{name: t, function: ship}]
+---
+apiVersion: engine/v1
 kind: Subscription
 metadata: {name: hello}
 spec: {eventType: com.example.hello, function: ship}
@@ -111,6 +119,11 @@ tests:
     verdicts:
       - {sensor: pair, outcome: missing, dependency: payment, detail: amount}
       - {sensor: pair, outcome: waiting, trigger: ship}
+  - name: absence, by the clock alone
+    events: [{type: up}, {after: 4m, type: beat}, {after: 1m, type: up}]
+    until: 10m
+    expect: [{sensor: silent, at: 10m, trigger: t}]
+    verdicts: [{sensor: silent, outcome: answered, at: 4m}]
   - name: by hand, without and with data of any type
     events:
       - {type: com.example.hello}
