@@ -457,13 +457,13 @@ func (e *Engine) applyUnits(set *specs.Set) {
 	for ref, r := range set.Resources {
 		if es, ok := r.Spec.(*specs.EventSource); ok {
 			for _, ev := range es.Events {
-				hash := set.HashOfEvent(ev)
+				hash := []string{set.HashOfEvent(ev)}
 				for _, u := range ev.Uses { // paths in them are relative to their files
 					if used := set.Resources[u]; used != nil {
-						hash += " " + filepath.Dir(used.Pos.File)
+						hash = append(hash, filepath.Dir(used.Pos.File))
 					}
 				}
-				wishes[unitKey{ref.Name, ev.Name}] = wish{ev, hash, filepath.Dir(r.Pos.File)}
+				wishes[unitKey{ref.Name, ev.Name}] = wish{ev, strings.Join(hash, " "), filepath.Dir(r.Pos.File)}
 			}
 		}
 	}

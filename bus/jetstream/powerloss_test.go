@@ -326,7 +326,7 @@ func (w *world) dispatcher(t *testing.T) {
 			defer w.mu.Unlock()
 			w.queued = append(w.queued, done{j.Key, j.Position, seq})
 		},
-		Covered: func(position uint64) {
+		Covered: func(position, _ uint64) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			rest := w.queued[:0]

@@ -40,8 +40,9 @@ type Options struct {
 	// in force before it.
 	Rules *Rules
 	// Covered is called, from one goroutine, when a checkpoint is stored: all
-	// events up to position are folded and their firings are in JOBS.
-	Covered func(position uint64)
+	// events up to position are folded and their firings are in JOBS; so are
+	// those of deadlines, up to the sequence job there.
+	Covered func(position, job uint64)
 	// Enqueued is called for each firing when JOBS has acknowledged its job,
 	// which it then owns. It must not block.
 	Enqueued func(j *jobs.Job, seq uint64)
@@ -87,7 +88,7 @@ func New(o Options) *Dispatcher {
 		o.Tombstones = leastTombstones
 	}
 	if o.Covered == nil {
-		o.Covered = func(uint64) {}
+		o.Covered = func(position, job uint64) {}
 	}
 	if o.Enqueued == nil {
 		o.Enqueued = func(*jobs.Job, uint64) {}

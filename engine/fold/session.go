@@ -43,6 +43,10 @@ type session struct {
 	stones tombstones
 
 	enqueued  map[string]struct{} // firings found in JOBS beyond the checkpoint
+	deciding  uint64              // the event that is folded, or was last
+	byClock   bool                // a deadline after it is stepped
+	lastFound uint64              // the last of the firings found in JOBS
+	begun     time.Time           // when the session began
 	recoverTo uint64              // last position that left traces beyond the checkpoint
 	end       uint64              // last event known to be stored
 	gone      uint64              // last position that left traces and is not stored any more
@@ -59,6 +63,7 @@ type batch struct {
 	time     time.Time
 	spec     string
 	epoch    uint64            // the lowest of sensor state that counts
+	found    uint64            // a job found by the recovery, up to which all are covered
 	states   map[string][]byte // by STATE key
 	tombs    []string          // tombstones to delete under the checkpoint
 	urgent   bool              // do not wait for the checkpoint interval
@@ -100,7 +105,7 @@ func (d *Dispatcher) session(parent context.Context) error {
 	// a last checkpoint, so the session's own context outlives it.
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(parent))
 	defer cancel(nil)
-	s := &session{d: d, ctx: ctx, commits: make(chan *batch, 16)}
+	s := &session{d: d, ctx: ctx, begun: time.Now(), commits: make(chan *batch, 16)}
 	if err := s.recover(parent); err != nil {
 		return err
 	}
@@ -186,9 +191,10 @@ func (s *session) recover(ctx context.Context) error {
 			return err
 		}
 	}
+	s.deciding = s.pos
 	d.position.Store(s.pos)
 	d.covered.Store(s.pos)
-	d.o.Covered(s.pos)
+	d.o.Covered(s.pos, s.job)
 	return nil
 }
 
@@ -234,7 +240,7 @@ func (s *session) readJobs(ctx context.Context, info bus.LogInfo) error {
 		for _, r := range recs {
 			at = r.Seq
 			j, err := jobs.DecodeJob(r.Data)
-			if err != nil || j.Redrive > 0 || j.Position <= s.pos {
+			if err != nil || j.Redrive > 0 || j.Position <= s.pos && !j.ByClock {
 				continue
 			}
 			if gone, err := s.isGone(ctx, j.Position); err != nil {
@@ -243,6 +249,7 @@ func (s *session) readJobs(ctx context.Context, info bus.LogInfo) error {
 				continue
 			}
 			s.enqueued[j.Key] = struct{}{}
+			s.lastFound = r.Seq
 			s.recoverTo = max(s.recoverTo, j.Position)
 		}
 	}
@@ -516,7 +523,9 @@ func (s *session) next(ctx context.Context, rd bus.Reader) ([]bus.Record, error)
 			return recs, err
 		}
 	}
+	s.byClock = true
 	s.eval.Deadlines(time.Now())
+	s.byClock = false
 	return nil, nil
 }
 
@@ -529,6 +538,7 @@ func (s *session) event(r *bus.Record) {
 	if r.Seq > s.pos+1 && s.pos > 0 {
 		d.o.Alarm("log-gap", fmt.Sprintf("%d events (%d to %d) were removed from EVENTS before they were folded", r.Seq-s.pos-1, s.pos+1, r.Seq-1))
 	}
+	s.deciding = r.Seq
 	s.eval.Advance(r.Seq, r.Time)
 	s.pos = r.Seq
 	ev, err := bus.DecodeEvent(*r)
@@ -576,7 +586,9 @@ func (s *session) Fired(sensor int, f *sensors.Firing) {
 		return
 	}
 	run.stats.fired.Add(1)
-	j := jobs.NewJob(run.Name, run.Hash, s.pos, f)
+	// A deadline before an event is decided again with that event.
+	j := jobs.NewJob(run.Name, run.Hash, s.deciding, f)
+	j.ByClock = s.byClock
 	b := s.batch
 	b.add()
 	err := s.d.o.Bus.Jobs().AppendAsync(s.ctx, bus.Record{Subject: run.subjects[f.TriggerIndex], Data: j.Encode(nil)}, func(a bus.Ack, err error) {
@@ -618,6 +630,9 @@ func (s *session) send(urgent bool) *batch {
 	}
 	s.sweep(b)
 	b.epoch = s.stones.floor
+	if wake, waits := s.eval.NextWake(); s.recovered && (!waits || wake.After(s.begun)) {
+		b.found = s.lastFound // all of them were decided again
+	}
 	s.batch = newBatch()
 	s.d.position.Store(s.pos)
 	s.d.eventTime.Store(s.eval.Now().UnixNano())
@@ -705,7 +720,7 @@ func (s *session) store(group []*batch) error {
 		if b.err != nil {
 			return fmt.Errorf("publishing firings: %w", b.err)
 		}
-		s.job = max(s.job, b.lastJob)
+		s.job = max(s.job, b.lastJob, b.found)
 		published = published || b.lastJob > 0
 		tombs = append(tombs, b.tombs...)
 		if i == 0 || len(b.states) == 0 {
@@ -741,7 +756,7 @@ func (s *session) store(group []*batch) error {
 		return err
 	}
 	s.d.covered.Store(end.position)
-	s.d.o.Covered(end.position)
+	s.d.o.Covered(end.position, s.job)
 	for _, b := range group {
 		if b.stored != nil {
 			close(b.stored)

@@ -30,6 +30,10 @@ type Job struct {
 	// Position is the sequence of the last event folded when it was decided:
 	// the job may leave JOBS once the checkpoint covers it.
 	Position uint64
+	// ByClock is true when a deadline after the last event decided it: then
+	// Position may be covered already, and the job may leave JOBS once a
+	// checkpoint covers its own place there.
+	ByClock bool
 	// Events are the contributing events.
 	Events []sensors.Contribution
 	// Last is the sequence of the event whose data is the default body, 0 for
@@ -100,6 +104,7 @@ const jobVersion = 1
 const (
 	flagLate = 1 << iota
 	flagEvent
+	flagByClock
 )
 
 // Encode appends the stored form to b: a version byte, then fields in fixed
@@ -119,6 +124,9 @@ func (j *Job) Encode(b []byte) []byte {
 	}
 	if j.Event != nil {
 		flags |= flagEvent
+	}
+	if j.ByClock {
+		flags |= flagByClock
 	}
 	b = binary.AppendUvarint(b, flags)
 	b = binary.AppendUvarint(b, j.Position)
@@ -234,7 +242,7 @@ func DecodeJob(b []byte) (*Job, error) {
 	d := decoder{b: b[1:]}
 	j := &Job{}
 	flags := d.uvarint()
-	j.Late = flags&flagLate != 0
+	j.Late, j.ByClock = flags&flagLate != 0, flags&flagByClock != 0
 	j.Position = d.uvarint()
 	j.Key, j.Sensor, j.Trigger, j.SpecHash, j.Correlation = d.str(), d.str(), d.str(), d.str(), d.str()
 	if n := d.count(2); n > 0 {

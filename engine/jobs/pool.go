@@ -269,8 +269,9 @@ func (p *Pool) Run(ctx context.Context, grace time.Duration) error {
 }
 
 // Covered tells the pool that the checkpoint covers all events up to and
-// including position: their finished jobs may leave JOBS.
-func (p *Pool) Covered(position uint64) { p.gate.open(position, p.release) }
+// including position, and the deadlines whose firings are in JOBS up to
+// sequence job: their finished jobs may leave JOBS.
+func (p *Pool) Covered(position, job uint64) { p.gate.open(position, job, p.release) }
 
 func (p *Pool) consume(ctx context.Context, part *partition) {
 	wait := time.Duration(0)
@@ -507,33 +508,39 @@ func (p *Pool) keepAlive(ctx context.Context) {
 
 // gate holds finished tasks back until the checkpoint covers them.
 type gate struct {
-	covered atomic.Uint64
-	mu      sync.Mutex
-	waiting []*task
+	covered, jobs atomic.Uint64
+	mu            sync.Mutex
+	waiting       []*task
+}
+
+// covers reports whether the checkpoint covers t's firing.
+func (g *gate) covers(t *task) bool {
+	return g.covered.Load() >= t.job.Position && (!t.job.ByClock || g.jobs.Load() >= t.seq)
 }
 
 // pass reports whether t may leave now; otherwise it is kept.
 func (g *gate) pass(t *task) bool {
-	if g.covered.Load() >= t.job.Position {
+	if g.covers(t) {
 		return true
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.covered.Load() >= t.job.Position {
+	if g.covers(t) {
 		return true
 	}
 	g.waiting = append(g.waiting, t)
 	return false
 }
 
-// open lets everything up to position leave.
-func (g *gate) open(position uint64, release func(*task)) {
+// open lets what a checkpoint at position and job covers leave.
+func (g *gate) open(position, job uint64, release func(*task)) {
 	g.mu.Lock()
 	g.covered.Store(position)
+	g.jobs.Store(job)
 	var out []*task
 	keep := g.waiting[:0]
 	for _, t := range g.waiting {
-		if t.job.Position <= position {
+		if g.covers(t) {
 			out = append(out, t)
 		} else {
 			keep = append(keep, t)

@@ -168,7 +168,7 @@ func TestJobLeavesOnlyUnderTheCheckpoint(t *testing.T) {
 	if n := records(t, f.bus.Jobs()); n != 1 {
 		t.Fatalf("%d jobs in JOBS before the checkpoint covers them, want 1", n)
 	}
-	f.pool.Covered(f.seq)
+	f.pool.Covered(f.seq, f.seq)
 	until(t, "JOBS to empty", func() bool { return records(t, f.bus.Jobs()) == 0 })
 	if fn.count() != 1 {
 		t.Fatalf("calls: %v", fn.calls)
@@ -188,7 +188,7 @@ func TestRetryThenDeadLetterThenRedrive(t *testing.T) {
 		return nil
 	}}
 	f.pool.Apply(table(trigger("s", "a", fn)))
-	f.pool.Covered(f.seq)
+	f.pool.Covered(f.seq, f.seq)
 	f.run()
 	f.enqueue("s", "a", "k1", nil)
 	until(t, "the dead letter", func() bool { return records(t, f.bus.DeadLetters()) == 1 })
@@ -219,7 +219,7 @@ func TestPermanentErrorIsNotRetried(t *testing.T) {
 	f := newFixture(t, Options{})
 	fn := &function{do: func(context.Context, *triggers.Call) error { return triggers.Permanentf("no such order") }}
 	f.pool.Apply(table(trigger("s", "a", fn)))
-	f.pool.Covered(f.seq)
+	f.pool.Covered(f.seq, f.seq)
 	f.run()
 	f.enqueue("s", "a", "k1", nil)
 	until(t, "the dead letter", func() bool { return records(t, f.bus.DeadLetters()) == 1 })
@@ -234,7 +234,7 @@ func TestAnotherEventWithTheNumberIsNotHandedOver(t *testing.T) {
 	f := newFixture(t, Options{})
 	fn := &function{}
 	f.pool.Apply(table(trigger("s", "a", fn)))
-	f.pool.Covered(f.seq)
+	f.pool.Covered(f.seq, f.seq)
 	f.run()
 	f.enqueue("s", "a", "k1", func(j *Job) { j.Time = time.Now().Add(-time.Hour) })
 	until(t, "the dead letter", func() bool { return records(t, f.bus.DeadLetters()) == 1 })
@@ -256,7 +256,7 @@ func TestPanicIsTheCallsFailure(t *testing.T) {
 		return nil
 	}}
 	f.pool.Apply(table(trigger("s", "a", fn)))
-	f.pool.Covered(f.seq)
+	f.pool.Covered(f.seq, f.seq)
 	f.run()
 	f.enqueue("s", "a", "k1", nil)
 	until(t, "the second call", func() bool { return f.pool.Status()[0].Stats.Succeeded.Load() == 1 })
@@ -286,7 +286,7 @@ func TestSlowTriggerDoesNotHoldItsPartitionBack(t *testing.T) {
 	ts := trigger("s", a, slow)
 	ts.Timeout = time.Minute
 	f.pool.Apply(table(ts, trigger("s", b, fast)))
-	f.pool.Covered(f.seq)
+	f.pool.Covered(f.seq, f.seq)
 	f.run()
 	for i := range 200 {
 		f.enqueue("s", a, fmt.Sprintf("slow%d", i), nil)
@@ -312,7 +312,7 @@ func TestSlowTriggerDoesNotHoldItsPartitionBack(t *testing.T) {
 
 func TestOrphansWaitForTheirTrigger(t *testing.T) {
 	f := newFixture(t, Options{})
-	f.pool.Covered(f.seq)
+	f.pool.Covered(f.seq, f.seq)
 	f.run()
 	f.enqueue("s", "a", "k1", nil)
 	until(t, "the orphan to be parked", func() bool { return records(t, f.bus.Parked()) == 1 })
@@ -327,7 +327,7 @@ func TestOrphansWaitForTheirTrigger(t *testing.T) {
 
 func TestOrphansDieAfterTheirTime(t *testing.T) {
 	f := newFixture(t, Options{OrphanTTL: time.Nanosecond})
-	f.pool.Covered(f.seq)
+	f.pool.Covered(f.seq, f.seq)
 	f.run()
 	f.enqueue("s", "gone", "k1", nil)
 	until(t, "the dead letter", func() bool { return records(t, f.bus.DeadLetters()) == 1 })
@@ -341,7 +341,7 @@ func TestReplacedFunctionServesWaitingJobsAndTheOldIsClosed(t *testing.T) {
 	first := trigger("s", "a", old)
 	first.Policy.Backoff, first.Policy.Attempts = 50*time.Millisecond, 100
 	f.pool.Apply(table(first))
-	f.pool.Covered(f.seq)
+	f.pool.Covered(f.seq, f.seq)
 	f.run()
 	f.enqueue("s", "a", "k1", nil)
 	until(t, "a failure", func() bool { return old.count() > 0 })
@@ -368,7 +368,7 @@ func TestRunningJobComesBackAfterAStop(t *testing.T) {
 	}}
 	ctx, cancel := context.WithCancel(t.Context())
 	f.pool.Apply(table(trigger("s", "a", fn)))
-	f.pool.Covered(f.seq)
+	f.pool.Covered(f.seq, f.seq)
 	done := make(chan error, 1)
 	go func() { done <- f.pool.Run(ctx, 10*time.Millisecond) }()
 	f.enqueue("s", "a", "k1", nil)
@@ -380,7 +380,7 @@ func TestRunningJobComesBackAfterAStop(t *testing.T) {
 	again := &function{}
 	f.pool = NewPool(Options{Bus: f.bus, Events: directEvents{f.bus}, Logger: slog.New(slog.DiscardHandler)})
 	f.pool.Apply(table(trigger("s", "a", again)))
-	f.pool.Covered(f.seq)
+	f.pool.Covered(f.seq, f.seq)
 	f.run()
 	until(t, "the call to be made again", func() bool { return again.count() == 1 })
 	if again.calls[0] != "k1#1" {
@@ -392,7 +392,7 @@ func TestRunsAreWrittenInBlocks(t *testing.T) {
 	f := newFixture(t, Options{})
 	fn := &function{}
 	f.pool.Apply(table(trigger("s", "a", fn)))
-	f.pool.Covered(f.seq)
+	f.pool.Covered(f.seq, f.seq)
 	f.run()
 	for i := range 20 {
 		f.enqueue("s", "a", fmt.Sprintf("k%d", i), nil)
@@ -416,7 +416,7 @@ func TestOfferedJobIsCalledOnce(t *testing.T) {
 		return nil
 	}}
 	f.pool.Apply(table(trigger("s", "a", fn)))
-	f.pool.Covered(f.seq)
+	f.pool.Covered(f.seq, f.seq)
 	f.run()
 	f.enqueue("s", "a", "first", nil) // the consumers are there when it was called
 	until(t, "the first call", func() bool { return fn.count() == 1 })
@@ -457,7 +457,7 @@ func TestJobsInMemoryOfARemovedTriggerComeBackWithIt(t *testing.T) {
 	one := trigger("s", "a", slow)
 	one.Concurrency = 1
 	f.pool.Apply(table(one))
-	f.pool.Covered(f.seq)
+	f.pool.Covered(f.seq, f.seq)
 	f.run()
 	for i := range 10 {
 		f.enqueue("s", "a", fmt.Sprintf("k%d", i), nil)
@@ -481,7 +481,7 @@ func TestLateDeadLetterKeepsWhatItRenders(t *testing.T) {
 		return map[string]any{"spec.input": string(events["order"][0].Data)}, nil
 	}
 	f.pool.Apply(table(tr))
-	f.pool.Covered(f.seq)
+	f.pool.Covered(f.seq, f.seq)
 	f.run()
 	f.enqueue("s", "a", "k", func(j *Job) { j.Late = true })
 	until(t, "the dead letter", func() bool { return records(t, f.bus.DeadLetters()) == 1 })
@@ -522,7 +522,7 @@ func TestLostAnswerIsGivenAtTheNextDelivery(t *testing.T) {
 	fn := &function{}
 	f.pool = NewPool(Options{Bus: lossyBus{f.bus}, Events: directEvents{f.bus}, Logger: slog.New(slog.DiscardHandler)})
 	f.pool.Apply(table(trigger("s", "a", fn)))
-	f.pool.Covered(f.seq)
+	f.pool.Covered(f.seq, f.seq)
 	f.run()
 	for i := range 20 {
 		f.enqueue("s", "a", fmt.Sprintf("k%d", i), nil)
