@@ -41,7 +41,7 @@ func removals() []removal {
 			"if err == nil && !j.Time.IsZero() && ev.StoredAt.After(j.Time) {", "if false {"),
 		one("log-exchanged", 1, "the identity of the log is not compared", "engine/fold/session.go",
 			"	case cp.Log != info.ID:", "	case cp.Log != info.ID && rev == 0:"),
-		one("log-restored", 1, "firing keys do not know when their event was stored", "engine/fold/session.go",
+		one("log-restored", 1, "firing keys do not know when their event was stored", "engine/evaluate/evaluate.go",
 			"strconv.FormatInt(ev.StoredAt.UnixNano(), 36)", "strconv.FormatInt(0, 36)"),
 		one("bus-away", 1, "the client gives up after one try to reconnect", "bus/jetstream/bus.go",
 			"nats.MaxReconnects(-1)", "nats.MaxReconnects(1)"),
