@@ -216,10 +216,6 @@ func (o options) scenarios(peers []target) []scenario {
 	counts := []int{1, 100, o.sensors}
 	for _, n := range counts {
 		l := o.lane(fmt.Sprint(n))
-		if n == o.sensors {
-			// Few, so that a cost that grows with the sensors does not take an hour.
-			l = l.resized(max(1, o.events/20))
-		}
 		l.kinds = n
 		sensors.attempts = append(sensors.attempts, one(o.engineWith(func(sinks []string) (docs []string) {
 			for i := range n {
