@@ -519,6 +519,9 @@ func (e *Engine) newUnit(k unitKey, ev specs.SourceEvent, hash, dir string, set 
 		e.stats[k] = st
 	}
 	at := env(set, k.source, dir, ev)
+	if e.server != nil {
+		at.Base = "http://" + listen.Reachable(e.server.Addr())
+	}
 	u.make = func() (sources.Source, error) { return f.Make(ev.Config, at) }
 	u.routed = f.Routes != nil && len(f.Routes(ev.Config, at)) > 0
 	u.details = func(now time.Time) []sources.Detail {

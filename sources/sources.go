@@ -138,6 +138,9 @@ type Env struct {
 	Source, Event string
 	// Dir is the directory of the spec file: paths in it are relative to that.
 	Dir string
+	// Base is the URL of the engine's shared listener without a final slash,
+	// "" where there is none (yet).
+	Base string
 	// Resource returns a resource that the config references, nil when it is
 	// not there.
 	Resource func(specs.Ref) *specs.Resource

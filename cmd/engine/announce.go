@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"github.com/sensor-engine/engine/engine/listen"
 )
 
 // announcement is how client verbs find an engine by its data directory.
@@ -22,7 +24,7 @@ func announcementPath(data string) string { return filepath.Join(data, "api.json
 // announce writes the address of the API into the data directory, for the eyes
 // of this user only, and returns what removes it.
 func announce(data, addr, token string) (forget func(), err error) {
-	b, err := json.Marshal(announcement{API: "http://" + reachable(addr), Token: token, PID: os.Getpid()})
+	b, err := json.Marshal(announcement{API: "http://" + listen.Reachable(addr), Token: token, PID: os.Getpid()})
 	if err != nil {
 		return nil, err
 	}

@@ -3,13 +3,13 @@ package main
 import (
 	"context"
 	"log/slog"
-	"net"
 	"net/http"
 	"path/filepath"
 	"slices"
 	"time"
 
 	"github.com/sensor-engine/engine/engine"
+	"github.com/sensor-engine/engine/engine/listen"
 	"github.com/sensor-engine/engine/sources"
 	"github.com/sensor-engine/engine/specs"
 )
@@ -66,21 +66,9 @@ func webhookURLs(cat engine.Catalog, l *specs.Loaded, addr string) (out []webhoo
 				if len(route.Methods) > 0 && !slices.Contains(route.Methods, method) {
 					method = route.Methods[0]
 				}
-				out = append(out, webhookURL{r.Metadata.Name + "/" + ev.Name, method, "http://" + reachable(addr) + route.Path})
+				out = append(out, webhookURL{r.Metadata.Name + "/" + ev.Name, method, "http://" + listen.Reachable(addr) + route.Path})
 			}
 		}
 	}
 	return out
-}
-
-// reachable turns an address that means all of a machine's into one to ask.
-func reachable(addr string) string {
-	host, port, err := net.SplitHostPort(addr)
-	if err != nil {
-		return addr
-	}
-	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
-		host = "127.0.0.1"
-	}
-	return net.JoinHostPort(host, port)
 }

@@ -149,7 +149,7 @@ func describe(config any, env sources.Env, _ time.Time) []sources.Detail {
 	}
 	out := []sources.Detail{{Name: "Command", Values: []string{strings.Join(words, " ")}}}
 	if p.Expose {
-		out = append(out, sources.Detail{Name: "URL", Values: []string{prefix(env)}})
+		out = append(out, sources.Detail{Name: "URL", Values: []string{env.Base + prefix(env)}})
 	}
 	return out
 }
