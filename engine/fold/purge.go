@@ -153,31 +153,15 @@ func jobsFloor(ctx context.Context, log bus.Log, floor uint64) (uint64, error) {
 	if err != nil || info.Records == 0 {
 		return floor, err
 	}
-	rd, err := log.Read(ctx, 0, "")
-	if err != nil {
-		return floor, err
-	}
-	defer rd.Close()
-	for at := uint64(0); at < info.Last; {
-		wait, cancel := context.WithTimeout(ctx, 2*time.Second)
-		recs, err := rd.Next(wait, 1024)
-		cancel()
-		if err != nil {
-			if ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
-				return floor, nil // the rest was worked off meanwhile
-			}
-			return floor, err
+	err = readThrough(ctx, log, 1, info.Last, func(r bus.Record) error {
+		j, err := jobs.DecodeJob(r.Data)
+		if err != nil || j.Event != nil && !j.Late {
+			return nil
 		}
-		for _, r := range recs {
-			at = r.Seq
-			j, err := jobs.DecodeJob(r.Data)
-			if err != nil || j.Event != nil && !j.Late {
-				continue
-			}
-			if n := j.MinSeq(); n > 0 {
-				floor = min(floor, n)
-			}
+		if n := j.MinSeq(); n > 0 {
+			floor = min(floor, n)
 		}
-	}
-	return floor, nil
+		return nil
+	})
+	return floor, err
 }

@@ -143,6 +143,9 @@ func (s *session) recover(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("asking for the state of EVENTS: %w", err)
 	}
+	if err := settleJobs(ctx, d.o.Bus.Jobs()); err != nil {
+		return err
+	}
 	jinfo, err := d.o.Bus.Jobs().Info(ctx)
 	if err != nil {
 		return fmt.Errorf("asking for the state of JOBS: %w", err)
@@ -221,39 +224,19 @@ func (s *session) readJobs(ctx context.Context, info bus.LogInfo) error {
 	if info.Records == 0 || info.Last <= s.job {
 		return nil
 	}
-	rd, err := s.d.o.Bus.Jobs().Read(ctx, s.job+1, "")
-	if err != nil {
-		return err
-	}
-	defer rd.Close()
-	for at := s.job; at < info.Last; {
-		// JOBS shrinks while it is read: its end may have been removed.
-		wait, cancel := context.WithTimeout(ctx, 2*time.Second)
-		recs, err := rd.Next(wait, 512)
-		cancel()
-		if err != nil {
-			if ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
-				return nil
-			}
+	return readThrough(ctx, s.d.o.Bus.Jobs(), s.job+1, info.Last, func(r bus.Record) error {
+		j, err := jobs.DecodeJob(r.Data)
+		if err != nil || j.Redrive > 0 || j.Position <= s.pos && !j.ByClock {
+			return nil
+		}
+		if gone, err := s.isGone(ctx, j.Position); err != nil || gone {
 			return err
 		}
-		for _, r := range recs {
-			at = r.Seq
-			j, err := jobs.DecodeJob(r.Data)
-			if err != nil || j.Redrive > 0 || j.Position <= s.pos && !j.ByClock {
-				continue
-			}
-			if gone, err := s.isGone(ctx, j.Position); err != nil {
-				return err
-			} else if gone {
-				continue
-			}
-			s.enqueued[j.Key] = struct{}{}
-			s.lastFound = r.Seq
-			s.recoverTo = max(s.recoverTo, j.Position)
-		}
-	}
-	return nil
+		s.enqueued[j.Key] = struct{}{}
+		s.lastFound = r.Seq
+		s.recoverTo = max(s.recoverTo, j.Position)
+		return nil
+	})
 }
 
 // loadKeys loads the state of all keys and the events they wait with. States
