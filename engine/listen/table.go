@@ -177,6 +177,8 @@ func (t *Table) current() *tree {
 // r.PathValue returns and whose path is in r.Pattern.
 func (t *Table) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	for {
+		// In this order: what was open before the look had its routes then.
+		opened := t.opened.Load()
 		tr := t.current()
 		var space [8]string
 		if e, values := tr.lookup(r.Method, r.URL, space[:0]); e != nil {
@@ -186,7 +188,7 @@ func (t *Table) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if t.comesBack(r) {
 			continue
 		}
-		t.refuse(tr, w, r)
+		refuse(tr, opened, w, r)
 		return
 	}
 }
@@ -254,13 +256,13 @@ func (t *Table) comesBack(r *http.Request) bool {
 	}
 }
 
-func (t *Table) refuse(tr *tree, w http.ResponseWriter, r *http.Request) {
+func refuse(tr *tree, opened bool, w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
 	status, text := http.StatusNotFound, "nothing is served at this path"
 	if allowed := tr.allowed(r.URL); len(allowed) > 0 {
 		h.Set("Allow", strings.Join(allowed, ", "))
 		status, text = http.StatusMethodNotAllowed, "this path does not take the method"
-	} else if !t.opened.Load() {
+	} else if !opened {
 		h.Set("Retry-After", "1")
 		status, text = http.StatusServiceUnavailable, "the engine is starting or stopping"
 	}

@@ -366,3 +366,32 @@ func BenchmarkLookup(b *testing.B) {
 		}
 	})
 }
+
+// A request that comes while the engine starts is never told that its route
+// does not exist.
+func TestNoNotFoundAtTheStart(t *testing.T) {
+	served := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusAccepted) })
+	for range 2000 {
+		var table Table
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() {
+				for {
+					w := httptest.NewRecorder()
+					table.ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/in", nil))
+					if w.Code == http.StatusNotFound {
+						t.Error("404 while the engine starts")
+					}
+					if w.Code != http.StatusServiceUnavailable {
+						return
+					}
+				}
+			})
+		}
+		if _, err := table.Handle("s/e", sources.Route{Path: "/in"}, served); err != nil {
+			t.Fatal(err)
+		}
+		table.Open()
+		wg.Wait()
+	}
+}

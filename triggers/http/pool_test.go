@@ -78,6 +78,9 @@ func testAnswers(t *testing.T, newTest maker) {
 		"two lengths":   {answer: ok + "Content-Length: 2\r\nContent-Length: 3\r\n\r\nhi", failure: "Content-Length"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			if name == "too much" && strings.HasSuffix(t.Name(), "transport/too_much") {
+				t.Skip("net/http may take what nobody asked for as the next answer, depending on when it sees it")
+			}
 			addr, conns := raw(t, tc.answer, tc.hangUp)
 			f := newTest(t, &Config{Method: tc.method, URL: text("http://" + addr)}, 4)
 			for range 3 {
