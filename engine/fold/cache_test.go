@@ -16,6 +16,7 @@ import (
 // memoryLog holds events 1 to n but for those removed, with size bytes each.
 type memoryLog struct {
 	bus.Log
+	mu      sync.Mutex // reads ahead go on beside the test
 	n, size uint64
 	removed map[uint64]bool
 	tag     string
@@ -31,7 +32,16 @@ func (l *memoryLog) record(seq uint64) bus.Record {
 	return r
 }
 
+// become makes it another log.
+func (l *memoryLog) become(tag string, n uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.tag, l.n = tag, n
+}
+
 func (l *memoryLog) Get(_ context.Context, seq uint64) (bus.Record, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.gets.Add(1)
 	if seq == 0 || seq > l.n || l.removed[seq] {
 		return bus.Record{}, bus.ErrNotFound
@@ -40,6 +50,8 @@ func (l *memoryLog) Get(_ context.Context, seq uint64) (bus.Record, error) {
 }
 
 func (l *memoryLog) GetBatch(_ context.Context, from uint64, limit, maxBytes int) (out []bus.Record, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.batches.Add(1)
 	for seq, bytes := max(from, 1), 0; seq <= l.n && len(out) < limit && bytes < maxBytes; seq++ {
 		if l.removed[seq] {
@@ -116,7 +128,10 @@ func TestReadAheadIsBounded(t *testing.T) {
 	for i := range l.n / 3 {
 		for place := range uint64(3) {
 			want(t, c, l, 1+place*l.n/3+i)
-			if got := c.ahead.bytes; got > limit/4 {
+			c.ahead.mu.Lock()
+			got := c.ahead.bytes
+			c.ahead.mu.Unlock()
+			if got > limit/4 {
 				t.Fatalf("%d bytes are held, more than %d", got, limit/4)
 			}
 		}
@@ -150,10 +165,10 @@ func TestCacheForgetsAnotherLog(t *testing.T) {
 	if l.gets.Load() != gets {
 		t.Error("the same log was forgotten")
 	}
-	l.tag = "other"
+	l.become("other", l.n)
 	c.adopt("b", 100)
 	fill()
-	l.tag, l.n = "restored", 60
+	l.become("restored", 60)
 	c.adopt("b", 50)
 	fill()
 }

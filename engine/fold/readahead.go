@@ -14,7 +14,9 @@ import (
 // several MiB, which it loads anew when memory is short.
 //
 // A window grows while what it fetches is used, and shrinks to a single event
-// while it is not. There are several, for triggers that are at different places.
+// while it is not. When half of one is used, the next is fetched meanwhile, so
+// that nobody waits for it. There are several, for triggers that are at
+// different places.
 type readAhead struct {
 	log      bus.Log
 	maxBytes int
@@ -42,13 +44,18 @@ type window struct {
 	records  []bus.Record  // by sequence; with ready
 	bytes    int
 	used     int
+	followed bool // the next one was asked for
 }
 
 // event returns the event with this sequence. It may block on the bus.
 func (r *readAhead) event(ctx context.Context, seq uint64) (*bus.Event, error) {
-	w, fetch := r.window(seq)
+	w, next, fetch := r.window(seq)
 	if fetch {
 		r.fetch(ctx, w)
+	}
+	if next != nil {
+		// It is for others; the bus ends it in time.
+		go r.fetch(context.WithoutCancel(ctx), next)
 	}
 	select {
 	case <-w.ready:
@@ -75,8 +82,9 @@ func (r *readAhead) event(ctx context.Context, seq uint64) (*bus.Event, error) {
 	return bus.DecodeEvent(rec)
 }
 
-// window returns the window of an event, and whether the caller must fetch it.
-func (r *readAhead) window(seq uint64) (w *window, fetch bool) {
+// window returns the window of an event, whether the caller must fetch it, and
+// the one to fetch after it, if it is time.
+func (r *readAhead) window(seq uint64) (w, next *window, fetch bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	size := 1
@@ -84,7 +92,7 @@ func (r *readAhead) window(seq uint64) (w *window, fetch bool) {
 		if seq >= w.from && seq < w.to {
 			w.used++
 			r.windows = append(slices.Delete(r.windows, i, i+1), w)
-			return w, false
+			return w, r.follow(w), false
 		}
 		if seq >= w.to && seq < w.to+windowGap && size == 1 {
 			if size = max(w.size/2, 1); 4*w.used >= w.size {
@@ -92,10 +100,34 @@ func (r *readAhead) window(seq uint64) (w *window, fetch bool) {
 			}
 		}
 	}
-	w = &window{from: seq, to: seq + uint64(size), size: size, used: 1, ready: make(chan struct{})}
+	return r.open(seq, size, 1), nil, true
+}
+
+// open adds a window that is not fetched yet. mu is held.
+func (r *readAhead) open(from uint64, size, used int) *window {
+	w := &window{from: from, to: from + uint64(size), size: size, used: used, ready: make(chan struct{})}
 	r.windows = append(r.windows, w)
 	r.trim()
-	return w, true
+	return w
+}
+
+// follow opens the window after one of which half was used, unless there is
+// one or it was done. mu is held.
+func (r *readAhead) follow(w *window) *window {
+	if w.followed || w.size == 1 || 2*w.used < w.size {
+		return nil
+	}
+	select {
+	case <-w.ready: // its end is known
+	default:
+		return nil
+	}
+	w.followed = true
+	if w.to == w.from || len(w.records) == 0 ||
+		slices.ContainsFunc(r.windows, func(o *window) bool { return w.to >= o.from && w.to < o.to }) {
+		return nil
+	}
+	return r.open(w.to, min(2*w.size, maxWindow), 0)
 }
 
 // fetch fills a window.
