@@ -121,6 +121,11 @@ type Firing struct {
 	TriggerIndex int
 	// Correlation is the correlation key.
 	Correlation string
+	// Flow is the identity of the workflow this firing is a step of, "" when it
+	// is of none. Items is the size of the fan-out it is a part of and Item its
+	// place there, from 0; both are 0 when it is of none.
+	Flow        string
+	Item, Items int
 	// Events are the contributing events, in the order of dependencies, then
 	// of sequence. Event is the one with the highest sequence.
 	Events []Contribution

@@ -27,6 +27,10 @@ type Job struct {
 	SpecHash string
 	// Correlation is the correlation key.
 	Correlation string
+	// Flow, Item and Items are the firing's: the workflow it is a step of, its
+	// place in a fan-out and the size of that.
+	Flow        string
+	Item, Items int
 	// Position is the sequence of the last event folded when it was decided:
 	// the job may leave JOBS once the checkpoint covers it.
 	Position uint64
@@ -68,6 +72,7 @@ type Job struct {
 func NewJob(sensor, specHash string, position uint64, f *sensors.Firing) *Job {
 	j := &Job{
 		Key: f.Key, Sensor: sensor, Trigger: f.Trigger, SpecHash: specHash, Correlation: f.Correlation,
+		Flow: f.Flow, Item: f.Item, Items: f.Items,
 		Position: position, Events: f.Events, Time: f.Time, Late: f.Late,
 	}
 	if f.Event != nil {
@@ -105,6 +110,7 @@ const (
 	flagLate = 1 << iota
 	flagEvent
 	flagByClock
+	flagFlow
 )
 
 // Encode appends the stored form to b: a version byte, then fields in fixed
@@ -127,6 +133,9 @@ func (j *Job) Encode(b []byte) []byte {
 	}
 	if j.ByClock {
 		flags |= flagByClock
+	}
+	if j.Flow != "" || j.Items != 0 {
+		flags |= flagFlow
 	}
 	b = binary.AppendUvarint(b, flags)
 	b = binary.AppendUvarint(b, j.Position)
@@ -161,6 +170,11 @@ func (j *Job) Encode(b []byte) []byte {
 		}
 		b = binary.AppendUvarint(b, uint64(len(j.Event.Data)))
 		b = append(b, j.Event.Data...)
+	}
+	if flags&flagFlow != 0 { // last, where readers that do not know it leave it
+		str(j.Flow)
+		b = binary.AppendUvarint(b, uint64(j.Item))
+		b = binary.AppendUvarint(b, uint64(j.Items))
 	}
 	return b
 }
@@ -272,6 +286,9 @@ func DecodeJob(b []byte) (*Job, error) {
 		}
 		r.Data = d.bytes()
 		j.Event = r
+	}
+	if flags&flagFlow != 0 {
+		j.Flow, j.Item, j.Items = d.str(), int(d.uvarint()), int(d.uvarint())
 	}
 	if d.err != nil {
 		return nil, d.err

@@ -23,6 +23,12 @@ func genJob(t *rapid.T) *Job {
 		Time: when("time"), Late: rapid.Bool().Draw(t, "late"), ByClock: rapid.Bool().Draw(t, "by clock"), Fault: str.Draw(t, "fault"), Attempt: rapid.IntRange(0, 99).Draw(t, "attempt"),
 		NotBefore: when("notBefore"), Error: str.Draw(t, "error"), Redrive: rapid.IntRange(0, 9).Draw(t, "redrive"), Since: when("since"),
 	}
+	if rapid.Bool().Draw(t, "flow") {
+		j.Flow, j.Items = str.Draw(t, "identity"), rapid.IntRange(0, 9).Draw(t, "items")
+		if j.Flow != "" || j.Items != 0 {
+			j.Item = rapid.IntRange(0, 9).Draw(t, "item")
+		}
+	}
 	for range rapid.IntRange(0, 4).Draw(t, "events") {
 		j.Events = append(j.Events, sensors.Contribution{Dependency: str.Draw(t, "dep"), Seq: rapid.Uint64().Draw(t, "seq")})
 	}
@@ -55,6 +61,20 @@ func TestCutJobIsAnError(t *testing.T) {
 		if _, err := DecodeJob(b[:n]); err == nil {
 			t.Fatalf("the first %d of %d bytes decode", n, len(b))
 		}
+	}
+}
+
+// TestJobsOfOlderEngines: a job without a workflow has the form it always had,
+// and one with it begins with that form, so that older engines read it.
+func TestJobsOfOlderEngines(t *testing.T) {
+	j := &Job{Key: "k", Sensor: "s", Trigger: "t", Position: 1, Events: []sensors.Contribution{{Dependency: "d", Seq: 1}}, Rendered: []byte("{}")}
+	const old = "\x01\x00\x01\x01k\x01s\x01t\x00\x00\x01\x01d\x01\x00\x00\x02{}\x00\x00\x00\x00\x00\x00"
+	if got := string(j.Encode(nil)); got != old {
+		t.Errorf("got %q, want %q", got, old)
+	}
+	j.Flow, j.Item, j.Items = "f", 1, 3
+	if got := string(j.Encode(nil)); got != "\x01\x08"+old[2:]+"\x01f\x01\x03" {
+		t.Errorf("got %q", got)
 	}
 }
 
