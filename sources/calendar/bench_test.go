@@ -3,35 +3,10 @@ package calendar
 import (
 	"runtime"
 	"testing"
-	"time"
 
 	"github.com/sensor-engine/engine/sources"
+	"github.com/sensor-engine/engine/specs/schedule"
 )
-
-func BenchmarkNext(b *testing.B) {
-	for name, c := range map[string]*Config{
-		"minutes":  {Schedule: "*/5 * * * *", Timezone: "Europe/Amsterdam"},
-		"daily":    {Schedule: "30 2 * * *", Timezone: "Europe/Amsterdam"},
-		"utc":      {Schedule: "30 2 * * *"},
-		"weekdays": {RRule: "FREQ=MONTHLY;BYDAY=MO,TU,WE,TH,FR;BYSETPOS=-1;BYHOUR=10", Timezone: "America/New_York"},
-		"leap-day": {Schedule: "0 0 29 2 *", Timezone: "Australia/Sydney"},
-		"hourly":   {RRule: "FREQ=HOURLY;INTERVAL=5;BYDAY=MO", Start: "2020-01-01", Timezone: "America/Santiago"},
-		"interval": {Schedule: "@every 15m"},
-	} {
-		b.Run(name, func(b *testing.B) {
-			s := newTest(b, c).schedule
-			begin := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC).Unix()
-			at := begin
-			b.ReportAllocs()
-			for b.Loop() {
-				var ok bool
-				if at, ok = s.next(at); !ok || at > begin+10*365*day {
-					at = begin
-				}
-			}
-		})
-	}
-}
 
 func BenchmarkCompile(b *testing.B) {
 	for name, c := range map[string]*Config{
@@ -39,7 +14,7 @@ func BenchmarkCompile(b *testing.B) {
 		"rrule":    {RRule: "FREQ=MONTHLY;BYDAY=-1FR;BYHOUR=18", Timezone: "Europe/Amsterdam"},
 	} {
 		b.Run(name, func(b *testing.B) {
-			c.zones = &zones{}
+			c.zones = &schedule.Zones{}
 			b.ReportAllocs()
 			for b.Loop() {
 				if c.compile(func(problem) {}) == nil {

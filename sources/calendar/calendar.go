@@ -1,8 +1,9 @@
 // Package calendar is the event source of points in time: cron schedules,
-// recurrence rules of RFC 5545 and intervals, in any time zone. It owns what
-// an occurrence is, what clock changes mean for it, and what becomes of those
-// that were missed. It starts no goroutine and has no timer: the engine wakes
-// a calendar when its next occurrence is due.
+// recurrence rules of RFC 5545 and intervals, in any time zone. It owns what a
+// config says, what an occurrence is, and what becomes of those that were
+// missed. When occurrences are, also at clock changes, is package schedule's.
+// It starts no goroutine and has no timer: the engine wakes a calendar when its
+// next occurrence is due.
 package calendar
 
 import (
@@ -11,6 +12,7 @@ import (
 
 	"github.com/sensor-engine/engine/sources"
 	"github.com/sensor-engine/engine/specs"
+	"github.com/sensor-engine/engine/specs/schedule"
 )
 
 // DefaultType is the CloudEvents type of occurrences.
@@ -30,7 +32,7 @@ type Config struct {
 	Catchup  Catchup        `yaml:"catchup" short:"mode" doc:"What becomes of occurrences that nobody was there for; the mode alone may stand for it." example:"last"`
 	Jitter   specs.Duration `yaml:"jitter" min:"0s" doc:"Longest delay of each occurrence. It follows from the occurrence's id, so it is the same everywhere; the event keeps the scheduled time." example:"30s"`
 
-	zones *zones
+	zones *schedule.Zones
 }
 
 // Catchup says what becomes of occurrences that are more than a minute late:
@@ -52,7 +54,7 @@ func (c Catchup) mode() string { return cmp.Or(c.Mode, catchupNone) }
 
 // Factory makes calendars.
 func Factory() sources.Factory {
-	shared := &zones{}
+	shared := &schedule.Zones{}
 	return sources.Factory{
 		Type: specs.Type{
 			Name: "calendar", Doc: "Events at points in time: cron schedules, recurrence rules (RFC 5545) and intervals, in any time zone, with catch-up of missed ones.",
@@ -92,10 +94,10 @@ func (cfg *Config) describe(now time.Time) []sources.Detail {
 	if s == nil {
 		return nil
 	}
-	zone := sources.Detail{Name: "Time zone", Values: []string{s.loc.String()}}
+	zone := sources.Detail{Name: "Time zone", Values: []string{s.Zone.String()}}
 	next := sources.Detail{Name: "Next occurrences"}
-	for t, ok := s.next(now.Unix()); ok && len(next.Values) < most; t, ok = s.next(t) {
-		next.Values = append(next.Values, s.time(t).Format("Mon 2006-01-02T15:04:05Z07:00"))
+	for t, ok := s.Next(now.Unix()); ok && len(next.Values) < most; t, ok = s.Next(t) {
+		next.Values = append(next.Values, s.Time(t).Format("Mon 2006-01-02T15:04:05Z07:00"))
 	}
 	if len(next.Values) == 0 {
 		next.Values = append(next.Values, "none is left")

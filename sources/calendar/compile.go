@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/sensor-engine/engine/specs/schedule"
 )
 
 // problem is something wrong with a config.
@@ -19,7 +21,7 @@ type compiler struct {
 	report func(problem)
 	failed bool
 	loc    *time.Location
-	out    *schedule
+	out    *schedule.Schedule
 }
 
 func (c *compiler) fail(field, hint, format string, args ...any) {
@@ -29,9 +31,9 @@ func (c *compiler) fail(field, hint, format string, args ...any) {
 
 // compile returns the schedule of the config, or nil after it reported why
 // there is none.
-func (cfg *Config) compile(report func(problem)) *schedule {
+func (cfg *Config) compile(report func(problem)) *schedule.Schedule {
 	c := compiler{Config: cfg, report: report, loc: time.UTC}
-	c.out = &schedule{first: math.MinInt64 / 2, last: forever}
+	c.out = &schedule.Schedule{First: math.MinInt64 / 2, Last: schedule.Forever}
 	given := 0
 	for _, yes := range []bool{cfg.Schedule != "", cfg.RRule != "", cfg.Interval != 0} {
 		if yes {
@@ -58,10 +60,11 @@ func (cfg *Config) compile(report func(problem)) *schedule {
 		if start != nil {
 			anchor = start.instant(c.loc)
 		}
-		var err error
-		if c.out.rule, err = newEvery(cfg.Interval.D(), anchor); err != nil {
-			c.fail("interval", "", "%v", err)
+		every, err := schedule.NewEvery(cfg.Interval.D(), anchor)
+		if err != nil {
+			c.fail("interval", "", "%v", withTicker(err))
 		}
+		c.out.Rule = every
 	}
 	for i, t := range cfg.RDate {
 		c.date(indexed("rdate", i), t)
@@ -75,8 +78,8 @@ func (cfg *Config) compile(report func(problem)) *schedule {
 	if c.failed {
 		return nil
 	}
-	c.out.loc = c.loc
-	for _, list := range []*[]int64{&c.out.dates, &c.out.exclude.instants, &c.out.exclude.dates} {
+	c.out.Zone = c.loc
+	for _, list := range []*[]int64{&c.out.Dates, &c.out.Exclude.Instants, &c.out.Exclude.Dates} {
 		slices.Sort(*list)
 		*list = slices.Clip(slices.Compact(*list))
 	}
@@ -88,7 +91,7 @@ func indexed(field string, i int) string { return field + "[" + strconv.Itoa(i) 
 // zone finds the time zone, and returns the schedule without it.
 func (c *compiler) zone() (fields string) {
 	field, name := "timezone", c.Timezone
-	inside, fields, ok := cronZone(c.Schedule)
+	inside, fields, ok := schedule.CutZone(c.Schedule)
 	if ok {
 		if c.Timezone != "" && c.Timezone != inside {
 			c.fail("schedule", "give one of them", "names the time zone %q, but timezone is %q", inside, c.Timezone)
@@ -123,15 +126,11 @@ func (c *compiler) zone() (fields string) {
 func (c *compiler) loadZone(field, name string) *time.Location {
 	z := c.zones
 	if z == nil { // a config that no factory made
-		z = &zones{}
+		z = &schedule.Zones{}
 	}
-	loc, err := z.load(name)
+	loc, err := z.Load(name)
 	if err != nil {
-		hint := "use a name of the IANA database such as Europe/Amsterdam"
-		if near := nearestZone(name); near != "" {
-			hint = fmt.Sprintf("did you mean %q?", near)
-		}
-		c.fail(field, hint, "%v", err)
+		c.fail(field, schedule.ZoneHint(name), "%v", err)
 	}
 	return loc
 }
@@ -143,7 +142,7 @@ func (c *compiler) limits(start **moment) {
 			c.fail("start", momentHint, "%v", err)
 			return
 		}
-		*start, c.out.first = &m, m.instant(c.loc)
+		*start, c.out.First = &m, m.instant(c.loc)
 	}
 	if c.End == "" {
 		return
@@ -153,40 +152,41 @@ func (c *compiler) limits(start **moment) {
 		c.fail("end", momentHint, "%v", err)
 		return
 	}
-	if c.out.last = m.end(c.loc); c.out.last < c.out.first {
+	if c.out.Last = m.end(c.loc); c.out.Last < c.out.First {
 		c.fail("end", "", "lies before start")
 	}
 }
 
 func (c *compiler) cron(fields string) {
-	r, err := parseCron(fields, c.loc)
+	r, err := schedule.ParseCron(fields, c.loc)
 	if err != nil {
-		c.fail("schedule", cronHint(fields), "`%s` is not a schedule: %v", clip(c.Schedule), err)
+		c.fail("schedule", cronHint(fields), "`%s` is not a schedule: %v", clip(c.Schedule), withTicker(err))
 		return
 	}
-	if e, ok := r.(every); ok {
-		if c.out.first > math.MinInt64/2 {
-			e.anchor = c.out.first
+	if e, ok := r.(schedule.Every); ok {
+		if c.out.First > math.MinInt64/2 {
+			e.Anchor = c.out.First
 		}
 		r = e
 	}
-	c.out.rule = r
+	c.out.Rule = r
 }
 
-// cronHint knows what people write that cron does not have.
+// cronHint is what to write instead of a schedule that is none.
 func cronHint(fields string) string {
-	list := strings.Fields(fields)
-	switch {
-	case strings.HasPrefix(fields, "@"):
-		return "one of @hourly, @daily, @weekly, @monthly, @yearly, @every 90s"
-	case len(list) != 5 && len(list) != 6:
-		return "five fields: minute, hour, day of month, month, day of week; a sixth in front for seconds"
-	case strings.Contains(list[len(list)-1], "7"):
-		return "Sunday is 0 or SUN"
-	case strings.ContainsAny(strings.ToUpper(fields), "LW#"):
-		return "L, W and # are not part of cron; write it as rrule, for example FREQ=MONTHLY;BYMONTHDAY=-1"
+	hint := schedule.CronHint(fields)
+	if hint == schedule.NotCron {
+		hint += "; write it as rrule, for example FREQ=MONTHLY;BYMONTHDAY=-1"
 	}
-	return ""
+	return hint
+}
+
+// withTicker adds to an error about a short interval who has shorter ones.
+func withTicker(err error) error {
+	if errors.Is(err, schedule.ErrTooShort) {
+		return fmt.Errorf("%w; for shorter ones there is the ticker", err)
+	}
+	return err
 }
 
 func clip(s string) string {
@@ -199,7 +199,7 @@ func clip(s string) string {
 
 // recurrence compiles rrule with all its lines.
 func (c *compiler) recurrence(start *moment) {
-	var r recurrence
+	var r schedule.Recurrence
 	found := false
 	for _, l := range contentLines(c.RRule) {
 		var err error
@@ -208,7 +208,7 @@ func (c *compiler) recurrence(start *moment) {
 			if found {
 				err = errors.New("more than one RRULE; use an event for each")
 			} else {
-				r, err = parseRecurrence(l.value)
+				r, err = schedule.ParseRecurrence(l.value)
 			}
 			found = true
 		case "DTSTART":
@@ -241,22 +241,20 @@ func (c *compiler) recurrence(start *moment) {
 	begin := int64(0)
 	if start != nil {
 		begin = start.wall(c.loc)
-	} else if why := r.needsStart(); why != "" {
+	} else if why := r.NeedsStart(); why != "" {
 		c.fail("rrule", "add start, for example start: 2026-01-01T09:00", "needs a start: %s", why)
 		return
 	}
-	until := int64(forever)
-	if r.until != "" {
-		m, err := parseMoment(r.until)
+	until := int64(schedule.Forever)
+	if text := r.Until(); text != "" {
+		m, err := parseMoment(text)
 		if err != nil {
 			c.fail("rrule", "", "UNTIL: %v", err)
 			return
 		}
 		until = m.end(c.loc)
 	}
-	b := r.rule(begin, c.loc)
-	b.last = min(b.last, until)
-	c.out.rule = b
+	c.out.Rule = r.Rule(begin, until, c.loc)
 }
 
 // line is a content line of iCalendar.
@@ -294,7 +292,7 @@ func (c *compiler) date(field, text string) {
 		c.fail(field, momentHint, "%v", err)
 		return
 	}
-	c.out.dates = append(c.out.dates, m.instant(c.loc))
+	c.out.Dates = append(c.out.Dates, m.instant(c.loc))
 }
 
 func (c *compiler) exclude(field, text string) {
@@ -303,9 +301,9 @@ func (c *compiler) exclude(field, text string) {
 	case err != nil:
 		c.fail(field, momentHint, "%v", err)
 	case m.date:
-		c.out.exclude.dates = append(c.out.exclude.dates, m.seconds/day)
+		c.out.Exclude.Dates = append(c.out.Exclude.Dates, m.seconds/schedule.Day)
 	default:
-		c.out.exclude.instants = append(c.out.exclude.instants, m.instant(c.loc))
+		c.out.Exclude.Instants = append(c.out.Exclude.Instants, m.instant(c.loc))
 	}
 }
 
@@ -347,13 +345,13 @@ func (m moment) instant(loc *time.Location) int64 {
 	if m.fixed {
 		return m.seconds
 	}
-	return instant(loc, m.seconds)
+	return schedule.Instant(loc, m.seconds)
 }
 
 // end is the instant, or the last one of a date.
 func (m moment) end(loc *time.Location) int64 {
 	if m.date {
-		return instant(loc, m.seconds+day) - 1
+		return schedule.Instant(loc, m.seconds+schedule.Day) - 1
 	}
 	return m.instant(loc)
 }
@@ -361,21 +359,21 @@ func (m moment) end(loc *time.Location) int64 {
 // wall is what a clock in the zone shows.
 func (m moment) wall(loc *time.Location) int64 {
 	if m.fixed {
-		return m.seconds + offset(loc, m.seconds)
+		return schedule.Wall(loc, m.seconds)
 	}
 	return m.seconds
 }
 
 // occurs reports when a schedule has no occurrence after now, unless missed
 // ones may still be caught up on.
-func (cfg *Config) occurs(s *schedule, now time.Time, report func(problem)) {
+func (cfg *Config) occurs(s *schedule.Schedule, now time.Time, report func(problem)) {
 	at := now.Unix()
-	if _, ok := s.next(at); ok {
+	if _, ok := s.Next(at); ok {
 		return
 	}
 	bare := *s
-	bare.exclude = exclusions{}
-	if _, ok := bare.next(at); ok {
+	bare.Exclude = schedule.Exclusions{}
+	if _, ok := bare.Next(at); ok {
 		field := "exclude"
 		if len(cfg.Exclude) == 0 {
 			if field = "exdate"; len(cfg.ExDate) == 0 {
@@ -399,11 +397,11 @@ func (cfg *Config) occurs(s *schedule, now time.Time, report func(problem)) {
 	if cfg.Schedule != "" {
 		never.hint = "no date has this day and month"
 	}
-	last, ok := s.latest(at-horizon, at)
+	last, ok := s.Latest(at-schedule.Horizon, at)
 	if !ok {
-		if bare.last = forever; cfg.End != "" {
-			if t, ok := bare.next(bare.first - 1); ok {
-				never = problem{"end", "", "lies before the first occurrence, " + s.time(t).Format(time.RFC3339)}
+		if bare.Last = schedule.Forever; cfg.End != "" {
+			if t, ok := bare.Next(bare.First - 1); ok {
+				never = problem{"end", "", "lies before the first occurrence, " + s.Time(t).Format(time.RFC3339)}
 			}
 		}
 		report(never)
@@ -415,5 +413,5 @@ func (cfg *Config) occurs(s *schedule, now time.Time, report func(problem)) {
 	if cfg.End != "" {
 		field = "end"
 	}
-	report(problem{field, "remove the event, or let it catch up on missed occurrences with catchup", "has no occurrence any more, the last was " + s.time(last).Format(time.RFC3339)})
+	report(problem{field, "remove the event, or let it catch up on missed occurrences with catchup", "has no occurrence any more, the last was " + s.Time(last).Format(time.RFC3339)})
 }

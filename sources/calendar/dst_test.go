@@ -44,14 +44,13 @@ func TestClockChanges(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			tt.c.Timezone = tt.zone
 			s := newTest(t, &tt.c).schedule
-			at := location(t, tt.zone)
-			day, err := time.ParseInLocation(time.DateOnly, tt.day, at)
+			day, err := time.ParseInLocation(time.DateOnly, tt.day, s.Zone)
 			if err != nil {
 				t.Fatal(err)
 			}
 			var got []string
-			for n, ok := s.next(day.Unix() - 7200); ok; n, ok = s.next(n) {
-				x := s.time(n)
+			for n, ok := s.Next(day.Unix() - 7200); ok; n, ok = s.Next(n) {
+				x := s.Time(n)
 				if x.After(day.AddDate(0, 0, 2)) {
 					break
 				}
@@ -95,11 +94,11 @@ func TestRules(t *testing.T) {
 			var got []string
 			at := begin.Unix()
 			for range 3 {
-				n, ok := s.next(at)
+				n, ok := s.Next(at)
 				if !ok {
 					break
 				}
-				got = append(got, s.time(n).Format("01-02T15:04"))
+				got = append(got, s.Time(n).Format("01-02T15:04"))
 				at = n
 			}
 			if g := strings.Join(got, " "); g != tt.want {

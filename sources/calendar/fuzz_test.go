@@ -20,19 +20,19 @@ func fuzz(t *testing.T, c *Config) {
 	c.occurs(s, now, func(problem) {})
 	at := now.Unix()
 	for range 5 {
-		next, ok := s.next(at)
+		next, ok := s.Next(at)
 		if !ok {
 			break
 		}
 		if next <= at {
 			t.Fatalf("after %d comes %d", at, next)
 		}
-		if again, ok := s.next(next - 1); !ok || again != next {
+		if again, ok := s.Next(next - 1); !ok || again != next {
 			t.Fatalf("just before %d comes %d (%v)", next, again, ok)
 		}
 		at = next
 	}
-	if last, ok := s.latest(now.Unix(), at); at > now.Unix() && (!ok || last != at) {
+	if last, ok := s.Latest(now.Unix(), at); at > now.Unix() && (!ok || last != at) {
 		t.Fatalf("the latest up to %d is %d (%v)", at, last, ok)
 	}
 }

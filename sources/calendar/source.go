@@ -10,6 +10,7 @@ import (
 
 	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/sources"
+	"github.com/sensor-engine/engine/specs/schedule"
 )
 
 const (
@@ -32,7 +33,7 @@ const (
 // which every occurrence happened or was left out; it only moves forward, so a
 // clock that is put back repeats nothing.
 type calendar struct {
-	schedule *schedule
+	schedule *schedule.Schedule
 	prefix   string // of ids
 	mode     string
 	maxAge   time.Duration
@@ -103,16 +104,16 @@ func (c *calendar) Wake(ctx context.Context, h sources.Host, now time.Time) (tim
 		case err == nil:
 			lost = 0
 			c.position = o.at
-			c.report(h, now.Sub(c.schedule.time(o.at)))
+			c.report(h, now.Sub(c.schedule.Time(o.at)))
 		case errors.Is(err, bus.ErrConflict) && lost < conflicts:
 			lost++
 			if err := c.load(ctx, h, now); err != nil {
 				return time.Time{}, err
 			}
 		case errors.Is(err, bus.ErrTooLarge):
-			return time.Time{}, &sources.Permanent{Err: fmt.Errorf("occurrence of %s: %w", c.schedule.time(o.at).Format(time.RFC3339), err)}
+			return time.Time{}, &sources.Permanent{Err: fmt.Errorf("occurrence of %s: %w", c.schedule.Time(o.at).Format(time.RFC3339), err)}
 		default:
-			return time.Time{}, fmt.Errorf("occurrence of %s not stored: %w", c.schedule.time(o.at).Format(time.RFC3339), err)
+			return time.Time{}, fmt.Errorf("occurrence of %s not stored: %w", c.schedule.Time(o.at).Format(time.RFC3339), err)
 		}
 	}
 	return now, nil
@@ -120,15 +121,15 @@ func (c *calendar) Wake(ctx context.Context, h sources.Host, now time.Time) (tim
 
 // ready shows the first occurrence after an instant as what is waited for.
 func (c *calendar) ready(h sources.Host, after int64) {
-	if next, ok := c.schedule.next(after); ok {
-		h.Ready("next at " + c.schedule.time(next).Format(time.RFC3339))
+	if next, ok := c.schedule.Next(after); ok {
+		h.Ready("next at " + c.schedule.Time(next).Format(time.RFC3339))
 	} else {
 		h.Ready("no occurrence is left")
 	}
 }
 
 func (c *calendar) report(h sources.Host, lag time.Duration) {
-	h.Report(sources.Progress{Position: c.schedule.time(c.position).Format(time.RFC3339), Lag: max(lag, 0)})
+	h.Report(sources.Progress{Position: c.schedule.Time(c.position).Format(time.RFC3339), Lag: max(lag, 0)})
 }
 
 // load takes over the durable position. Without one, the calendar begins now;
@@ -170,7 +171,7 @@ func (c *calendar) due(now time.Time) (occurrence, time.Time) {
 	if c.begun.at > c.position {
 		return c.begun, time.Time{}
 	}
-	first, ok := c.schedule.next(c.position)
+	first, ok := c.schedule.Next(c.position)
 	if !ok {
 		return occurrence{}, time.Time{}
 	}
@@ -189,18 +190,18 @@ func (c *calendar) due(now time.Time) (occurrence, time.Time) {
 	at, found := int64(0), false
 	switch c.mode {
 	case catchupAll:
-		at, found = c.schedule.next(oldest - 1)
+		at, found = c.schedule.Next(oldest - 1)
 		found = found && at < on
 	case catchupLast:
-		if next, ok := c.schedule.next(on - 1); !ok || c.delayed(next).After(now) {
-			at, found = c.schedule.latest(oldest-1, on-1)
+		if next, ok := c.schedule.Next(on - 1); !ok || c.delayed(next).After(now) {
+			at, found = c.schedule.Latest(oldest-1, on-1)
 		}
 	}
 	if found {
 		return occurrence{at, c.missed(at), true}, time.Time{}
 	}
 	// Everything late is left out.
-	next, ok := c.schedule.next(on - 1)
+	next, ok := c.schedule.Next(on - 1)
 	if !ok {
 		return occurrence{}, time.Time{}
 	}
@@ -210,7 +211,7 @@ func (c *calendar) due(now time.Time) (occurrence, time.Time) {
 	return occurrence{at: next, missed: c.missed(next)}, time.Time{}
 }
 
-func (c *calendar) missed(at int64) int { return c.schedule.count(c.position, at-1, mostMissed) }
+func (c *calendar) missed(at int64) int { return c.schedule.Count(c.position, at-1, mostMissed) }
 
 // delayed is when an occurrence is to be stored: its time and its own part of
 // the jitter.
@@ -236,7 +237,7 @@ func (c *calendar) id(at int64) string {
 }
 
 func (c *calendar) event(o occurrence) *bus.Event {
-	t := c.schedule.time(o.at)
+	t := c.schedule.Time(o.at)
 	return &bus.Event{
 		ID: c.id(o.at), ProducerID: true, Time: t.UTC(), Cursor: t.UTC().Format(time.RFC3339),
 		DataContentType: "application/json", Data: payload(t, o),

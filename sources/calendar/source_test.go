@@ -320,13 +320,13 @@ func TestEngines(t *testing.T) {
 		}
 		at := begin.Unix()
 		for i, ev := range log.events {
-			next, ok := engines0(engines).schedule.next(at)
+			next, ok := engines0(engines).schedule.Next(at)
 			if !ok || ev.Time.Unix() != next {
 				r.Fatalf("event %d is of %v, want %v", i, ev.Time, time.Unix(next, 0).UTC())
 			}
 			at = next
 		}
-		if next, _ := engines0(engines).schedule.next(at); time.Unix(next, 0).Add(time.Minute).Before(now) {
+		if next, _ := engines0(engines).schedule.Next(at); time.Unix(next, 0).Add(time.Minute).Before(now) {
 			r.Fatalf("at %v the occurrence of %v has not happened", now, time.Unix(next, 0).UTC())
 		}
 	})

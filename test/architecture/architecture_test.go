@@ -26,16 +26,16 @@ type pkg struct {
 }
 
 // roots are the contracts that everything above them may know.
-var roots = []string{"specs", "specs/expression", "bus", "sources", "sensors", "triggers"}
+var roots = []string{"specs", "specs/expression", "specs/schedule", "bus", "sources", "sensors", "triggers"}
 
 // mayImport tells whether production code of from may import to, both below
 // the module.
 func mayImport(from, to string) bool {
-	contracts := to == "specs" || to == "specs/expression" || to == "bus"
+	contracts := to == "specs" || to == "specs/expression" || to == "specs/schedule" || to == "bus"
 	room, rest, _ := strings.Cut(from, "/")
 	switch room {
 	case "specs":
-		return rest != "" && within(to, "specs")
+		return rest != "" && rest != "schedule" && within(to, "specs")
 	case "bus":
 		return to == "specs" || rest != "" && within(to, "bus")
 	case "sensors":
@@ -61,6 +61,10 @@ func mayImport(from, to string) bool {
 	return false
 }
 
+// pure tells whether a package must do the same for the same input: no clock,
+// no I/O, no goroutine.
+func pure(p string) bool { return within(p, "sensors") || p == "specs/schedule" }
+
 // within tells whether p is dir or below it.
 func within(p, dir string) bool { return p == dir || strings.HasPrefix(p, dir+"/") }
 
@@ -77,10 +81,10 @@ func checkImports(p pkg) (bad []string) {
 			bad = append(bad, fmt.Sprintf("%s imports %s: only specs reads YAML", p.ImportPath, to))
 		}
 	}
-	if within(p.ImportPath, "sensors") {
+	if pure(p.ImportPath) {
 		for _, to := range p.Imports {
 			if slices.Contains([]string{"os", "net", "net/http", "os/exec", "math/rand", "math/rand/v2", "crypto/rand", "log/slog", "log"}, to) {
-				bad = append(bad, fmt.Sprintf("%s imports %s: sensors are pure", p.ImportPath, to))
+				bad = append(bad, fmt.Sprintf("%s imports %s: it is pure, see docs/architecture.md", p.ImportPath, to))
 			}
 		}
 	}
@@ -103,7 +107,7 @@ func checkSource(pkgPath string, fset *token.FileSet, f *ast.File) (bad []string
 	report := func(n ast.Node, what string) {
 		bad = append(bad, fmt.Sprintf("%s: %s", fset.Position(n.Pos()), what))
 	}
-	pure := within(pkgPath, "sensors")
+	pure := pure(pkgPath)
 	ast.Inspect(f, func(n ast.Node) bool {
 		switch n := n.(type) {
 		case *ast.FuncDecl:
@@ -112,11 +116,11 @@ func checkSource(pkgPath string, fset *token.FileSet, f *ast.File) (bad []string
 			}
 		case *ast.GoStmt:
 			if pure {
-				report(n, "go statement: sensors start no goroutine")
+				report(n, "go statement: a pure package starts no goroutine")
 			}
 		case *ast.SelectorExpr:
 			if x, ok := n.X.(*ast.Ident); ok && pure && x.Name == "time" && slices.Contains(clocks, n.Sel.Name) {
-				report(n, "time."+n.Sel.Name+": sensors know log time only, it comes with the input")
+				report(n, "time."+n.Sel.Name+": a pure package knows no clock, time comes with the input")
 			}
 		}
 		return true
@@ -180,6 +184,11 @@ func TestViolationsAreCaught(t *testing.T) {
 		{"specs", "bus", false},
 		{"specs", "specs/expression", false},
 		{"specs/expression", "specs", true},
+		{"specs", "specs/schedule", false},
+		{"specs/schedule", "specs", false},
+		{"sensors", "specs/schedule", true},
+		{"sources/calendar", "specs/schedule", true},
+		{"sensors", "sources/calendar", false},
 		{"bus", "specs", true},
 		{"bus", "bus/jetstream", false},
 		{"bus/jetstream", "bus", true},
@@ -238,6 +247,7 @@ func TestViolationsAreCaught(t *testing.T) {
 		{"sensors", "func f() { go f() }", 1},
 		{"sensors", "func f() { _ = time.Now() }", 1},
 		{"sensors", "var clock = time.Now", 1},
+		{"specs/schedule", "func f() { _ = time.Now() }", 1},
 		{"sensors", "func f() { _ = time.Unix(0, 0) }", 0},
 	} {
 		fset := token.NewFileSet()

@@ -1,4 +1,4 @@
-package calendar
+package schedule
 
 import (
 	"errors"
@@ -50,8 +50,8 @@ type cronDays struct {
 }
 
 func (c *cronDays) next(after int64) (int64, bool) {
-	d, second := floorDiv(after+1, day), floorMod(after+1, day)
-	for limit := d + horizon/day; d <= limit; {
+	d, second := floorDiv(after+1, Day), floorMod(after+1, Day)
+	for limit := d + Horizon/Day; d <= limit; {
 		y, m, dom := civil(d)
 		if c.months>>m&1 == 0 {
 			d, second = daysOf(y, m+1, 1), 0
@@ -59,7 +59,7 @@ func (c *cronDays) next(after int64) (int64, bool) {
 		}
 		if c.matches(d, dom) {
 			if t, ok := c.clock.next(second); ok {
-				return d*day + t, true
+				return d*Day + t, true
 			}
 		}
 		d, second = d+1, 0
@@ -75,10 +75,14 @@ func (c *cronDays) matches(d int64, dom int) bool {
 	return byDate && byWeekday
 }
 
-// cronParser is the syntax of cron: five fields, six with seconds, descriptors.
-func parseCron(text string, loc *time.Location) (r rule, err error) {
+// ParseCron returns the rule of a cron schedule for a zone: five fields, six
+// with seconds in front, or a descriptor such as @daily. "@every 90s" is an
+// [Every] with anchor 0. A zone in front is an error, see [CutZone]; what is
+// often meant by wrong text is told by [CronHint]. A schedule that never occurs
+// (31 February) is none: its rule has no next instant.
+func ParseCron(text string, loc *time.Location) (r Rule, err error) {
 	// The parser of the library must not see zones: it panics on some.
-	if name, _, ok := cronZone(text); ok {
+	if name, _, ok := CutZone(text); ok {
 		return nil, fmt.Errorf("%s must stand before the fields", name)
 	}
 	if text, ok := strings.CutPrefix(text, "@every"); ok {
@@ -86,7 +90,11 @@ func parseCron(text string, loc *time.Location) (r rule, err error) {
 		if err != nil {
 			return nil, errors.New("@every needs a duration such as 90s, 15m or 1h30m")
 		}
-		return newEvery(interval, 0)
+		every, err := NewEvery(interval, 0)
+		if err != nil {
+			return nil, err
+		}
+		return every, nil
 	}
 	defer func() {
 		if p := recover(); p != nil {
@@ -110,8 +118,30 @@ func parseCron(text string, loc *time.Location) (r rule, err error) {
 	return zoned{days, loc, days.hours != allHours}, nil
 }
 
-// cronZone splits a leading CRON_TZ=zone (or TZ=zone) from the fields.
-func cronZone(text string) (zone, fields string, ok bool) {
+// NotCron is the hint of [CronHint] for what other programs have beyond cron.
+const NotCron = "L, W and # are not part of cron"
+
+// CronHint returns what to write instead of a schedule that [ParseCron] has
+// refused, or "": it knows what people write that cron does not have.
+func CronHint(text string) string {
+	list := strings.Fields(text)
+	switch {
+	case strings.HasPrefix(text, "@"):
+		return "one of @hourly, @daily, @weekly, @monthly, @yearly, @every 90s"
+	case len(list) != 5 && len(list) != 6:
+		return "five fields: minute, hour, day of month, month, day of week; a sixth in front for seconds"
+	case strings.Contains(list[len(list)-1], "7"):
+		return "Sunday is 0 or SUN"
+	case strings.ContainsAny(strings.ToUpper(text), "LW#"):
+		return NotCron
+	}
+	return ""
+}
+
+// CutZone splits a leading CRON_TZ=zone (or TZ=zone) from the fields of a cron
+// schedule. Without one, ok is false and fields is the text. Either may be
+// empty; neither is checked.
+func CutZone(text string) (zone, fields string, ok bool) {
 	rest, ok := strings.CutPrefix(strings.TrimPrefix(text, "CRON_"), "TZ=")
 	if !ok {
 		return "", text, false
@@ -121,16 +151,6 @@ func cronZone(text string) (zone, fields string, ok bool) {
 		return rest, "", true
 	}
 	return rest[:end], strings.TrimSpace(rest[end:]), true
-}
-
-func newEvery(interval time.Duration, anchor int64) (rule, error) {
-	switch {
-	case interval < time.Second:
-		return nil, errors.New("the interval must be at least 1s; for shorter ones there is the ticker")
-	case interval%time.Second != 0:
-		return nil, errors.New("the interval must be of whole seconds")
-	}
-	return every{anchor, int64(interval / time.Second)}, nil
 }
 
 // civil returns the date of a day since 1970-01-01; daysOf is its inverse and

@@ -1,4 +1,4 @@
-package calendar
+package schedule
 
 import (
 	_ "embed"
@@ -11,13 +11,14 @@ import (
 	_ "time/tzdata" // zones are the same on a machine without its own
 )
 
-// zones keeps each location once: parsed, one takes some kilobytes. It is safe
-// for concurrent use.
-type zones struct{ known sync.Map }
+// Zones keeps each location once: parsed, one takes some kilobytes. Its zero
+// value is ready; it is safe for concurrent use and must not be copied.
+type Zones struct{ known sync.Map }
 
-// load returns the location with this name. The zone of the machine ("Local")
-// is none: replicas would not agree.
-func (z *zones) load(name string) (*time.Location, error) {
+// Load returns the location with this name of the IANA database; "" is UTC. The
+// zone of the machine ("Local") is none: replicas would not agree. What to write
+// instead of a name that is an error is told by [ZoneHint].
+func (z *Zones) Load(name string) (*time.Location, error) {
 	switch strings.ToUpper(name) {
 	case "", "UTC":
 		return time.UTC, nil
@@ -40,6 +41,15 @@ func (z *zones) load(name string) (*time.Location, error) {
 //
 //go:embed zones.txt
 var zoneNames string
+
+// ZoneHint returns what to write instead of a name that [Zones.Load] has
+// refused.
+func ZoneHint(name string) string {
+	if near := nearestZone(name); near != "" {
+		return fmt.Sprintf("did you mean %q?", near)
+	}
+	return "use a name of the IANA database such as Europe/Amsterdam"
+}
 
 // nearestZone returns the name most like the given one, or "".
 func nearestZone(name string) string {
@@ -89,12 +99,12 @@ func distance(a, b string) int {
 }
 
 // span is a time in which a zone has one offset (seconds east of UTC): from
-// start, before end. An open end is math.MinInt64 or forever. The span before
+// start, before end. An open end is math.MinInt64 or Forever. The span before
 // or after may have the same offset.
 type span struct{ start, end, offset int64 }
 
 func zoneAt(loc *time.Location, t int64) span {
-	out := span{start: math.MinInt64, end: forever}
+	out := span{start: math.MinInt64, end: Forever}
 	if loc == time.UTC {
 		return out
 	}
@@ -107,13 +117,16 @@ func zoneAt(loc *time.Location, t int64) span {
 		// On the last day of a leap year, Go returns an end in the past (the
 		// years after the zone's table are taken for 365 days).
 		if out.end = end.Unix(); out.end <= t {
-			out.end = (floorDiv(t, day) + 1) * day
+			out.end = (floorDiv(t, Day) + 1) * Day
 		}
 	}
 	_, seconds := at.Zone()
 	out.offset = int64(seconds)
 	return out
 }
+
+// Wall returns what a clock in the zone shows at an instant.
+func Wall(loc *time.Location, t int64) int64 { return t + offset(loc, t) }
 
 func offset(loc *time.Location, t int64) int64 {
 	if loc == time.UTC {
@@ -123,11 +136,11 @@ func offset(loc *time.Location, t int64) int64 {
 	return int64(seconds)
 }
 
-// instant returns when a clock in the zone shows wall, by the policy of
-// [zoned]: the first time of two; one that is never shown is read with the
-// offset before the change.
-func instant(loc *time.Location, wall int64) int64 {
-	t, _ := zoned{once{wall}, loc, true}.next(wall - 2*day)
+// Instant returns when a clock in the zone shows a wall time, by the policy of
+// this package: the first time of two; one that is never shown is read with the
+// offset before the change. It is the inverse of [Wall] but for these.
+func Instant(loc *time.Location, wall int64) int64 {
+	t, _ := zoned{once{wall}, loc, true}.Next(wall - 2*Day)
 	return t
 }
 

@@ -1,4 +1,4 @@
-package calendar
+package schedule
 
 import (
 	"fmt"
@@ -108,8 +108,8 @@ func occurrencesIn(matches func(shown time.Time) bool, once bool, loc *time.Loca
 }
 
 // between lists what a rule yields after one instant and before another.
-func between(r rule, after, before time.Time) (out []time.Time) {
-	for t, ok := r.next(after.Unix()); ok && t < before.Unix(); t, ok = r.next(t) {
+func between(r Rule, after, before time.Time) (out []time.Time) {
+	for t, ok := r.Next(after.Unix()); ok && t < before.Unix(); t, ok = r.Next(t) {
 		out = append(out, time.Unix(t, 0).UTC())
 	}
 	return out
@@ -377,12 +377,12 @@ func drawRule(t *rapid.T, freqs ...string) *ruleSpec {
 	return r
 }
 
-func (r *ruleSpec) compile(t interface{ Fatalf(string, ...any) }, loc *time.Location) rule {
-	parsed, err := parseRecurrence(r.text())
+func (r *ruleSpec) compile(t interface{ Fatalf(string, ...any) }, loc *time.Location) Rule {
+	parsed, err := ParseRecurrence(r.text())
 	if err != nil {
 		t.Fatalf("%s: %v", r.text(), err)
 	}
-	return parsed.rule(r.start.Unix(), loc)
+	return parsed.Rule(r.start.Unix(), Forever, loc)
 }
 
 // library is what rrule-go says, which is right in UTC and from DAILY on, but

@@ -1,4 +1,4 @@
-package calendar
+package schedule
 
 import (
 	"cmp"
@@ -101,8 +101,8 @@ type dayRule struct {
 }
 
 func (r *dayRule) next(after int64) (int64, bool) {
-	d, second := floorDiv(after+1, day), floorMod(after+1, day)
-	for limit := d + horizon/day; d <= limit; {
+	d, second := floorDiv(after+1, Day), floorMod(after+1, Day)
+	for limit := d + Horizon/Day; d <= limit; {
 		year, month, dom := civil(d)
 		period := r.period(d, year, month)
 		if over := floorMod(period, r.interval); over != 0 {
@@ -110,7 +110,7 @@ func (r *dayRule) next(after int64) (int64, bool) {
 			continue
 		}
 		if len(r.positions) > 0 {
-			if t, ok := r.positioned(period, d*day+second); ok {
+			if t, ok := r.positioned(period, d*Day+second); ok {
 				return t, true
 			}
 			d, second = r.start(period+1), 0
@@ -122,7 +122,7 @@ func (r *dayRule) next(after int64) (int64, bool) {
 		}
 		if r.matches(d, year, month, dom) {
 			if t, ok := r.clock.next(second); ok {
-				return d*day + t, true
+				return d*Day + t, true
 			}
 		}
 		d, second = d+1, 0
@@ -172,7 +172,7 @@ func (r *dayRule) positioned(period, from int64) (int64, bool) {
 		}
 	}
 	perDay := r.clock.len()
-	found, ok := int64(forever), false
+	found, ok := int64(Forever), false
 	for _, p := range r.positions {
 		i := p - 1
 		if p < 0 {
@@ -181,7 +181,7 @@ func (r *dayRule) positioned(period, from int64) (int64, bool) {
 		if i < 0 || i >= len(days)*perDay {
 			continue
 		}
-		if t := days[i/perDay]*day + r.clock.at(i%perDay); t >= from && t < found {
+		if t := days[i/perDay]*Day + r.clock.at(i%perDay); t >= from && t < found {
 			found, ok = t, true
 		}
 	}
@@ -223,8 +223,8 @@ type hourRule struct {
 // without an occurrence and a few on others.
 const mostSteps = 1 << 17
 
-func (r *hourRule) next(after int64) (int64, bool) {
-	t, limit := after+1, after+horizon
+func (r *hourRule) Next(after int64) (int64, bool) {
+	t, limit := after+1, after+Horizon
 	in := span{end: t}
 	for range mostSteps {
 		if period := floorDiv(t-r.anchor, r.unit); r.exact {
@@ -239,9 +239,9 @@ func (r *hourRule) next(after int64) (int64, bool) {
 		if t >= in.end {
 			in = zoneAt(r.loc, t)
 		}
-		d, second := floorDiv(t+in.offset, day), floorMod(t+in.offset, day)
+		d, second := floorDiv(t+in.offset, Day), floorMod(t+in.offset, Day)
 		year, month, dom := civil(d)
-		skip := day - second
+		skip := Day - second
 		if r.matches(d, year, month, dom) {
 			if n, ok := r.clock.next(second); ok {
 				if n == second {
@@ -255,14 +255,15 @@ func (r *hourRule) next(after int64) (int64, bool) {
 	return 0, false
 }
 
-// recurrence is the text of a recurrence rule, taken apart.
-type recurrence struct {
-	rrule.ROption
-	until string // as written
+// Recurrence is the text of a recurrence rule, taken apart. It is immutable.
+type Recurrence struct {
+	option rrule.ROption
+	until  string
 }
 
-// parseRecurrence reads the value of an RRULE property.
-func parseRecurrence(text string) (r recurrence, err error) {
+// ParseRecurrence reads the value of an RRULE property, such as
+// "FREQ=MONTHLY;BYDAY=-1FR". What RFC 5545 does not allow is an error.
+func ParseRecurrence(text string) (r Recurrence, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("not a recurrence rule: %v", p)
@@ -290,7 +291,7 @@ func parseRecurrence(text string) (r recurrence, err error) {
 	if err != nil {
 		return r, err
 	}
-	r.ROption = *option
+	r.option = *option
 	if _, err := rrule.NewRRule(*option); err != nil { // the limits of numbers
 		return r, err
 	}
@@ -298,41 +299,46 @@ func parseRecurrence(text string) (r recurrence, err error) {
 }
 
 // check finds what the library lets pass and RFC 5545 does not.
-func (r *recurrence) check(given map[string]bool) error {
+func (r *Recurrence) check(given map[string]bool) error {
 	const longest = 1_000_000_000
+	o := &r.option
 	switch {
 	case given["COUNT"] && r.until != "":
 		return errors.New("COUNT and UNTIL exclude each other")
-	case given["COUNT"] && (r.Count < 1 || r.Count > mostCounted):
+	case given["COUNT"] && (o.Count < 1 || o.Count > mostCounted):
 		return fmt.Errorf("COUNT must be 1 to %d; use UNTIL for more", mostCounted)
-	case given["INTERVAL"] && (r.Interval < 1 || r.Interval > longest):
+	case given["INTERVAL"] && (o.Interval < 1 || o.Interval > longest):
 		return fmt.Errorf("INTERVAL must be 1 to %d", longest)
-	case r.Freq != rrule.YEARLY && len(r.Byweekno) > 0:
+	case o.Freq != rrule.YEARLY && len(o.Byweekno) > 0:
 		return errors.New("BYWEEKNO is for FREQ=YEARLY")
-	case r.Freq > rrule.DAILY && len(r.Bysetpos) > 0:
+	case o.Freq > rrule.DAILY && len(o.Bysetpos) > 0:
 		return errors.New("BYSETPOS is for FREQ=DAILY and longer")
 	}
-	for _, list := range [][]int{r.Bymonthday, r.Byyearday, r.Byweekno, r.Bysetpos} {
+	for _, list := range [][]int{o.Bymonthday, o.Byyearday, o.Byweekno, o.Bysetpos} {
 		if slices.Contains(list, 0) {
 			return errors.New("0 is neither a position from the beginning nor one from the end")
 		}
 	}
-	for _, w := range r.Byweekday {
-		if w.N() != 0 && (r.Freq > rrule.MONTHLY || len(r.Byweekno) > 0) {
+	for _, w := range o.Byweekday {
+		if w.N() != 0 && (o.Freq > rrule.MONTHLY || len(o.Byweekno) > 0) {
 			return errors.New("BYDAY with a number is for FREQ=MONTHLY and FREQ=YEARLY without BYWEEKNO")
 		}
 	}
 	return nil
 }
 
-// needsStart tells why the rule means nothing without a start, or "".
-func (r *recurrence) needsStart() string {
+// Until is the value of UNTIL as written, "" when there is none.
+func (r *Recurrence) Until() string { return r.until }
+
+// NeedsStart tells why the rule means nothing without a start, or "".
+func (r *Recurrence) NeedsStart() string {
+	o := &r.option
 	switch {
-	case r.Count > 0:
+	case o.Count > 0:
 		return "COUNT counts from the start"
-	case r.Interval > 1:
+	case o.Interval > 1:
 		return "INTERVAL counts from the start"
-	case r.Freq == rrule.WEEKLY && len(r.Byweekday) == 0:
+	case o.Freq == rrule.WEEKLY && len(o.Byweekday) == 0:
 		return "without BYDAY the start says which day of the week"
 	}
 	return ""
@@ -341,28 +347,31 @@ func (r *recurrence) needsStart() string {
 // mostCounted bounds COUNT, whose last occurrence is found by counting.
 const mostCounted = 100_000
 
-// rule makes the rule, which begins with the wall time start.
-func (r *recurrence) rule(start int64, loc *time.Location) bounded {
-	first := instant(loc, start)
-	second := floorMod(start, day)
+// Rule makes the rule in a zone. It begins at the wall time start, which is an
+// occurrence only if the rule says so, and ends with the instant until,
+// [Forever] when there is no such limit, or after COUNT occurrences.
+func (r *Recurrence) Rule(start, until int64, loc *time.Location) Rule {
+	o := &r.option
+	first := Instant(loc, start)
+	second := floorMod(start, Day)
 	f := dateFilter{
-		months: set(r.Bymonth), monthDays: r.Bymonthday, yearDays: r.Byyearday, weeks: r.Byweekno,
-		inMonth: r.Freq == rrule.MONTHLY || len(r.Bymonth) > 0, weekStart: (r.Wkst.Day() + 1) % 7,
+		months: set(o.Bymonth), monthDays: o.Bymonthday, yearDays: o.Byyearday, weeks: o.Byweekno,
+		inMonth: o.Freq == rrule.MONTHLY || len(o.Bymonth) > 0, weekStart: (o.Wkst.Day() + 1) % 7,
 	}
-	for _, w := range r.Byweekday {
+	for _, w := range o.Byweekday {
 		if wd := (w.Day() + 1) % 7; w.N() == 0 {
 			f.weekdays |= 1 << wd
 		} else {
 			f.nth = append(f.nth, nthWeekday{w.N(), wd})
 		}
 	}
-	interval := int64(max(r.Interval, 1))
-	c := clock{set(r.Byhour), set(r.Byminute), set(r.Bysecond)}
-	var out rule
-	if r.Freq <= rrule.DAILY {
-		_, month, dom := civil(floorDiv(start, day))
+	interval := int64(max(o.Interval, 1))
+	c := clock{set(o.Byhour), set(o.Byminute), set(o.Bysecond)}
+	var out Rule
+	if o.Freq <= rrule.DAILY {
+		_, month, dom := civil(floorDiv(start, Day))
 		if len(f.weeks)+len(f.yearDays)+len(f.monthDays)+len(f.nth) == 0 && f.weekdays == 0 {
-			switch r.Freq { //nolint:exhaustive // a day says nothing more
+			switch o.Freq { //nolint:exhaustive // a day says nothing more
 			case rrule.YEARLY:
 				if f.months == 0 {
 					f.months = 1 << month
@@ -371,16 +380,16 @@ func (r *recurrence) rule(start int64, loc *time.Location) bounded {
 			case rrule.MONTHLY:
 				f.monthDays = []int{dom}
 			case rrule.WEEKLY:
-				f.weekdays = 1 << weekday(floorDiv(start, day))
+				f.weekdays = 1 << weekday(floorDiv(start, Day))
 			}
 		}
 		c.hours = cmp.Or(c.hours, 1<<(second/hour))
 		c.minutes = cmp.Or(c.minutes, 1<<(second/minute%60))
 		c.seconds = cmp.Or(c.seconds, 1<<(second%60))
-		out = zoned{&dayRule{f, c, r.Freq, interval, floorDiv(start, day), r.Bysetpos}, loc, true}
+		out = zoned{&dayRule{f, c, o.Freq, interval, floorDiv(start, Day), o.Bysetpos}, loc, true}
 	} else {
 		h := &hourRule{dateFilter: f, loc: loc, interval: interval, anchor: first}
-		switch r.Freq {
+		switch o.Freq {
 		case rrule.HOURLY:
 			h.unit, h.exact = hour, c.minutes|c.seconds == 0
 			if !h.exact {
@@ -398,17 +407,18 @@ func (r *recurrence) rule(start int64, loc *time.Location) bounded {
 		h.clock = clock{cmp.Or(c.hours, allHours), cmp.Or(c.minutes, allMinutes), cmp.Or(c.seconds, allMinutes)}
 		out = h
 	}
-	b := bounded{out, first, forever}
-	if r.Count > 0 {
+	b := bounded{out, first, Forever}
+	if o.Count > 0 {
 		b.last = first - 1
-		for range r.Count {
-			t, ok := b.rule.next(b.last)
-			if !ok || t > first+horizon {
+		for range o.Count {
+			t, ok := b.rule.Next(b.last)
+			if !ok || t > first+Horizon {
 				break
 			}
 			b.last = t
 		}
 	}
+	b.last = min(b.last, until)
 	return b
 }
 

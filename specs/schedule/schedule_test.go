@@ -1,4 +1,4 @@
-package calendar
+package schedule
 
 import (
 	"fmt"
@@ -21,7 +21,7 @@ var zonesOfTests = []string{
 
 func location(t testing.TB, name string) *time.Location {
 	t.Helper()
-	loc, err := (&zones{}).load(name)
+	loc, err := (&Zones{}).Load(name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,9 +41,9 @@ func changes(loc *time.Location) (out []time.Time) {
 
 // TestZones: all names of the list exist, and their spans hold together.
 func TestZones(t *testing.T) {
-	var known zones
+	var known Zones
 	for name := range strings.Lines(zoneNames) {
-		loc, err := known.load(strings.TrimSuffix(name, "\n"))
+		loc, err := known.Load(strings.TrimSuffix(name, "\n"))
 		if err != nil {
 			t.Error(err)
 			continue
@@ -54,7 +54,7 @@ func TestZones(t *testing.T) {
 			if in.start > at || in.end <= at {
 				t.Fatalf("%s: the span of %d is %+v", name, at, in)
 			}
-			if in.end == forever {
+			if in.end == Forever {
 				break
 			}
 			if o := offset(loc, in.end-1); o != in.offset {
@@ -73,8 +73,8 @@ func TestZones(t *testing.T) {
 	}
 }
 
-func mustCron(t interface{ Fatalf(string, ...any) }, text string, loc *time.Location) rule {
-	r, err := parseCron(text, loc)
+func mustCron(t interface{ Fatalf(string, ...any) }, text string, loc *time.Location) Rule {
+	r, err := ParseCron(text, loc)
 	if err != nil {
 		t.Fatalf("%s: %v", text, err)
 	}
@@ -93,7 +93,7 @@ func TestCronAtClockChanges(t *testing.T) {
 	names := slices.DeleteFunc(slices.Clone(zonesOfTests), func(n string) bool { return len(all[n]) == 0 })
 	rapid.Check(t, func(t *rapid.T) {
 		name := rapid.SampledFrom(names).Draw(t, "zone")
-		loc, err := (&zones{}).load(name)
+		loc, err := (&Zones{}).Load(name)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -140,7 +140,7 @@ func TestCronLikeLibrary(t *testing.T) {
 		ours := mustCron(t, text, time.UTC)
 		at := time.Unix(rapid.Int64Range(0, 4e9).Draw(t, "at"), 0).UTC()
 		for range 20 {
-			next, ok := ours.next(at.Unix())
+			next, ok := ours.Next(at.Unix())
 			want := lib.Next(at)
 			// The library gives up after five years, we after four hundred.
 			if want.IsZero() {
@@ -171,7 +171,7 @@ func TestRuleByDays(t *testing.T) {
 		// Asked in the middle it says the same as when it comes there.
 		if len(want) > 2 && r.count == 0 {
 			i := rapid.IntRange(1, len(want)-1).Draw(t, "middle")
-			if next, ok := r.compile(t, time.UTC).next(want[i].Unix() - 1); !ok || next != want[i].Unix() {
+			if next, ok := r.compile(t, time.UTC).Next(want[i].Unix() - 1); !ok || next != want[i].Unix() {
 				t.Fatalf("%s: just before %v comes %v", r.text(), want[i], time.Unix(next, 0).UTC())
 			}
 		}
@@ -225,7 +225,7 @@ func TestRuleByDaysInZones(t *testing.T) {
 func TestRuleByHours(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		name := rapid.SampledFrom(zonesOfTests).Draw(t, "zone")
-		loc, err := (&zones{}).load(name)
+		loc, err := (&Zones{}).Load(name)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -247,7 +247,7 @@ func TestRuleByHours(t *testing.T) {
 		}
 		start := around.Add(-back).Add(time.Duration(rapid.IntRange(0, 90).Draw(t, "start")) * step)
 		r.start = naive(start.In(loc))
-		start = time.Unix(instant(loc, r.start.Unix()), 0).UTC()
+		start = time.Unix(Instant(loc, r.start.Unix()), 0).UTC()
 		var want []time.Time
 		for x := start; x.Before(around.Add(ahead)); x = x.Add(step) {
 			clock := naive(x.In(loc))
@@ -273,7 +273,7 @@ func TestRuleByHours(t *testing.T) {
 func TestInstant(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		name := rapid.SampledFrom(zonesOfTests).Draw(t, "zone")
-		loc, err := (&zones{}).load(name)
+		loc, err := (&Zones{}).Load(name)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -283,7 +283,7 @@ func TestInstant(t *testing.T) {
 		}
 		wall := naive(around.In(loc)).Add(time.Duration(rapid.IntRange(-30*60, 30*60).Draw(t, "minutes")) * time.Minute).Truncate(time.Minute)
 		want := occurrencesIn(wall.Equal, true, loc, around.Add(-80*time.Hour), around.Add(80*time.Hour))
-		if got := instant(loc, wall.Unix()); len(want) != 1 || got != want[0].Unix() {
+		if got := Instant(loc, wall.Unix()); len(want) != 1 || got != want[0].Unix() {
 			t.Fatalf("%v in %s is %v, want %v", wall, name, time.Unix(got, 0).UTC(), want)
 		}
 	})
@@ -292,7 +292,7 @@ func TestInstant(t *testing.T) {
 // TestCivil compares dates with those of package time.
 func TestCivil(t *testing.T) {
 	for d := int64(-800_000); d < 800_000; d += 13 {
-		want := time.Unix(d*day, 0).UTC()
+		want := time.Unix(d*Day, 0).UTC()
 		year, month, dom := civil(d)
 		if int(year) != want.Year() || month != int(want.Month()) || dom != want.Day() || weekday(d) != int(want.Weekday()) || daysOf(year, month, dom) != d {
 			t.Fatalf("day %d is %d-%d-%d (%d), want %v", d, year, month, dom, weekday(d), want)
@@ -311,7 +311,7 @@ func TestClock(t *testing.T) {
 		}
 		c := clock{draw("hours", 24), draw("minutes", 60), draw("seconds", 60)}
 		var times []int64
-		for s := range int64(day) {
+		for s := range int64(Day) {
 			if c.hours>>(s/hour)&1 == 1 && c.minutes>>(s/minute%60)&1 == 1 && c.seconds>>(s%60)&1 == 1 {
 				times = append(times, s)
 			}
@@ -325,7 +325,7 @@ func TestClock(t *testing.T) {
 			}
 		}
 		for range 50 {
-			from := rapid.Int64Range(0, day-1).Draw(t, "from")
+			from := rapid.Int64Range(0, Day-1).Draw(t, "from")
 			i, _ := slices.BinarySearch(times, from)
 			got, ok := c.next(from)
 			if ok != (i < len(times)) || ok && got != times[i] {
