@@ -22,6 +22,9 @@ const (
 	SourceEmit = "_emit"
 	// SourcePublish is for events of `publish` functions, by sensor.
 	SourcePublish = "_publish"
+	// SourceFunction is that of the results of functions; their names are the
+	// functions'.
+	SourceFunction = "_function"
 )
 
 const upperhex = "0123456789ABCDEF"
