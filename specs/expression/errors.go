@@ -170,7 +170,7 @@ func (p *Program) nodesAt(offset int) []ast.Node {
 
 // index parses the source again, as written, when the first evaluation fails.
 func (p *Program) index() {
-	tree, err := parser.Parse(p.source)
+	tree, err := parser.Parse(p.expr.Source)
 	if err != nil {
 		tree.Node = &ast.NilNode{}
 	}

@@ -69,11 +69,12 @@ const (
 
 // Program is a compiled expression. It is safe for concurrent use.
 type Program struct {
-	code   *vm.Program
-	source string
-	want   Want
-	names  []string
-	reads  reads
+	code  *vm.Program
+	expr  specs.Expr
+	scope Scope
+	want  Want
+	names []string
+	reads reads
 	// guards are parts of the expression; guarded is true when it has no others.
 	guards  []Guard
 	guarded bool
@@ -107,6 +108,8 @@ type compilation struct {
 
 	names []string
 	reads reads
+	// trace is set when the expression is compiled to be traced.
+	trace *tracing
 }
 
 // reads is what an expression may read of events: attributes by name, or all.
@@ -185,6 +188,9 @@ func (c *compilation) compile(want Want) *Program {
 		c.parseError(err)
 		return nil
 	}
+	if c.trace != nil {
+		c.trace.plan(tree.Node)
+	}
 	c.rewrite(&tree.Node, want == WantBool)
 	if c.found.HasErrors() {
 		return nil
@@ -204,6 +210,9 @@ func (c *compilation) compile(want Want) *Program {
 	guarded := false
 	if want == WantBool && c.scope.deps == nil {
 		guards, guarded = guardsOf(tree.Node)
+		if c.trace != nil {
+			c.trace.noteGuards(tree.Node)
+		}
 	}
 	absences := c.requiredAbsences(tree.Node)
 	c.meter(&tree.Node)
@@ -217,7 +226,10 @@ func (c *compilation) compile(want Want) *Program {
 		return nil
 	}
 	link(code)
-	return &Program{code: code, source: src, want: want, names: c.names, reads: c.reads, guards: guards, guarded: guarded, absences: absences}
+	return &Program{
+		code: code, expr: c.expr, scope: c.scope, want: want, names: c.names, reads: c.reads,
+		guards: guards, guarded: guarded, absences: absences,
+	}
 }
 
 // parseError reports what expr's parser found.
@@ -345,7 +357,7 @@ func (p *Program) DataFields() (names []string, whole bool) {
 }
 
 // Source returns the text of the expression.
-func (p *Program) Source() string { return p.source }
+func (p *Program) Source() string { return p.expr.Source }
 
 // Eval evaluates the expression. env is not changed and may be shared while
 // nobody changes it. The error is a *[MissingError], wraps [ErrBudget], or says

@@ -485,6 +485,7 @@ func FuzzCompile(f *testing.F) {
 				if p == nil {
 					continue
 				}
+				agrees(t, p, env)
 				v1, err1 := p.Eval(env)
 				v2, err2 := p.Eval(env)
 				v3, err3 := p.Eval(narrowed(p, sc, env))

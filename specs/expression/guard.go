@@ -31,19 +31,27 @@ func (g *Guard) Test(env map[string]any) (ok bool, missing string) {
 // Key is the key of the value at the guard's path, "" when it is none that a
 // constant can have. missing is the path that is not there.
 func (g *Guard) Key(env map[string]any) (key, missing string) {
-	v := env[g.Path[0]]
+	v, missing := g.value(env)
+	if missing == "" {
+		key, _ = ScalarKey(v)
+	}
+	return key, missing
+}
+
+// value is the value at the guard's path.
+func (g *Guard) value(env map[string]any) (v any, missing string) {
+	v = env[g.Path[0]]
 	for i, name := range g.Path[1:] {
 		m, ok := v.(map[string]any)
 		if !ok {
 			if v == nil {
-				return "", PathText(g.Path[:i+1])
+				return nil, PathText(g.Path[:i+1])
 			}
-			return "", PathText(g.Path[:i+2])
+			return nil, PathText(g.Path[:i+2])
 		}
 		v = m[name]
 	}
-	key, _ = ScalarKey(v)
-	return key, ""
+	return v, ""
 }
 
 // PathText writes a path as expressions do: data.a, data["x-y"].

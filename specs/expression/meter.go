@@ -75,6 +75,9 @@ func (c *compilation) meter(node *ast.Node) {
 	if *node == nil {
 		return
 	}
+	if c.trace != nil {
+		defer c.trace.watch(node, *node)
+	}
 	switch n := (*node).(type) {
 	case *ast.UnaryNode:
 		c.meter(&n.Node)

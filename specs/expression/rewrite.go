@@ -19,6 +19,9 @@ func (c *compilation) rewrite(node *ast.Node, boolean bool) {
 	if *node == nil {
 		return
 	}
+	if c.trace != nil {
+		defer c.trace.moved(*node, node)
+	}
 	switch n := (*node).(type) {
 	case *ast.IdentifierNode:
 		c.identifier(node, n, boolean)
