@@ -173,7 +173,6 @@ func NewEvery(interval time.Duration, anchor int64) (Every, error) {
 }
 
 // Next returns the first instant of the rule after the given one.
-
 func (e Every) Next(after int64) (int64, bool) {
 	return e.Anchor + (floorDiv(after-e.Anchor, e.Interval)+1)*e.Interval, true
 }
