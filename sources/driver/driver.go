@@ -7,14 +7,11 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"maps"
 	"net"
 	"net/http"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,6 +19,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/sensor-engine/engine/process"
 	"github.com/sensor-engine/engine/sources"
 	"github.com/sensor-engine/engine/specs"
 )
@@ -137,10 +135,10 @@ func (d *driver) Run(ctx context.Context, h sources.Host) error {
 	running := time.AfterFunc(moment, st.ready)
 	defer running.Stop()
 	select {
-	case <-p.done:
+	case <-p.Done():
 	case <-ctx.Done():
 	}
-	p.stop(d.cfg.Grace.D()) // at once when it has ended by itself
+	p.Stop(d.cfg.Grace.D()) // at once when it has ended by itself
 	running.Stop()
 
 	// What it wrote and posted is stored; while it has to end, not for ever.
@@ -163,7 +161,7 @@ func (d *driver) Run(ctx context.Context, h sources.Host) error {
 	if ctx.Err() != nil {
 		return nil
 	}
-	text := fmt.Sprintf("driver %s %s", d.cfg.Type, p.outcome())
+	text := fmt.Sprintf("driver %s %s", d.cfg.Type, process.Ended(p.State()))
 	if lastLine != "" {
 		text += ": " + excerpt([]byte(lastLine), 300)
 	}
@@ -284,22 +282,14 @@ func variable(key string) string {
 
 // command makes the command of one run.
 func (d *driver) command(secrets []secret, address, legacy, port, token string) (*exec.Cmd, error) {
-	name := d.program.command[0]
-	path := join(d.program.dir, name)
-	if !strings.ContainsRune(name, filepath.Separator) {
-		var err error
-		if path, err = exec.LookPath(name); err != nil {
-			return nil, fmt.Errorf("driver %s: the program %s is not in the engine's PATH; install it, or write a path such as ./%s", d.cfg.Type, name, name)
-		}
+	path, err := process.Find(d.program.command[0], d.program.dir)
+	if err != nil {
+		return nil, fmt.Errorf("driver %s: %w", d.cfg.Type, err)
 	}
 	set := merge(d.program.Set, d.cfg.Set)
 	env := make([]string, 0, 16+len(secrets))
 	env = append(env, "PYTHONUNBUFFERED=1") // or its output would wait for more
-	for _, name := range append([]string{"PATH", "HOME", "TZ", "LANG"}, d.cfg.InheritEnv...) {
-		if v, ok := os.LookupEnv(name); ok {
-			env = append(env, name+"="+v)
-		}
-	}
+	env = append(env, process.Environ(d.cfg.InheritEnv...)...)
 	for _, s := range secrets {
 		env = append(env, variable(s.key)+"="+s.value)
 		if d.program.SecretFlags {
@@ -348,17 +338,6 @@ func unique(env []string) []string {
 
 // startError tells what the kernel's short answer means for the spec.
 func (d *driver) startError(err error) error {
-	name := d.program.command[0]
-	text := fmt.Sprintf("driver %s: cannot start %s", d.cfg.Type, name)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("%s: program not found; a path is relative to the file of the DriverType (%s), and the interpreter of a script's first line must exist", text, d.program.dir)
-	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("%s: not allowed to run it; is it an executable file (chmod +x)?", text)
-	case errors.Is(err, syscall.ENOEXEC):
-		return fmt.Errorf("%s: not a program of this machine; a script needs a first line such as #!/bin/sh", text)
-	case errors.Is(err, syscall.E2BIG):
-		return fmt.Errorf("%s: arguments and environment are too large", text)
-	}
-	return fmt.Errorf("%s: %w", text, err)
+	text, _ := process.StartError(err, d.program.dir)
+	return fmt.Errorf("driver %s: cannot start %s: %s", d.cfg.Type, d.program.command[0], text)
 }

@@ -196,10 +196,10 @@ func TestNoProgram(t *testing.T) {
 		t.Fatal(err)
 	}
 	for want, typ := range map[string]*specs.DriverType{
-		"not in the engine's PATH":      {Command: []string{"no-such-program"}},
-		"program not found":             {Path: "bin/none"},
-		"chmod +x":                      {Path: file},
-		"not a program of this machine": {Path: program},
+		"not found in the engine's PATH": {Command: []string{"no-such-program"}},
+		"program not found":              {Path: "bin/none"},
+		"chmod +x":                       {Path: file},
+		"not a program of this machine":  {Path: program},
 	} {
 		for range 2 {
 			if err := source(t, config(nil), typ).Run(t.Context(), newHost(t)); err == nil || !strings.Contains(err.Error(), want) {

@@ -1,21 +1,15 @@
 package driver
 
 import (
-	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
 
-	"github.com/santhosh-tekuri/jsonschema/v6"
-	"github.com/santhosh-tekuri/jsonschema/v6/kind"
-	"golang.org/x/text/language"
-	"golang.org/x/text/message"
-
 	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/specs"
+	"github.com/sensor-engine/engine/specs/jsonschema"
 )
 
 // merge puts the settings of a driver over those of its type.
@@ -45,7 +39,7 @@ func checkSettings(p *program, c *Config, ck *specs.Checker) {
 	if !p.Schema.Set {
 		return
 	}
-	schema, err := compileSchema(p.Schema.Root)
+	schema, err := jsonschema.Compile(p.Schema.Root)
 	if err != nil {
 		ck.Errorf("type", specs.CodeInvalidValue, "correct it there", "the schema of the DriverType %s is not valid: %v", c.Type, err)
 		return
@@ -66,41 +60,6 @@ func checkSettings(p *program, c *Config, ck *specs.Checker) {
 		}
 		ck.Errorf(field, specs.CodeInvalidValue, hint, "%s, says the schema of the DriverType %s", text, c.Type)
 	}
-}
-
-type noLoader struct{}
-
-// Load refuses: validation reads nothing but spec files.
-func (noLoader) Load(url string) (any, error) {
-	return nil, fmt.Errorf("%s is not read, put it below $defs", url)
-}
-
-func compileSchema(root any) (*jsonschema.Schema, error) {
-	// Through JSON, because of the numbers.
-	b, err := json.Marshal(root)
-	if err != nil {
-		return nil, err
-	}
-	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(b))
-	if err != nil {
-		return nil, err
-	}
-	const place = "schema.json"
-	c := jsonschema.NewCompiler()
-	c.DefaultDraft(jsonschema.Draft2020)
-	c.AssertFormat()
-	c.UseLoader(noLoader{})
-	if err := c.AddResource(place, doc); err != nil {
-		return nil, err
-	}
-	s, err := c.Compile(place)
-	if wrong, ok := errors.AsType[*jsonschema.SchemaValidationError](err); ok {
-		if v, ok := errors.AsType[*jsonschema.ValidationError](wrong.Err); ok {
-			list := leaves(v)
-			return nil, fmt.Errorf("at /%s: %s", strings.Join(list[0].InstanceLocation, "/"), say(list[0]))
-		}
-	}
-	return s, err
 }
 
 // violation is one thing wrong with the settings; key is "" when it is not
@@ -151,49 +110,20 @@ func typed(text string) any {
 }
 
 func validate(schema *jsonschema.Schema, doc map[string]any) []violation {
-	wrong, ok := errors.AsType[*jsonschema.ValidationError](schema.Validate(doc))
-	if !ok {
-		return nil
-	}
 	var out []violation
-	for _, leaf := range leaves(wrong) {
-		var keys []string
-		text := say(leaf)
-		if len(leaf.InstanceLocation) > 0 {
-			keys = leaf.InstanceLocation[:1]
-		} else if more, ok := leaf.ErrorKind.(*kind.AdditionalProperties); ok {
-			keys, text = more.Properties, "is not known"
-		}
-		if keys == nil {
-			keys = []string{""}
-		}
-		typed := false
-		switch leaf.ErrorKind.(type) {
-		case *kind.Type, *kind.Enum, *kind.Const:
-			typed = true
+	for _, v := range schema.Validate(doc) {
+		keys, text := []string{""}, v.Text
+		if len(v.Path) > 0 {
+			keys = v.Path[:1]
+		} else if v.Unknown != nil {
+			keys, text = v.Unknown, "is not known"
 		}
 		for _, key := range keys {
-			out = append(out, violation{key, text, typed})
+			out = append(out, violation{key, text, v.Typed})
 		}
 	}
 	slices.SortFunc(out, func(a, b violation) int {
 		return strings.Compare(a.key+"\x00"+a.text, b.key+"\x00"+b.text)
 	})
 	return slices.Compact(out)
-}
-
-// leaves are the errors that have no more exact ones below them.
-func leaves(e *jsonschema.ValidationError) []*jsonschema.ValidationError {
-	if len(e.Causes) == 0 {
-		return []*jsonschema.ValidationError{e}
-	}
-	var out []*jsonschema.ValidationError
-	for _, c := range e.Causes {
-		out = append(out, leaves(c)...)
-	}
-	return out
-}
-
-func say(e *jsonschema.ValidationError) string {
-	return strings.ReplaceAll(e.ErrorKind.LocalizedString(message.NewPrinter(language.English)), "'", "")
 }

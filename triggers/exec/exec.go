@@ -11,19 +11,18 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 	"unicode"
 	"unicode/utf8"
 
 	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/process"
 	"github.com/sensor-engine/engine/specs"
 	"github.com/sensor-engine/engine/triggers"
 )
@@ -87,14 +86,9 @@ func newFunction(cfg *Config, env triggers.Env) (*function, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &function{cfg: cfg, root: root, dir: root}
+	f := &function{cfg: cfg, root: root, dir: root, base: process.Environ(cfg.InheritEnv...)}
 	if cfg.Dir != "" {
 		f.dir = join(root, cfg.Dir)
-	}
-	for _, name := range append([]string{"PATH", "HOME", "TZ", "LANG"}, cfg.InheritEnv...) {
-		if v, ok := os.LookupEnv(name); ok {
-			f.base = append(f.base, name+"="+v)
-		}
 	}
 	for name, v := range cfg.Env {
 		if _, constant := triggers.Literal(v.Text); !constant && sensitive(name) {
@@ -120,9 +114,9 @@ func (f *function) Invoke(ctx context.Context, c *triggers.Call) (triggers.Resul
 	if err := ctx.Err(); err != nil {
 		return triggers.Result{}, err
 	}
-	program, err := f.program()
+	program, err := process.Find(f.cfg.Command[0], f.root)
 	if err != nil {
-		return triggers.Result{}, err
+		return triggers.Result{}, &triggers.PermanentError{Err: err}
 	}
 	env, err := f.environ(c)
 	if err != nil {
@@ -136,84 +130,39 @@ func (f *function) Invoke(ctx context.Context, c *triggers.Call) (triggers.Resul
 	cmd := &exec.Cmd{
 		Path: program, Args: f.cfg.Command, Dir: f.dir, Env: env,
 		Stdout: stdout, Stderr: stderr, WaitDelay: pipeDelay,
-		SysProcAttr: &syscall.SysProcAttr{Setpgid: true},
 	}
 	if len(in) > 0 {
 		cmd.Stdin = bytes.NewReader(in)
 	}
-	if err := cmd.Start(); err != nil {
+	p, err := process.Start(cmd, nil)
+	if err != nil {
 		return triggers.Result{}, f.startError(err)
 	}
-
-	g := &group{pid: cmd.Process.Pid}
-	stop := context.AfterFunc(ctx, g.terminate)
-	if awaitExit(cmd.Process.Pid) {
-		// The program has ended; what it left behind ends now, before its pid,
-		// and with it the number of the group, can be given to another process.
-		g.end()
-	}
-	err = cmd.Wait()
+	stop := context.AfterFunc(ctx, func() { p.Terminate(grace) })
+	<-p.Done()
 	interrupted := !stop()
-	g.end()
-	if (interrupted || errors.Is(err, exec.ErrWaitDelay)) && c.Key != "" {
-		killStrays("ENGINE_KEY="+c.Key, "ENGINE_ATTEMPT="+strconv.Itoa(c.Attempt))
+	if (interrupted || errors.Is(p.Err(), exec.ErrWaitDelay)) && c.Key != "" {
+		process.Sweep("ENGINE_KEY="+c.Key, "ENGINE_ATTEMPT="+strconv.Itoa(c.Attempt))
 	}
 
 	res := triggers.Result{
 		Output: stdout.kept, ContentType: contentType(stdout.kept), Logs: stderr.kept,
 		Truncated: stdout.cut || stderr.cut,
 	}
-	state := cmd.ProcessState
-	if state == nil {
-		return res, fmt.Errorf("%s: %w", f.cfg.Command[0], err)
+	if p.State() == nil {
+		return res, fmt.Errorf("%s: %w", f.cfg.Command[0], p.Err())
 	}
-	failure := outcome(state, &res)
+	code, signal := process.Outcome(p.State())
+	if res.Status = "exit " + strconv.Itoa(code); signal != "" {
+		res.Status = "killed by " + signal
+	}
 	switch {
 	case interrupted:
 		return res, fmt.Errorf("%s did not end in time (%s): %w", f.cfg.Command[0], res.Status, ctx.Err())
-	case failure:
+	case code != 0 || signal != "":
 		return res, fmt.Errorf("%s: %s%s", f.cfg.Command[0], res.Status, excerpt(stderr.kept))
 	}
 	return res, nil
-}
-
-// outcome sets the status of an ended process and reports whether it failed.
-func outcome(state *os.ProcessState, res *triggers.Result) bool {
-	ws, ok := state.Sys().(syscall.WaitStatus)
-	if ok && ws.Signaled() {
-		res.Status = "killed by " + signalName(ws.Signal())
-		return true
-	}
-	res.Status = "exit " + strconv.Itoa(state.ExitCode())
-	return state.ExitCode() != 0
-}
-
-func signalName(s syscall.Signal) string {
-	switch s {
-	case syscall.SIGKILL:
-		return "SIGKILL"
-	case syscall.SIGTERM:
-		return "SIGTERM"
-	case syscall.SIGSEGV:
-		return "SIGSEGV"
-	case syscall.SIGABRT:
-		return "SIGABRT"
-	case syscall.SIGBUS:
-		return "SIGBUS"
-	case syscall.SIGINT:
-		return "SIGINT"
-	case syscall.SIGHUP:
-		return "SIGHUP"
-	case syscall.SIGPIPE:
-		return "SIGPIPE"
-	case syscall.SIGFPE:
-		return "SIGFPE"
-	case syscall.SIGILL:
-		return "SIGILL"
-	case syscall.SIGXCPU:
-		return "SIGXCPU"
-	}
-	return fmt.Sprintf("signal %d (%s)", int(s), s)
 }
 
 // excerpt is the last line of a log, fit for one line of another.
@@ -252,34 +201,15 @@ func contentType(out []byte) string {
 	return "application/octet-stream"
 }
 
-// program finds the program's file.
-func (f *function) program() (string, error) {
-	name := f.cfg.Command[0]
-	if strings.ContainsRune(name, filepath.Separator) {
-		return join(f.root, name), nil
-	}
-	p, err := exec.LookPath(name)
-	if err != nil {
-		return "", triggers.Permanentf("%s: program not found in the engine's PATH; install it, or write a path such as ./%s", name, name)
-	}
-	return p, nil
-}
-
 // startError tells what the kernel's short answer means for the spec.
 func (f *function) startError(err error) error {
 	name := f.cfg.Command[0]
 	if st, e := os.Stat(f.dir); e != nil || !st.IsDir() {
 		return triggers.Permanentf("%s: working directory %s is missing; create it or change dir", name, f.dir)
 	}
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return triggers.Permanentf("%s: program not found; a path is relative to the spec's file (%s), and the interpreter of a script's first line must exist", name, f.root)
-	case errors.Is(err, fs.ErrPermission):
-		return triggers.Permanentf("%s: not allowed to run it; is it an executable file (chmod +x)?", name)
-	case errors.Is(err, syscall.ENOEXEC):
-		return triggers.Permanentf("%s: not a program of this machine; a script needs a first line such as #!/bin/sh", name)
-	case errors.Is(err, syscall.E2BIG):
-		return triggers.Permanentf("%s: the environment is too large; pass data on stdin", name)
+	text, final := process.StartError(err, f.root)
+	if final {
+		return triggers.Permanentf("%s: %s", name, text)
 	}
 	return fmt.Errorf("%s: cannot start: %w", name, err)
 }

@@ -181,7 +181,7 @@ func TestProgram(t *testing.T) {
 		{program: "./ok.sh", out: dir + "\n"},
 		{program: "./ok.sh", dir: "sub", out: dir + "/sub\n"},
 		{program: "./ok.sh", dir: "absent", failure: "working directory"},
-		{program: "./absent.sh", failure: "relative to the spec's file"},
+		{program: "./absent.sh", failure: "relative to the file that names it"},
 		{program: "no-such-program-anywhere", failure: "not found in the engine's PATH"},
 		{program: "./noshebang", failure: "#!/bin/sh"},
 		{program: "./badshebang", failure: "interpreter"},

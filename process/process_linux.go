@@ -1,4 +1,4 @@
-package driver
+package process
 
 import (
 	"bytes"
@@ -33,22 +33,23 @@ func awaitExit(pid int) bool {
 	}
 }
 
-// killStrays kills processes that left the group: those that inherited mark,
-// an entry of the environment.
-func killStrays(mark string) {
+// Sweep kills processes that left their group: those that inherited all marks,
+// which are entries of the environment. It costs a look at all processes of
+// the machine. It does nothing where there is no /proc.
+func Sweep(marks ...string) {
 	for range 10 { // one may fork while we look
+		found := false
 		procs, err := os.ReadDir("/proc")
 		if err != nil {
 			return
 		}
-		found := false
 		for _, p := range procs {
 			pid, err := strconv.Atoi(p.Name())
 			if err != nil || pid == os.Getpid() {
 				continue
 			}
 			env, err := os.ReadFile("/proc/" + p.Name() + "/environ")
-			if err == nil && bytes.Contains(env, []byte(mark)) && syscall.Kill(pid, syscall.SIGKILL) == nil {
+			if err == nil && marked(env, marks) && syscall.Kill(pid, syscall.SIGKILL) == nil {
 				found = true
 			}
 		}
@@ -56,4 +57,15 @@ func killStrays(mark string) {
 			return
 		}
 	}
+}
+
+// marked reports whether an environment has all marks as entries.
+func marked(env []byte, marks []string) bool {
+	env = append([]byte{0}, env...)
+	for _, m := range marks {
+		if !bytes.Contains(env, []byte("\x00"+m+"\x00")) {
+			return false
+		}
+	}
+	return len(env) > 1
 }
