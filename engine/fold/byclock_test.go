@@ -56,8 +56,8 @@ func TestDeadlineFiresOnceOverRestarts(t *testing.T) {
 	until(t, "the wait", covered(d, publish(t, b, "orders", 1)))
 	b.refuse.Store(true)
 	until(t, "the firing", func() bool { return len(allJobs(t, b)) == 1 })
-	if j := allJobs(t, b)[0]; !j.ByClock {
-		t.Errorf("%+v is not said to be decided by the clock", j)
+	if j := allJobs(t, b)[0]; !j.Trailing {
+		t.Errorf("%+v is not said to trail the checkpoint", j)
 	}
 	until(t, "some restarts", func() bool { return b.refused.Load() >= 3 })
 	info, err := b.Jobs().Info(t.Context())

@@ -251,7 +251,7 @@ type Pending struct {
 func (d *Dispatcher) Pending(ctx context.Context, sensor string, limit int) ([]Pending, error) {
 	var out []Pending
 	err := d.do(ctx, func(s *session) error {
-		for k, e := range s.eval.Keys() {
+		for k, e := range s.main.eval.Keys() {
 			if len(out) >= limit {
 				break
 			}

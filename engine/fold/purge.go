@@ -129,7 +129,7 @@ func (d *Dispatcher) floor(ctx context.Context) (uint64, error) {
 	_, covered := d.Position()
 	floor := covered + 1
 	err := d.do(ctx, func(s *session) error {
-		for _, en := range s.eval.Keys() {
+		for _, en := range s.main.eval.Keys() {
 			for _, seq := range en.State.Refs() {
 				floor = min(floor, seq)
 			}

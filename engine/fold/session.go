@@ -16,13 +16,6 @@ import (
 	"github.com/sensor-engine/engine/sensors"
 )
 
-// running is a sensor in force with what the fold needs beside it.
-type running struct {
-	*Sensor
-	stats    *stats
-	subjects []string // subject in JOBS by trigger index
-}
-
 // session is the fold between a recovery and the next failure. All fields
 // belong to the fold's goroutine, unless stated otherwise.
 type session struct {
@@ -30,12 +23,9 @@ type session struct {
 	ctx context.Context
 	log string // identity of EVENTS
 
-	rules   *Rules
-	eval    *evaluate.Evaluator
-	groups  []groupStats // by their number in the index
-	running []running    // by their number in eval
+	rules *Rules
+	main  *lane
 
-	pos    uint64 // last event folded
 	job    uint64 // JOBS sequence known to be below later firings
 	jobLog string
 	cpRev  uint64
@@ -43,8 +33,6 @@ type session struct {
 	stones tombstones
 
 	enqueued  map[string]struct{} // firings found in JOBS beyond the checkpoint
-	deciding  uint64              // the event that is folded, or was last
-	byClock   bool                // a deadline after it is stepped
 	lastFound uint64              // the last of the firings found in JOBS
 	begun     time.Time           // when the session began
 	recoverTo uint64              // last position that left traces beyond the checkpoint
@@ -53,7 +41,6 @@ type session struct {
 	recovered bool
 	batch     *batch
 	commits   chan *batch
-	dirty     []evaluate.Key
 	cursors   map[string]Cursor // by STATE key, since the last batch
 }
 
@@ -84,6 +71,14 @@ func (b *batch) add() {
 	b.mu.Lock()
 	b.pending++
 	b.mu.Unlock()
+}
+
+// put adds what is stored under a key of STATE.
+func (b *batch) put(key string, value []byte) {
+	if b.states == nil {
+		b.states = map[string][]byte{}
+	}
+	b.states[key] = value
 }
 
 // ack takes one acknowledgement in; a zero Ack without error is the fold's own.
@@ -152,33 +147,34 @@ func (s *session) recover(ctx context.Context) error {
 	}
 	d.o.Cache.adopt(info.ID, info.Last)
 	now := cp.Time
-	s.log, s.cpRev, s.pos, s.job, s.jobLog = info.ID, rev, cp.Event, cp.Job, jinfo.ID
+	pos := cp.Event
+	s.log, s.cpRev, s.job, s.jobLog = info.ID, rev, cp.Job, jinfo.ID
 	switch {
 	case rev == 0:
-		s.pos, s.job = 0, 0
+		pos, s.job = 0, 0
 	case cp.Log != info.ID:
 		d.o.Alarm("log-exchanged", fmt.Sprintf("EVENTS is another log than before (%s, was %s): it is folded from its beginning; sensor state of the old one is dropped", info.ID, cp.Log))
-		s.pos, now = 0, time.Time{}
+		pos, now = 0, time.Time{}
 	case cp.Event > info.Last:
-		s.pos, s.gone = info.Last, cp.Event
+		pos, s.gone = info.Last, cp.Event
 	}
 	s.end = info.Last
 	if cp.JobLog != jinfo.ID || s.job > jinfo.Last {
 		s.job = 0
 	}
-	if info.First > s.pos+1 {
+	if info.First > pos+1 {
 		if rev != 0 && cp.Log == info.ID {
-			d.o.Alarm("log-gap", fmt.Sprintf("%d events (%d to %d) were removed from EVENTS before they were folded", info.First-s.pos-1, s.pos+1, info.First-1))
+			d.o.Alarm("log-gap", fmt.Sprintf("%d events (%d to %d) were removed from EVENTS before they were folded", info.First-pos-1, pos+1, info.First-1))
 		}
-		s.pos = info.First - 1
+		pos = info.First - 1
 	}
+	s.main = newLane(s, pos, now)
 	if err := s.readJobs(ctx, jinfo); err != nil {
 		return fmt.Errorf("reading JOBS from %d: %w", s.job+1, err)
 	}
 	d.mu.Lock()
 	rules := d.rules
 	d.mu.Unlock()
-	s.eval = evaluate.New(s, s.log, s.pos, now)
 	s.use(rules)
 	if err := s.loadKeys(ctx, cp.Epoch); err != nil {
 		return fmt.Errorf("loading sensor state: %w", err)
@@ -186,18 +182,17 @@ func (s *session) recover(ctx context.Context) error {
 	if s.gone > 0 && cp.Log == info.ID {
 		d.o.Alarm("log-shortened", fmt.Sprintf("EVENTS ends at %d, and events up to %d were folded: %d are missing, for example after a restore or a power loss; sensor state that came of them is dropped", s.end, s.gone, s.gone-s.end))
 	}
-	if cp.Event > s.pos && cp.Log == info.ID {
+	if cp.Event > pos && cp.Log == info.ID {
 		// At once: what comes now takes the numbers of what is missing, and
 		// must not be taken for folded after a crash.
-		cp.Event = s.pos
+		cp.Event = pos
 		if err := s.storeCheckpoint(ctx, cp); err != nil {
 			return err
 		}
 	}
-	s.deciding = s.pos
-	d.position.Store(s.pos)
-	d.covered.Store(s.pos)
-	d.o.Covered(s.pos, s.job)
+	d.position.Store(pos)
+	d.covered.Store(pos)
+	d.o.Covered(pos, s.job)
 	return nil
 }
 
@@ -226,7 +221,7 @@ func (s *session) readJobs(ctx context.Context, info bus.LogInfo) error {
 	}
 	return readThrough(ctx, s.d.o.Bus.Jobs(), s.job+1, info.Last, func(r bus.Record) error {
 		j, err := jobs.DecodeJob(r.Data)
-		if err != nil || j.Redrive > 0 || j.Position <= s.pos && !j.ByClock {
+		if err != nil || j.Redrive > 0 || j.Position <= s.main.pos && !j.Trailing {
 			return nil
 		}
 		if gone, err := s.isGone(ctx, j.Position); err != nil || gone {
@@ -256,11 +251,11 @@ func (s *session) loadKeys(ctx context.Context, floor uint64) error {
 			return nil
 		}
 		s.stones.found(st.epoch)
-		if st.empty && st.seen <= s.pos {
+		if st.empty && st.seen <= s.main.pos {
 			s.stones.names[e.Key] = st.epoch
 			return nil
 		}
-		r := s.eval.Sensor(st.sensor)
+		r := s.main.eval.Sensor(st.sensor)
 		if r == nil || st.log != s.log || r.Program.StateFingerprint() != st.fingerprint {
 			stale = append(stale, e.Key)
 			return nil
@@ -277,18 +272,18 @@ func (s *session) loadKeys(ctx context.Context, floor uint64) error {
 			stale = append(stale, e.Key)
 			return nil
 		}
-		if state.Empty() && st.seen <= s.pos { // written before tombstones were marked
+		if state.Empty() && st.seen <= s.main.pos { // written before tombstones were marked
 			stale = append(stale, e.Key)
 			return nil
 		}
-		s.eval.Put(evaluate.Key{Sensor: st.sensor, Key: st.key}, &evaluate.Entry{State: state, Seen: st.seen, Stored: true, Epoch: st.epoch})
+		s.main.eval.Put(evaluate.Key{Sensor: st.sensor, Key: st.key}, &evaluate.Entry{State: state, Seen: st.seen, Stored: true, Epoch: st.epoch})
 		s.recoverTo = max(s.recoverTo, st.seen)
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	for k, en := range s.eval.Keys() {
+	for k, en := range s.main.eval.Keys() {
 		missing := 0
 		var failed error
 		en.State.Hydrate(func(seq uint64) *bus.Event {
@@ -308,7 +303,7 @@ func (s *session) loadKeys(ctx context.Context, floor uint64) error {
 		if missing > 0 {
 			s.d.o.Alarm("state-events-lost", fmt.Sprintf("sensor %s, key %q: %d waiting events are no longer stored", k.Sensor, k.Key, missing))
 		}
-		s.eval.Schedule(k)
+		s.main.eval.Schedule(k)
 	}
 	for _, k := range old {
 		if err := s.d.o.Bus.State().Delete(ctx, k); err != nil {
@@ -329,32 +324,13 @@ func (s *session) loadKeys(ctx context.Context, floor uint64) error {
 // use puts rules in force in memory.
 func (s *session) use(rules *Rules) {
 	s.rules = rules
-	s.eval.Use(rules.Sensors)
-	s.running = make([]running, len(rules.Sensors))
-	partitions := s.d.o.Bus.Jobs().Partitions()
 	s.d.mu.Lock()
 	defer s.d.mu.Unlock()
-	byProgram := make(map[*sensors.Program]*stats, len(rules.Sensors))
-	for i := range rules.Sensors {
-		sn := &rules.Sensors[i]
-		r := running{Sensor: sn, stats: s.d.statsOf(sn.Name)}
-		for _, name := range sn.Program.Triggers() {
-			j := jobs.Job{Sensor: sn.Name, Trigger: name}
-			r.subjects = append(r.subjects, j.Subject(partitions))
-		}
-		s.running[i], byProgram[sn.Program] = r, r.stats
-	}
+	s.main.use(rules.Sensors)
 	for _, st := range s.d.stats {
 		st.settle()
 	}
-	groups := s.eval.Groups()
-	s.groups = make([]groupStats, len(groups))
-	for i, g := range groups {
-		for _, m := range g.Members {
-			st := byProgram[m.Program]
-			st.shares = append(st.shares, share{&s.groups[i], m.Dependency})
-		}
-	}
+	s.main.share()
 	s.d.rules = rules
 }
 
@@ -370,8 +346,8 @@ func (s *session) swap(rules *Rules) error {
 	}
 	s.use(rules)
 	dropped := map[string]int{}
-	for k, en := range s.eval.Keys() {
-		was, is := old[k.Sensor], s.eval.Sensor(k.Sensor)
+	for k, en := range s.main.eval.Keys() {
+		was, is := old[k.Sensor], s.main.eval.Sensor(k.Sensor)
 		switch {
 		case was == nil || is == nil || was.Program.StateFingerprint() != is.Program.StateFingerprint():
 			dropped[k.Sensor]++
@@ -380,9 +356,9 @@ func (s *session) swap(rules *Rules) error {
 			continue
 		default:
 			en.State = is.Program.Adopt(en.State)
-			s.eval.Schedule(k) // the window may have changed
+			s.main.eval.Schedule(k) // the window may have changed
 		}
-		s.Changed(k, en)
+		s.main.Changed(k, en)
 	}
 	for name, n := range dropped {
 		s.d.log.Info("sensor state dropped: its dependencies changed or it was removed", "sensor", name, "keys", n)
@@ -404,9 +380,9 @@ func (s *session) barrier() error {
 // fold is the loop of the fold's goroutine. It returns nil when stop ends.
 func (s *session) fold(stop context.Context) error {
 	d := s.d
-	rd, err := d.o.Bus.Events().Read(s.ctx, s.pos+1, "")
+	rd, err := d.o.Bus.Events().Read(s.ctx, s.main.pos+1, "")
 	if err != nil {
-		return fmt.Errorf("reading EVENTS from %d: %w", s.pos+1, err)
+		return fmt.Errorf("reading EVENTS from %d: %w", s.main.pos+1, err)
 	}
 	defer rd.Close()
 	s.batch = newBatch()
@@ -418,7 +394,7 @@ func (s *session) fold(stop context.Context) error {
 		d.mu.Lock()
 		d.wake = cancel
 		d.mu.Unlock()
-		if s.pos >= s.recoverTo {
+		if s.main.pos >= s.recoverTo {
 			s.endRecovery()
 			for _, call := range d.takeCalls() {
 				call(s)
@@ -448,9 +424,9 @@ func (s *session) endRecovery() {
 	s.recovered = true
 	s.d.setFailing(nil)
 	s.d.ready.Store(true)
-	for k, en := range s.eval.Keys() {
+	for k, en := range s.main.eval.Keys() {
 		if en.State.Empty() {
-			s.Changed(k, en)
+			s.main.Changed(k, en)
 		}
 	}
 	s.send(false)
@@ -459,7 +435,7 @@ func (s *session) endRecovery() {
 // foldUntil folds batch after batch until ctx ends or, during the recovery,
 // its target is reached.
 func (s *session) foldUntil(ctx context.Context, rd bus.Reader) error {
-	recovering := s.pos < s.recoverTo
+	recovering := s.main.pos < s.recoverTo
 	for {
 		recs, err := s.next(ctx, rd)
 		if err != nil {
@@ -469,7 +445,7 @@ func (s *session) foldUntil(ctx context.Context, rd bus.Reader) error {
 			s.event(&recs[i])
 		}
 		s.send(false)
-		if recovering && s.pos >= s.recoverTo {
+		if recovering && s.main.pos >= s.recoverTo {
 			return nil
 		}
 		if s.ctx.Err() != nil {
@@ -481,7 +457,7 @@ func (s *session) foldUntil(ctx context.Context, rd bus.Reader) error {
 // next waits for events, or for the next deadline; then it returns none.
 func (s *session) next(ctx context.Context, rd bus.Reader) ([]bus.Record, error) {
 	size := s.d.o.BatchSize
-	wake, ok := s.eval.NextWake()
+	wake, ok := s.main.eval.NextWake()
 	if !ok {
 		return rd.Next(ctx, size)
 	}
@@ -497,7 +473,7 @@ func (s *session) next(ctx context.Context, rd bus.Reader) ([]bus.Record, error)
 	if err != nil {
 		return nil, err
 	}
-	if info.Last > s.pos {
+	if info.Last > s.main.pos {
 		// What is there arrives at once, unless its end was removed by hand.
 		timed, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
@@ -506,152 +482,65 @@ func (s *session) next(ctx context.Context, rd bus.Reader) ([]bus.Record, error)
 			return recs, err
 		}
 	}
-	s.byClock = true
-	s.eval.Deadlines(time.Now())
-	s.byClock = false
+	s.main.trailing = true
+	s.main.eval.Deadlines(time.Now())
+	s.main.trailing = false
 	return nil, nil
 }
 
 // event folds one event.
 func (s *session) event(r *bus.Record) {
 	d := s.d
-	if r.Seq <= s.pos {
+	if r.Seq <= s.main.pos {
 		return
 	}
-	if r.Seq > s.pos+1 && s.pos > 0 {
-		d.o.Alarm("log-gap", fmt.Sprintf("%d events (%d to %d) were removed from EVENTS before they were folded", r.Seq-s.pos-1, s.pos+1, r.Seq-1))
+	if r.Seq > s.main.pos+1 && s.main.pos > 0 {
+		d.o.Alarm("log-gap", fmt.Sprintf("%d events (%d to %d) were removed from EVENTS before they were folded", r.Seq-s.main.pos-1, s.main.pos+1, r.Seq-1))
 	}
-	s.deciding = r.Seq
-	s.eval.Advance(r.Seq, r.Time)
-	s.pos = r.Seq
 	ev, err := bus.DecodeEvent(*r)
-	if err != nil {
+	switch {
+	case err != nil:
 		d.o.Alarm("event-unreadable", fmt.Sprintf("%v; no sensor sees it", err))
-		return
-	}
-	if ev.Cursor != "" {
+	case ev.Cursor != "":
 		if s.cursors == nil {
 			s.cursors = map[string]Cursor{}
 		}
 		s.cursors[cursorKey(cursorPrefix, ev.EventSource, ev.EventName)] = Cursor{s.log, ev.Seq, ev.Cursor}
 	}
-	d.o.Cache.put(ev)
-	if !s.eval.Event(ev) {
+	if err == nil {
+		d.o.Cache.put(ev)
+	}
+	if !s.main.event(r.Seq, r.Time, ev) && err == nil {
 		d.unmatched.Add(1)
-	}
-}
-
-// Undecided counts for the sensors of a group.
-func (s *session) Undecided(verdicts []sensors.GroupVerdict) {
-	for i := range verdicts {
-		s.groups[verdicts[i].Group].count(verdicts[i].Verdict)
-	}
-}
-
-// Routed counts what a sensor says of an event.
-func (s *session) Routed(sensor int, r sensors.Routing) {
-	st := s.running[sensor].stats
-	st.count(r.Verdicts)
-	if len(r.Matches) > 0 {
-		st.matched.Add(1)
-	}
-}
-
-// Stepped counts how a step went.
-func (s *session) Stepped(sensor int, verdicts []sensors.Verdict) {
-	s.running[sensor].stats.count(verdicts)
-}
-
-// Fired publishes one firing to JOBS, unless it is there already.
-func (s *session) Fired(sensor int, f *sensors.Firing) {
-	run := &s.running[sensor]
-	if _, there := s.enqueued[f.Key]; there {
-		return
-	}
-	run.stats.fired.Add(1)
-	// A deadline before an event is decided again with that event.
-	j := jobs.NewJob(run.Name, run.Hash, s.deciding, f)
-	j.ByClock = s.byClock
-	b := s.batch
-	b.add()
-	err := s.d.o.Bus.Jobs().AppendAsync(s.ctx, bus.Record{Subject: run.subjects[f.TriggerIndex], Data: j.Encode(nil)}, func(a bus.Ack, err error) {
-		if err == nil {
-			s.d.o.Enqueued(j, a.Seq)
-		}
-		b.ack(a, err)
-	})
-	if err != nil {
-		b.ack(bus.Ack{}, err)
-	}
-}
-
-// Changed marks a key as changed in this batch.
-func (s *session) Changed(k evaluate.Key, en *evaluate.Entry) {
-	if !en.Dirty {
-		en.Dirty = true
-		s.dirty = append(s.dirty, k)
 	}
 }
 
 // send hands the batch over to be committed and begins the next one.
 func (s *session) send(urgent bool) *batch {
 	b := s.batch
-	b.position, b.time, b.spec, b.urgent = s.pos, s.eval.Now(), s.rules.Hash, urgent
+	b.position, b.time, b.spec, b.urgent = s.main.pos, s.main.eval.Now(), s.rules.Hash, urgent
 	if urgent {
 		b.stored = make(chan struct{})
 	}
-	if n := len(s.dirty) + len(s.cursors); n > 0 {
-		b.states = make(map[string][]byte, n)
-		for _, k := range s.dirty {
-			s.save(b, k)
-		}
-		s.dirty = s.dirty[:0]
-		for name, c := range s.cursors {
-			b.states[name] = c.encode()
-		}
-		clear(s.cursors)
+	s.main.save(b)
+	for name, c := range s.cursors {
+		b.put(name, c.encode())
 	}
+	clear(s.cursors)
 	s.sweep(b)
 	b.epoch = s.stones.floor
-	if wake, waits := s.eval.NextWake(); s.recovered && (!waits || wake.After(s.begun)) {
+	if wake, waits := s.main.eval.NextWake(); s.recovered && (!waits || wake.After(s.begun)) {
 		b.found = s.lastFound // all of them were decided again
 	}
 	s.batch = newBatch()
-	s.d.position.Store(s.pos)
-	s.d.eventTime.Store(s.eval.Now().UnixNano())
+	s.d.position.Store(s.main.pos)
+	s.d.eventTime.Store(s.main.eval.Now().UnixNano())
 	b.ack(bus.Ack{}, nil)
 	select {
 	case s.commits <- b:
 	case <-s.ctx.Done():
 	}
 	return b
-}
-
-// save encodes the state of a key. An empty one is stored as a tombstone: a
-// recovery must know what it has seen, and that the key has nothing else.
-func (s *session) save(b *batch, k evaluate.Key) {
-	en := s.eval.Keys()[k]
-	en.Dirty = false
-	empty := en.State.Empty()
-	if empty {
-		s.eval.Drop(k)
-		if !en.Stored {
-			return
-		}
-	}
-	en.Stored, en.Epoch = true, s.stones.epoch
-	st := storedKey{
-		log: s.log, sensor: k.Sensor, key: k.Key, seen: en.Seen, epoch: en.Epoch, empty: empty, state: en.State.Append(nil),
-	}
-	if r := s.eval.Sensor(k.Sensor); r != nil {
-		st.fingerprint = r.Program.StateFingerprint()
-	}
-	name := stateKey(k)
-	if b.states == nil {
-		b.states = map[string][]byte{}
-	}
-	b.states[name] = st.encode()
-	s.stones.note(name, empty)
 }
 
 // commit takes batches in order: when their firings are acknowledged it

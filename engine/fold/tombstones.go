@@ -51,7 +51,7 @@ func (t *tombstones) found(epoch uint64) { t.epoch = max(t.epoch, epoch) }
 // epoch when there are no more.
 func (s *session) sweep(b *batch) {
 	t := &s.stones
-	keys := s.eval.Keys()
+	keys := s.main.eval.Keys()
 	if !t.sweeping {
 		if len(t.names) < max(t.least, len(keys)) {
 			return
@@ -67,7 +67,7 @@ func (s *session) sweep(b *batch) {
 	n := min(len(t.rest), sweepBatch)
 	for _, k := range t.rest[:n] {
 		if en := keys[k]; en != nil && en.Stored && en.Epoch < t.epoch {
-			s.save(b, k)
+			s.main.saveKey(b, k)
 		}
 	}
 	if t.rest = t.rest[n:]; len(t.rest) > 0 {

@@ -34,10 +34,10 @@ type Job struct {
 	// Position is the sequence of the last event folded when it was decided:
 	// the job may leave JOBS once the checkpoint covers it.
 	Position uint64
-	// ByClock is true when a deadline after the last event decided it: then
-	// Position may be covered already, and the job may leave JOBS once a
-	// checkpoint covers its own place there.
-	ByClock bool
+	// Trailing is true when Position may have been covered already when it was
+	// decided, as by a deadline after the last event: then the job may leave
+	// JOBS once a checkpoint covers its own place there, too.
+	Trailing bool
 	// Events are the contributing events.
 	Events []sensors.Contribution
 	// Last is the sequence of the event whose data is the default body, 0 for
@@ -109,7 +109,7 @@ const jobVersion = 1
 const (
 	flagLate = 1 << iota
 	flagEvent
-	flagByClock
+	flagTrailing
 	flagFlow
 )
 
@@ -131,8 +131,8 @@ func (j *Job) Encode(b []byte) []byte {
 	if j.Event != nil {
 		flags |= flagEvent
 	}
-	if j.ByClock {
-		flags |= flagByClock
+	if j.Trailing {
+		flags |= flagTrailing
 	}
 	if j.Flow != "" || j.Items != 0 {
 		flags |= flagFlow
@@ -256,7 +256,7 @@ func DecodeJob(b []byte) (*Job, error) {
 	d := decoder{b: b[1:]}
 	j := &Job{}
 	flags := d.uvarint()
-	j.Late, j.ByClock = flags&flagLate != 0, flags&flagByClock != 0
+	j.Late, j.Trailing = flags&flagLate != 0, flags&flagTrailing != 0
 	j.Position = d.uvarint()
 	j.Key, j.Sensor, j.Trigger, j.SpecHash, j.Correlation = d.str(), d.str(), d.str(), d.str(), d.str()
 	if n := d.count(2); n > 0 {

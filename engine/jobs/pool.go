@@ -515,7 +515,7 @@ type gate struct {
 
 // covers reports whether the checkpoint covers t's firing.
 func (g *gate) covers(t *task) bool {
-	return g.covered.Load() >= t.job.Position && (!t.job.ByClock || g.jobs.Load() >= t.seq)
+	return g.covered.Load() >= t.job.Position && (!t.job.Trailing || g.jobs.Load() >= t.seq)
 }
 
 // pass reports whether t may leave now; otherwise it is kept.

@@ -1,0 +1,170 @@
+package fold
+
+import (
+	"time"
+
+	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/engine/evaluate"
+	"github.com/sensor-engine/engine/engine/jobs"
+	"github.com/sensor-engine/engine/sensors"
+)
+
+// running is a sensor in force with what the fold needs beside it.
+type running struct {
+	*Sensor
+	stats    *stats
+	subjects []string // subject in JOBS by trigger index
+}
+
+// lane is sensors that stand at the same place in the log, and what they
+// decide there. It belongs to the fold's goroutine.
+type lane struct {
+	s       *session
+	eval    *evaluate.Evaluator
+	groups  []groupStats // by their number in the index
+	running []running    // by their number in eval
+
+	pos      uint64 // last event folded
+	deciding uint64 // the event that is folded, or was last
+	// trailing is true while what is decided may be covered by the checkpoint
+	// already.
+	trailing bool
+	dirty    []evaluate.Key
+}
+
+// newLane returns a lane without sensors that stands behind the event at pos,
+// with now as its log time.
+func newLane(s *session, pos uint64, now time.Time) *lane {
+	l := &lane{s: s, pos: pos, deciding: pos}
+	l.eval = evaluate.New(l, s.log, pos, now)
+	return l
+}
+
+// use puts sensors in force. The dispatcher's mu is held; the caller has made
+// all counters settle and adds those of the groups then, with share.
+func (l *lane) use(list []Sensor) {
+	d := l.s.d
+	l.eval.Use(list)
+	l.running = make([]running, len(list))
+	partitions := d.o.Bus.Jobs().Partitions()
+	for i := range list {
+		sn := &list[i]
+		r := running{Sensor: sn, stats: d.statsOf(sn.Name)}
+		for _, name := range sn.Program.Triggers() {
+			j := jobs.Job{Sensor: sn.Name, Trigger: name}
+			r.subjects = append(r.subjects, j.Subject(partitions))
+		}
+		l.running[i] = r
+	}
+}
+
+// share gives the sensors their part in the counters of the index's groups.
+// The dispatcher's mu is held.
+func (l *lane) share() {
+	byProgram := make(map[*sensors.Program]*stats, len(l.running))
+	for i := range l.running {
+		byProgram[l.running[i].Program] = l.running[i].stats
+	}
+	groups := l.eval.Groups()
+	l.groups = make([]groupStats, len(groups))
+	for i, g := range groups {
+		for _, m := range g.Members {
+			st := byProgram[m.Program]
+			st.shares = append(st.shares, share{&l.groups[i], m.Dependency})
+		}
+	}
+}
+
+// event folds one event, decoded; nil goes past one that cannot be.
+func (l *lane) event(seq uint64, at time.Time, ev *bus.Event) (wanted bool) {
+	l.deciding = seq
+	l.eval.Advance(seq, at)
+	l.pos = seq
+	return ev != nil && l.eval.Event(ev)
+}
+
+// Undecided counts for the sensors of a group.
+func (l *lane) Undecided(verdicts []sensors.GroupVerdict) {
+	for i := range verdicts {
+		l.groups[verdicts[i].Group].count(verdicts[i].Verdict)
+	}
+}
+
+// Routed counts what a sensor says of an event.
+func (l *lane) Routed(sensor int, r sensors.Routing) {
+	st := l.running[sensor].stats
+	st.count(r.Verdicts)
+	if len(r.Matches) > 0 {
+		st.matched.Add(1)
+	}
+}
+
+// Stepped counts how a step went.
+func (l *lane) Stepped(sensor int, verdicts []sensors.Verdict) {
+	l.running[sensor].stats.count(verdicts)
+}
+
+// Changed marks a key as changed in this batch.
+func (l *lane) Changed(k evaluate.Key, en *evaluate.Entry) {
+	if !en.Dirty {
+		en.Dirty = true
+		l.dirty = append(l.dirty, k)
+	}
+}
+
+// Fired publishes one firing to JOBS, unless it is there already.
+func (l *lane) Fired(sensor int, f *sensors.Firing) {
+	run := &l.running[sensor]
+	s := l.s
+	if _, there := s.enqueued[f.Key]; there {
+		return
+	}
+	run.stats.fired.Add(1)
+	// A deadline before an event is decided again with that event.
+	j := jobs.NewJob(run.Name, run.Hash, l.deciding, f)
+	j.Trailing = l.trailing
+	b := s.batch
+	b.add()
+	err := s.d.o.Bus.Jobs().AppendAsync(s.ctx, bus.Record{Subject: run.subjects[f.TriggerIndex], Data: j.Encode(nil)}, func(a bus.Ack, err error) {
+		if err == nil {
+			s.d.o.Enqueued(j, a.Seq)
+		}
+		b.ack(a, err)
+	})
+	if err != nil {
+		b.ack(bus.Ack{}, err)
+	}
+}
+
+// save encodes the states that changed since the last batch.
+func (l *lane) save(b *batch) {
+	for _, k := range l.dirty {
+		l.saveKey(b, k)
+	}
+	l.dirty = l.dirty[:0]
+}
+
+// saveKey encodes the state of a key. An empty one is stored as a tombstone: a
+// recovery must know what it has seen, and that the key has nothing else.
+func (l *lane) saveKey(b *batch, k evaluate.Key) {
+	stones := &l.s.stones
+	en := l.eval.Keys()[k]
+	en.Dirty = false
+	empty := en.State.Empty()
+	if empty {
+		l.eval.Drop(k)
+		if !en.Stored {
+			return
+		}
+	}
+	en.Stored, en.Epoch = true, stones.epoch
+	st := storedKey{
+		log: l.s.log, sensor: k.Sensor, key: k.Key, seen: en.Seen, epoch: en.Epoch, empty: empty, state: en.State.Append(nil),
+	}
+	if r := l.eval.Sensor(k.Sensor); r != nil {
+		st.fingerprint = r.Program.StateFingerprint()
+	}
+	name := stateKey(k)
+	b.put(name, st.encode())
+	stones.note(name, empty)
+}
