@@ -18,6 +18,7 @@ import (
 	"github.com/sensor-engine/engine/sensors"
 	"github.com/sensor-engine/engine/sources"
 	"github.com/sensor-engine/engine/specs"
+	"github.com/sensor-engine/engine/specs/expression"
 	"github.com/sensor-engine/engine/triggers"
 )
 
@@ -31,6 +32,9 @@ const (
 const (
 	// CodeRouteConflict marks two events that ask for the same HTTP route.
 	CodeRouteConflict specs.Code = "route-conflict"
+	// CodeUnknownField marks an expression that reads a field which the data of
+	// the events it is about never has.
+	CodeUnknownField specs.Code = "unknown-field"
 	// CodeEventTooLarge marks a source that accepts larger events than the bus.
 	CodeEventTooLarge specs.Code = "event-too-large"
 )
@@ -92,7 +96,9 @@ func (c *Compiler) Check(set *specs.Set, invalid ...specs.Ref) specs.Diagnostics
 	for ref, r := range set.Resources {
 		switch spec := r.Spec.(type) {
 		case *specs.Sensor, *specs.Subscription:
-			found = append(found, c.sensor(ref, r).found...)
+			cs := c.sensor(ref, r)
+			found = append(found, cs.found...)
+			found = append(found, c.fields(set, ref, cs)...)
 		case *specs.Function:
 			found = append(found, c.function(ref, r, spec).found...)
 		case *specs.EventSource:
@@ -146,12 +152,19 @@ func (c *Compiler) events(set *specs.Set, ref specs.Ref, r *specs.Resource, es *
 	var found specs.Diagnostics
 	for _, ev := range es.Events {
 		path := fmt.Sprintf("spec.%s.%s", ev.Type, ev.Name)
-		_, ds := sources.CompileIntake(&ev.Intake, path)
+		intake, ds := sources.CompileIntake(&ev.Intake, path)
 		for i := range ds {
 			ds[i].Ref = ref
 		}
 		found = append(found, ds...)
 		f := c.catalog.Sources.Lookup(ev.Type)
+		if f != nil && f.Payload != nil {
+			for _, r := range intake.FieldReads() {
+				if !slices.Contains(f.Payload, r.Field) {
+					found = append(found, unknownField(ref, r, f))
+				}
+			}
+		}
 		if f == nil || f.Check == nil || !exist(set, ev.Uses) {
 			continue
 		}
@@ -160,6 +173,65 @@ func (c *Compiler) events(set *specs.Set, ref specs.Ref, r *specs.Resource, es *
 		found = append(found, ck.Found()...)
 	}
 	return found
+}
+
+// fields finds expressions of a sensor that read what its events never have.
+// It looks at dependencies that name one event of an EventSource whose type
+// declares its data.
+func (c *Compiler) fields(set *specs.Set, ref specs.Ref, cs compiledSensor) specs.Diagnostics {
+	if cs.program == nil {
+		return nil
+	}
+	declared := make([]*sources.Factory, len(cs.spec.Dependencies))
+	for i := range cs.spec.Dependencies {
+		declared[i] = c.declared(set, &cs.spec.Dependencies[i])
+	}
+	var found specs.Diagnostics
+	cs.program.FieldReads(func(dep int, r expression.FieldRead) {
+		f := declared[dep]
+		if f == nil || slices.Contains(f.Payload, r.Field) {
+			return
+		}
+		d := unknownField(ref, r, f)
+		if !slices.ContainsFunc(found, func(o specs.Diagnostic) bool { return o.Pos == d.Pos && o.Path == d.Path }) {
+			found = append(found, d)
+		}
+	})
+	return found
+}
+
+// declared is the source type that declares the data of the events a
+// dependency wants, or nil.
+func (c *Compiler) declared(set *specs.Set, d *specs.Dependency) *sources.Factory {
+	r := set.Resources[specs.Ref{Kind: specs.KindEventSource, Name: d.Source}]
+	if r == nil {
+		return nil
+	}
+	es, ok := r.Spec.(*specs.EventSource)
+	if !ok {
+		return nil
+	}
+	i := slices.IndexFunc(es.Events, func(ev specs.SourceEvent) bool { return ev.Name == d.Event })
+	if i < 0 || es.Events[i].Intake.Data.Set { // the intake makes other data
+		return nil
+	}
+	f := c.catalog.Sources.Lookup(es.Events[i].Type)
+	if f == nil || f.Payload == nil {
+		return nil
+	}
+	return f
+}
+
+func unknownField(ref specs.Ref, r expression.FieldRead, f *sources.Factory) specs.Diagnostic {
+	d := specs.Diagnostic{
+		Pos: r.Pos, Severity: specs.Error, Code: CodeUnknownField, Ref: ref, Path: r.Path,
+		Message: fmt.Sprintf("the data of a %s has no field %q", f.Name, r.Field),
+		Hint:    "it has " + strings.Join(f.Payload, ", "),
+	}
+	if near := expression.Nearest(r.Field, f.Payload); near != "" {
+		d.Hint = "did you mean " + near + "?"
+	}
+	return d
 }
 
 // exist reports whether all resources are in the set.

@@ -37,6 +37,40 @@ func TestChecksOfTheWholeSet(t *testing.T) {
 			spec: source("a", "    one: {path: /a, maxBody: 1MiB}\n    two: {path: /b, maxBody: 2MiB}\n"),
 			want: []string{"s.yaml:7:5: warning[event-too-large] spec.webhook.two: it accepts events of 2MiB, the bus takes 1MiB: what is larger is refused (a restart raises the limit of the engine's own bus; on another one raise its max_payload, or set a smaller limit here)"},
 		},
+		{
+			name: "fields that the data of a ticker does not have",
+			spec: head + `kind: EventSource
+metadata: {name: clock}
+spec:
+  ticker:
+    tick: {every: 1s, filter: data.cout > 1}
+    other: {every: 1s, data: {any: thing}}
+---
+` + head + `kind: Sensor
+metadata: {name: s}
+spec:
+  dependencies:
+    - {name: tick, source: clock, event: tick, when: data.count > 1 && tick.data.tme != ""}
+    - {name: made, source: clock, event: tick, transform: "{n: data.cnt}", when: data.n > 1}
+    - {name: other, source: clock, event: other, when: data.any == "thing"}
+    - {name: every, source: clock, event: "*", when: data.any == "thing"}
+    - {name: typed, type: ticker.tick, when: data.any == "thing"}
+  correlate: data.key
+  condition: tick && made && other && every && typed && tick.data.missed == 0
+  triggers:
+    - {name: a, log: {message: "${ tick.data.coutn } ${ made.data.x } ${ tick.data.late ?? 0 }"}}
+    - {name: b, condition: tick && tick.data.xxxx == 1, log: {}}
+`,
+			want: []string{
+				`s.yaml:6:36: error[unknown-field] spec.ticker.tick.filter: the data of a ticker has no field "cout" (did you mean count?)`,
+				`s.yaml:14:82: error[unknown-field] spec.dependencies[0].when: the data of a ticker has no field "tme" (did you mean time?)`,
+				`s.yaml:15:69: error[unknown-field] spec.dependencies[1].transform: the data of a ticker has no field "cnt" (it has time, count, missed)`,
+				`s.yaml:19:19: error[unknown-field] spec.correlate: the data of a ticker has no field "key" (it has time, count, missed)`,
+				`s.yaml:22:46: error[unknown-field] spec.triggers[0].log.message: the data of a ticker has no field "coutn" (did you mean count?)`,
+				`s.yaml:22:84: error[unknown-field] spec.triggers[0].log.message: the data of a ticker has no field "late" (it has time, count, missed)`,
+				`s.yaml:23:46: error[unknown-field] spec.triggers[1].condition: the data of a ticker has no field "xxxx" (it has time, count, missed)`,
+			},
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			loaded := catalog().Loader().LoadBytes("s.yaml", []byte(tt.spec))

@@ -24,12 +24,14 @@ type Intake struct {
 	labels        []label
 
 	needsData, needsRequest bool
+	fieldReads              []expression.FieldRead
 }
 
 // reader is a program or template that tells what it reads.
 type reader interface {
 	NeedsData() bool
 	NeedsRequest() bool
+	FieldReads() []expression.FieldRead
 }
 
 type label struct {
@@ -52,6 +54,7 @@ func CompileIntake(in *specs.Intake, path string) (*Intake, specs.Diagnostics) {
 	needs := func(p reader) {
 		i.needsData = i.needsData || p.NeedsData()
 		i.needsRequest = i.needsRequest || p.NeedsRequest()
+		i.fieldReads = append(i.fieldReads, p.FieldReads()...)
 	}
 	program := func(e specs.Expr, key string, want expression.Want) *expression.Program {
 		if e.IsZero() {
@@ -93,6 +96,14 @@ func CompileIntake(in *specs.Intake, path string) (*Intake, specs.Diagnostics) {
 
 // NeedsRequest reports whether an expression reads `request`.
 func (i *Intake) NeedsRequest() bool { return i != nil && i.needsRequest }
+
+// FieldReads lists where expressions read fields of the incoming data.
+func (i *Intake) FieldReads() []expression.FieldRead {
+	if i == nil {
+		return nil
+	}
+	return i.fieldReads
+}
 
 // Verdict is what an intake did with an event.
 type Verdict uint8

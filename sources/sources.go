@@ -166,6 +166,10 @@ type Factory struct {
 	specs.Type
 	// DefaultType is the CloudEvents type of events that have none.
 	DefaultType string
+	// Payload names the fields that the data of an event can have, when the
+	// type alone decides them, so that a field that does not exist is found at
+	// validation; nil when anything may come.
+	Payload []string
 	// Routes tells the HTTP routes a config asks for, so that conflicts are
 	// found at validation; nil when the type has none.
 	Routes func(config any, env Env) []Route

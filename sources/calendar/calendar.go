@@ -61,6 +61,7 @@ func Factory() sources.Factory {
 			New: func() any { return &Config{zones: shared} },
 		},
 		DefaultType: DefaultType,
+		Payload:     []string{"time", "eventTime", "missed", "late"},
 		Single:      true,
 		Make: func(config any, env sources.Env) (sources.Source, error) {
 			return newCalendar(config.(*Config), env)

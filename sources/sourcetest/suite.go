@@ -2,12 +2,14 @@ package sourcetest
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -260,9 +262,27 @@ func (c Case) checkFaults(t *testing.T) {
 		}
 		stored[ev.ID] = true
 	}
+	if c.Factory.Payload != nil {
+		c.checkPayload(t, evs)
+	}
 	for _, id := range acknowledged {
 		if !stored[id] {
 			t.Errorf("event %s was acknowledged to its producer, but is not stored", id)
+		}
+	}
+}
+
+// checkPayload holds the data of events against the fields the type declares.
+func (c Case) checkPayload(t *testing.T, evs []*bus.Event) {
+	for _, ev := range evs {
+		var data map[string]any
+		if err := json.Unmarshal(ev.Data, &data); err != nil {
+			t.Errorf("the type declares its payload, but the data of event %s is no object: %v", ev.ID, err)
+		}
+		for name := range data {
+			if !slices.Contains(c.Factory.Payload, name) {
+				t.Errorf("the data of event %s has the field %q, which the type does not declare", ev.ID, name)
+			}
 		}
 	}
 }

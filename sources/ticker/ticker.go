@@ -44,6 +44,7 @@ func Factory() sources.Factory {
 			New:  func() any { return &Config{} },
 		},
 		DefaultType: DefaultType,
+		Payload:     []string{"time", "count", "missed"},
 		Single:      true,
 		Make:        func(config any, _ sources.Env) (sources.Source, error) { return newTicker(config.(*Config)) },
 	}

@@ -17,6 +17,8 @@ const (
 	// CodeAbsentDependency: the name of a dependency that is declared absent
 	// where an event is meant, or absent() of one that is not.
 	CodeAbsentDependency specs.Code = "expr-absent-dependency"
+	// CodeUnusedDefault: a ?? whose left side is never nil.
+	CodeUnusedDefault specs.Code = "expr-unused-default"
 	// CodeNotDeterministic: something that would give another result when the
 	// log is folded again, such as the clock.
 	CodeNotDeterministic specs.Code = "expr-not-deterministic"

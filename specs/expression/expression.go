@@ -1,6 +1,6 @@
 // Package expression owns the expression language of the specs: which names an
 // expression may use, how it is compiled and checked, and what evaluating it
-// may cost. The language is expr (github.com/expr-lang/expr) with six
+// may cost. The language is expr (github.com/expr-lang/expr) with seven
 // differences, all made on the syntax tree at compile time:
 //
 //   - A dependency's bare name in a boolean place (an operand of &&, || and !,
@@ -14,6 +14,8 @@
 //     time; beyond it the evaluation ends with [ErrBudget].
 //   - The pattern of matches is a literal, so that it is compiled once and its
 //     cost is known.
+//   - The default of ?? is taken when anything on the path before it is missing,
+//     not only when its end is nil.
 //   - fromJSON gives whole numbers as int64, as everywhere else; toJSON takes
 //     times, durations and lists of every type.
 //
@@ -79,7 +81,8 @@ type Program struct {
 	guards  []Guard
 	guarded bool
 	// absences must be true for the whole to be.
-	absences []string
+	absences   []string
+	fieldReads []FieldRead
 
 	vms sync.Pool // *vm.VM
 
@@ -91,8 +94,8 @@ type Program struct {
 // in its document, for the diagnostics, which carry no resource. When there
 // are errors the program is nil.
 func Compile(e specs.Expr, path string, sc Scope, want Want) (*Program, specs.Diagnostics) {
-	c := &compilation{expr: e, path: path, scope: sc}
-	p := c.compile(want)
+	c := &compilation{expr: e, path: path, scope: sc, want: want}
+	p := c.compile()
 	if c.found.HasErrors() {
 		return nil, c.found
 	}
@@ -104,10 +107,16 @@ type compilation struct {
 	expr  specs.Expr
 	path  string
 	scope Scope
+	want  Want
 	found specs.Diagnostics
 
-	names []string
-	reads reads
+	names      []string
+	reads      reads
+	fieldReads []FieldRead
+	// optional counts the ?. and ?? around what is rewritten; lenient are the
+	// parts that give nil for what is not there, because of a ??.
+	optional int
+	lenient  map[ast.Node]bool
 	// trace is set when the expression is compiled to be traced.
 	trace *tracing
 }
@@ -171,8 +180,8 @@ func lineCol(src string, offset int) (line, col int) {
 	return line, col
 }
 
-func (c *compilation) compile(want Want) *Program {
-	src := c.expr.Source
+func (c *compilation) compile() *Program {
+	src, want := c.expr.Source, c.want
 	if len(src) > MaxSource {
 		c.errorAt(file.Location{}, CodeTooLarge, "split it over several dependencies or move it into a function",
 			"the expression has %d bytes, the limit is %d", len(src), MaxSource)
@@ -228,7 +237,7 @@ func (c *compilation) compile(want Want) *Program {
 	link(code)
 	return &Program{
 		code: code, expr: c.expr, scope: c.scope, want: want, names: c.names, reads: c.reads,
-		guards: guards, guarded: guarded, absences: absences,
+		guards: guards, guarded: guarded, absences: absences, fieldReads: c.fieldReads,
 	}
 }
 

@@ -238,6 +238,11 @@ func TestDiagnostics(t *testing.T) {
 		{"data.a matches '('", ev, "f.yaml:10:14: error[expr-type] spec.x: error parsing regexp: missing closing ): `(`"},
 		{strings.Repeat(" ", MaxSource) + "1", ev, "f.yaml:10:7: error[expr-too-large] spec.x: the expression has 16385 bytes, the limit is 16384 (split it over several dependencies or move it into a function)"},
 		{"[" + strings.Repeat("1,", MaxNodes) + "1] == 1", ev, "error[expr-too-large] spec.x: the expression has more than 4096 parts"},
+		{"(data.total + 1 ?? 5) == 1", ev, "f.yaml:10:21: error[expr-unused-default] spec.x: the left side of ?? is 1, so its default is never taken (?? binds more tightly than any other operator: put what may be missing alone on its left, as in (data.a ?? 5) + 1)"},
+		{"((data.total + 1) ?? 5) == 1", ev, "f.yaml:10:9: error[expr-unused-default] spec.x: the left side of ?? is never nil, so its default is never taken (write ?? after each path that may be missing, as in (data.a ?? 5) + 1)"},
+		{"(-data.total ?? 5) == 1", ev, ""},
+		{"(subject ?? 'x') == 'x'", ev, "f.yaml:10:8: error[expr-unused-default] spec.x: subject is an empty text when the event has none, so the default is never taken (write subject != \"\" ? subject : …)"},
+		{"order.type ?? 'x'", ev, "f.yaml:10:13: error[expr-unused-default] spec.x: every event has type, so the default is never taken"},
 		{"let order = 1; order == 1", ev, "f.yaml:10:11: error[expr-type] spec.x: cannot redeclare order"},
 	}
 	for _, tt := range tests {

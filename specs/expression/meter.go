@@ -78,6 +78,9 @@ func (c *compilation) meter(node *ast.Node) {
 	if c.trace != nil {
 		defer c.trace.watch(node, *node)
 	}
+	if c.lenient != nil {
+		defer c.tolerant(node, *node)
+	}
 	switch n := (*node).(type) {
 	case *ast.UnaryNode:
 		c.meter(&n.Node)

@@ -33,13 +33,23 @@ func (c *compilation) rewrite(node *ast.Node, boolean bool) {
 		c.rewrite(&n.Node, not)
 	case *ast.BinaryNode:
 		logic := n.Operator == "&&" || n.Operator == "||" || n.Operator == "and" || n.Operator == "or"
+		if n.Operator == "??" {
+			c.defaults(n)
+			c.optional++
+		}
 		c.rewrite(&n.Left, logic)
+		if n.Operator == "??" {
+			c.optional--
+			c.never(n)
+		}
 		c.rewrite(&n.Right, logic)
 		if n.Operator == "matches" {
 			c.pattern(n)
 		}
 	case *ast.ChainNode:
+		c.optional++
 		c.rewrite(&n.Node, false)
+		c.optional--
 	case *ast.MemberNode:
 		c.member(node, n)
 	case *ast.SliceNode:
@@ -252,6 +262,7 @@ func (c *compilation) member(node *ast.Node, n *ast.MemberNode) {
 		c.rewrite(&n.Node, false)
 		c.reads.whole = whole
 		c.reads.field(prop.Value)
+		c.fieldRead(n.Node, prop)
 		return
 	}
 	if !isName || !isField {

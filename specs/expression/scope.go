@@ -107,7 +107,7 @@ func (sc Scope) hint(name string, called bool) string {
 	if called {
 		candidates = Functions()
 	}
-	if n := nearest(name, candidates); n != "" {
+	if n := Nearest(name, candidates); n != "" {
 		return "did you mean " + n + "?"
 	}
 	switch {
@@ -126,15 +126,15 @@ func (sc Scope) hint(name string, called bool) string {
 
 func attributeHint(name string) string {
 	known := slices.Sorted(maps.Keys(attributes()))
-	if n := nearest(name, known); n != "" {
+	if n := Nearest(name, known); n != "" {
 		return "did you mean " + n + "?"
 	}
 	return "the payload is `data`: write data." + name
 }
 
-// nearest returns the candidate that differs from name by at most a third of
+// Nearest returns the candidate that differs from name by at most a third of
 // its letters, or "".
-func nearest(name string, candidates []string) string {
+func Nearest(name string, candidates []string) string {
 	best, limit := "", max(1, len(name)/3)
 	for _, c := range candidates {
 		if d := distance(strings.ToLower(name), strings.ToLower(c), limit); d <= limit {

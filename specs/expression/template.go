@@ -17,6 +17,8 @@ type Template struct {
 	constant bool
 	reads    reads
 	names    []string
+
+	fieldReads []FieldRead
 }
 
 // node is one value of a template.
@@ -73,6 +75,8 @@ type builder struct {
 	found specs.Diagnostics
 	reads reads
 	names []string
+
+	fieldReads []FieldRead
 }
 
 func (b *builder) template(root any, path string) (*Template, specs.Diagnostics) {
@@ -81,7 +85,7 @@ func (b *builder) template(root any, path string) (*Template, specs.Diagnostics)
 		return nil, b.found
 	}
 	_, constant := n.(fixed)
-	return &Template{root: n, constant: constant, reads: b.reads, names: b.names}, b.found
+	return &Template{root: n, constant: constant, reads: b.reads, names: b.names, fieldReads: b.fieldReads}, b.found
 }
 
 func (b *builder) node(v any, path string) node {
@@ -145,6 +149,7 @@ func (b *builder) text(t specs.Text, path string) node {
 		b.found = append(b.found, ds...)
 		if prog != nil {
 			b.reads.merge(prog.reads)
+			b.fieldReads = append(b.fieldReads, prog.fieldReads...)
 			for _, n := range prog.names {
 				if !slices.Contains(b.names, n) {
 					b.names = append(b.names, n)

@@ -75,8 +75,8 @@ func (p *Program) TraceFilter(env map[string]any) Trace { return p.trace(env, p.
 
 func (p *Program) trace(env map[string]any, guards []Guard) Trace {
 	tr := &tracing{points: map[ast.Node]*point{}, shown: preview{all: maxShownAll}}
-	c := &compilation{expr: p.expr, scope: p.scope, trace: tr}
-	traced := c.compile(p.want)
+	c := &compilation{expr: p.expr, scope: p.scope, want: p.want, trace: tr}
+	traced := c.compile()
 	for i := range guards {
 		if ok, missing := guards[i].Test(env); !ok {
 			return tr.stopped(env, guards[:i+1], missing)
