@@ -11,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/engine/evaluate"
 	"github.com/sensor-engine/engine/engine/fold"
 	"github.com/sensor-engine/engine/engine/jobs"
@@ -457,13 +456,13 @@ func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, erro
 			jt := &jobs.Trigger{
 				Ref: jobs.TriggerRef{Sensor: cs.name, Trigger: t.Name}, Callee: callee,
 				Timeout: d.Timeout.D(), Concurrency: d.Concurrency, Policy: triggers.PolicyOf(d.Retry), Block: d.Overflow == "block",
-				Render: func(events map[string][]*bus.Event) (map[string]any, error) { return program.RenderTrigger(i, events) },
+				InputPath: program.InputPath(i),
+				Render: func(events []sensors.Contributing, item int) (map[string]any, error) {
+					return program.RenderTrigger(i, events, item)
+				},
 			}
 			if jt.Timeout == 0 {
 				jt.Timeout = DefaultTimeout
-			}
-			if t.Input.Set {
-				jt.InputPath = t.Input.Path
 			}
 			table[jt.Ref] = jt
 		}

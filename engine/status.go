@@ -110,6 +110,8 @@ type SensorStatus struct {
 	Superseded uint64 `json:"superseded,omitempty"`
 	Expired    uint64 `json:"expired,omitempty"`
 	Suppressed uint64 `json:"suppressed,omitempty"`
+	Debounced  uint64 `json:"debounced,omitempty"`
+	Skipped    uint64 `json:"skipped,omitempty"`
 	// Problem is the last expression that failed or missed what it asked for,
 	// "" for none.
 	Problem string `json:"problem,omitempty"`

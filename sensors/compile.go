@@ -13,6 +13,7 @@ import (
 
 	"github.com/sensor-engine/engine/specs"
 	"github.com/sensor-engine/engine/specs/expression"
+	"github.com/sensor-engine/engine/specs/schedule"
 )
 
 // MaxDependencies is the most dependencies of one sensor.
@@ -30,6 +31,7 @@ type Program struct {
 	correlate   *expression.Program
 	routeNeed   need // what correlate reads
 	within      time.Duration
+	reset       schedule.Rule // nil for never
 	triggers    []trigger
 	names       []string // of the triggers
 	fingerprint string
@@ -42,6 +44,8 @@ type Program struct {
 	distinct uint64
 	// absents has a bit for each dependency that is declared absent.
 	absents uint64
+	// steps are the triggers that follow others, each after those it follows.
+	steps []int
 }
 
 // dependency is one compiled dependency.
@@ -95,8 +99,28 @@ type trigger struct {
 	// queued is true when a referenced dependency keeps more than one event, so
 	// that one step may fire more than once.
 	queued bool
+	// gathers is set when the trigger waits for quiet or gathers a batch; in its
+	// templates, and in those of the steps after it, batched is true then.
+	gathers *gathering
+	batched bool
+	// fan is set when it fires once for each item of a list.
+	fan *fan
+	// follows are the triggers this one is a later step of, after their failure
+	// when failure is true; nil for one that its condition fires. Followed is true
+	// when others follow it, so that its result matters. root is the first of
+	// those its workflow begins with.
+	follows           []int
+	failure, followed bool
+	root              int
+	// results is true when the condition or a template reads the results of
+	// earlier steps.
+	results bool
+	// inputPath is that of its input among the rendered values, "" for none.
+	inputPath string
 }
 
+// template is one to render, or, without one, the list of the data of the
+// events of a batch.
 type template struct {
 	path string
 	text bool
@@ -117,9 +141,15 @@ func Compile(name string, s *specs.Sensor) (*Program, specs.Diagnostics) {
 type compilation struct {
 	spec    *specs.Sensor
 	program *Program
-	scope   expression.Scope
-	byName  map[string]int
-	found   specs.Diagnostics
+	// known are the dependencies, scope the names of conditions.
+	known  []expression.Dep
+	scope  expression.Scope
+	byName map[string]int
+	// sequence are the triggers, each after those it follows; scopes are the
+	// names their templates know.
+	sequence []int
+	scopes   []expression.Scope
+	found    specs.Diagnostics
 }
 
 func (c *compilation) report(sev specs.Severity, pos specs.Pos, code specs.Code, path, hint, format string, args ...any) {
@@ -142,15 +172,15 @@ func (c *compilation) compile() {
 		return
 	}
 	c.byName = make(map[string]int, len(s.Dependencies))
-	known := make([]expression.Dep, 0, len(s.Dependencies))
 	for i := range s.Dependencies {
 		d := &s.Dependencies[i]
 		c.dependency(i, d)
 		c.byName[d.Name] = i
-		known = append(known, expression.Dep{Name: d.Name, List: c.program.deps[i].list, Absent: d.Absent != nil})
+		c.known = append(c.known, expression.Dep{Name: d.Name, List: c.program.deps[i].list, Absent: d.Absent != nil})
 	}
 	c.absences()
-	c.scope = expression.FiringScope(known...)
+	p.reset = c.reset()
+	c.scope = expression.FiringScope(c.known...)
 	if !s.Correlate.IsZero() {
 		if p.correlate = c.expr(s.Correlate, "spec.correlate", expression.EventScope(), expression.WantAny); p.correlate != nil {
 			p.routeNeed.add(p.correlate)
@@ -165,13 +195,18 @@ func (c *compilation) compile() {
 	if !s.Condition.IsZero() {
 		shared = c.condition(s.Condition, "spec.condition")
 	}
-	var used uint64
 	for i := range s.Triggers {
+		p.names = append(p.names, s.Triggers[i].Name)
+	}
+	p.triggers = make([]trigger, len(s.Triggers))
+	c.order()
+	var used uint64
+	for _, i := range c.sequence {
 		t := c.trigger(i, &s.Triggers[i], shared)
 		used |= t.refs
-		p.triggers = append(p.triggers, t)
-		p.names = append(p.names, t.name)
+		p.triggers[i] = t
 	}
+	c.workflow()
 	if !c.found.HasErrors() {
 		for i := range s.Dependencies {
 			if used&(1<<i) == 0 {
@@ -359,7 +394,39 @@ func (c *compilation) condition(e specs.Expr, path string) *expression.Program {
 
 func (c *compilation) trigger(i int, s *specs.Trigger, shared *expression.Program) trigger {
 	path := fmt.Sprintf("spec.triggers[%d]", i)
-	t := trigger{name: s.Name, cond: shared, cooldown: int64(s.Cooldown)}
+	t := trigger{name: s.Name, cond: shared, cooldown: int64(s.Cooldown), gathers: newGathering(s), root: i}
+	t.batched = t.gathers != nil && t.gathers.size > 0
+	if s.Follows() != nil {
+		c.step(i, &t, s, path)
+	} else {
+		c.root(&t, s, path)
+	}
+	c.scopes[i] = c.templateScope(&t)
+	if s.Foreach != nil {
+		c.fan(i, &t, s.Foreach, path)
+	}
+	if s.Input.Set {
+		tmpl, ds := expression.CompileTemplate(s.Input, c.scopes[i])
+		t.inputPath = s.Input.Path
+		c.template(i, &t, s.Input.Path, s.Input.Pos, false, tmpl, ds)
+	} else if t.gathers != nil && t.batched {
+		t.inputPath = path + ".input"
+		t.need.all = true
+		t.templates = append(t.templates, template{path: t.inputPath})
+	}
+	if s.Inline != nil {
+		c.config(i, &t, reflect.ValueOf(s.Inline.Config))
+	}
+	for d := range c.program.deps {
+		if t.refs&(1<<d) != 0 && c.program.deps[d].pick == specs.PickFirst {
+			t.queued = true
+		}
+	}
+	return t
+}
+
+// root compiles what makes a trigger fire that follows no other.
+func (c *compilation) root(t *trigger, s *specs.Trigger, path string) {
 	switch {
 	case !s.Condition.IsZero():
 		t.cond = c.condition(s.Condition, path+".condition")
@@ -371,33 +438,20 @@ func (c *compilation) trigger(i int, s *specs.Trigger, shared *expression.Progra
 			t.table = make([]bool, 1<<len(c.spec.Dependencies))
 			t.table[len(t.table)-1] = true
 		}
-		c.program.refer(&t)
+		c.program.refer(t)
 	}
 	if t.cond != nil && t.table == nil {
 		for _, name := range t.cond.Dependencies() {
 			t.refs |= 1 << c.byName[name]
 		}
-		c.program.refer(&t)
+		c.program.refer(t)
 		t.condNeed.add(t.cond)
 		if t.condNeed.none() && bits.OnesCount64(t.refs) <= tableDeps {
-			t.table = c.program.tabulate(&t)
+			t.table = c.program.tabulate(t)
 		}
 	}
-	t.vital = c.vitalAbsences(&t)
+	t.vital = c.vitalAbsences(t)
 	t.need = t.condNeed
-	if s.Input.Set {
-		tmpl, ds := expression.CompileTemplate(s.Input, c.scope)
-		c.template(&t, s.Input.Path, s.Input.Pos, false, tmpl, ds)
-	}
-	if s.Inline != nil {
-		c.config(&t, reflect.ValueOf(s.Inline.Config))
-	}
-	for d := range c.program.deps {
-		if t.refs&(1<<d) != 0 && c.program.deps[d].pick == specs.PickFirst {
-			t.queued = true
-		}
-	}
-	return t
 }
 
 // all is the default condition.
@@ -449,67 +503,95 @@ func (d *dependency) mark() any {
 }
 
 // config compiles all templates below v, in the order of fields and keys.
-func (c *compilation) config(t *trigger, v reflect.Value) {
+func (c *compilation) config(i int, t *trigger, v reflect.Value) {
 	switch v.Kind() {
 	case reflect.Pointer, reflect.Interface:
 		if !v.IsNil() {
-			c.config(t, v.Elem())
+			c.config(i, t, v.Elem())
 		}
 	case reflect.Slice, reflect.Array:
-		for i := range v.Len() {
-			c.config(t, v.Index(i))
+		for at := range v.Len() {
+			c.config(i, t, v.Index(at))
 		}
 	case reflect.Map:
 		keys := v.MapKeys()
 		slices.SortFunc(keys, func(a, b reflect.Value) int { return strings.Compare(a.String(), b.String()) })
 		for _, k := range keys {
-			c.config(t, v.MapIndex(k))
+			c.config(i, t, v.MapIndex(k))
 		}
 	case reflect.Struct:
 		switch f := v.Interface().(type) {
 		case specs.Text:
-			tmpl, ds := expression.CompileText(f, c.scope)
+			tmpl, ds := expression.CompileText(f, c.scopes[i])
 			if tmpl == nil || !tmpl.Constant() {
-				c.template(t, f.Path, f.Pos.Pos, true, tmpl, ds)
+				c.template(i, t, f.Path, f.Pos.Pos, true, tmpl, ds)
 			}
 		case specs.Template:
 			if !f.Set {
 				return
 			}
-			tmpl, ds := expression.CompileTemplate(f, c.scope)
+			tmpl, ds := expression.CompileTemplate(f, c.scopes[i])
 			if tmpl == nil || !tmpl.Constant() {
-				c.template(t, f.Path, f.Pos, false, tmpl, ds)
+				c.template(i, t, f.Path, f.Pos, false, tmpl, ds)
 			}
 		default:
-			for i := range v.NumField() {
-				if v.Type().Field(i).IsExported() {
-					c.config(t, v.Field(i))
+			for at := range v.NumField() {
+				if v.Type().Field(at).IsExported() {
+					c.config(i, t, v.Field(at))
 				}
 			}
 		}
 	}
 }
 
-func (c *compilation) template(t *trigger, path string, pos specs.Pos, text bool, tmpl *expression.Template, ds specs.Diagnostics) {
+func (c *compilation) template(i int, t *trigger, path string, pos specs.Pos, text bool, tmpl *expression.Template, ds specs.Diagnostics) {
 	c.found = append(c.found, ds...)
 	if tmpl == nil {
 		return
 	}
-	if t.refs != 0 {
-		for _, name := range tmpl.Dependencies() {
-			if c.program.absents&(1<<c.byName[name]) != 0 {
-				c.report(specs.Error, pos, CodeNeverArrives, path, "give each case its own trigger",
-					"the template asks whether %s is absent, which only a condition can", name)
-				continue
-			}
-			if t.refs&(1<<c.byName[name]) == 0 {
-				c.report(specs.Error, pos, CodeNeverArrives, path, "name it in the condition, or read a dependency the condition names",
-					"the template reads %s, but the condition of trigger %s does not wait for it", name, t.name)
-			}
+	c.waits(i, t, path, pos, tmpl.Dependencies())
+	t.need.add(tmpl)
+	t.results = t.results || slices.Contains(tmpl.Variables(), "triggers")
+	t.templates = append(t.templates, template{path: path, text: text, tmpl: tmpl})
+}
+
+// waits reports dependencies that are read but not waited for.
+func (c *compilation) waits(i int, t *trigger, path string, pos specs.Pos, names []string) {
+	refs, name := t.refs, t.name
+	if t.root != i {
+		refs, name = c.program.triggers[t.root].refs, c.program.names[t.root]
+	}
+	if refs == 0 {
+		return // its condition has errors
+	}
+	for _, dep := range names {
+		switch d := c.byName[dep]; {
+		case c.program.absents&(1<<d) != 0:
+			c.report(specs.Error, pos, CodeNeverArrives, path, "give each case its own trigger",
+				"the template asks whether %s is absent, which only a condition can", dep)
+		case refs&(1<<d) == 0:
+			c.report(specs.Error, pos, CodeNeverArrives, path, "name it in the condition, or read a dependency the condition names",
+				"the template reads %s, but the condition of trigger %s does not wait for it", dep, name)
 		}
 	}
-	t.need.add(tmpl)
-	t.templates = append(t.templates, template{path: path, text: text, tmpl: tmpl})
+}
+
+// templateScope are the names the templates of a trigger know.
+func (c *compilation) templateScope(t *trigger) expression.Scope {
+	sc := c.scope
+	if t.batched {
+		var known []expression.Dep
+		for d := range c.known {
+			if refs := c.program.rootOf(t).refs; refs == 0 || refs&(1<<d) != 0 && !c.known[d].Absent {
+				known = append(known, c.known[d])
+			}
+		}
+		sc = expression.BatchScope(known...)
+	}
+	if t.follows != nil {
+		sc = sc.WithResults(c.earlier(t)...)
+	}
+	return sc
 }
 
 // fingerprint covers what kept events depend on: the dependencies, their order

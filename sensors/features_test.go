@@ -5,7 +5,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/specs"
 )
 
@@ -70,7 +69,7 @@ func TestTransform(t *testing.T) {
 	if got := r.fired[0].Rendered["in"]; got != int64(2) && got != 2 {
 		t.Errorf("renders %v", r.fired[0].Rendered)
 	}
-	if again, err := p.RenderTrigger(0, map[string][]*bus.Event{"a": {r.events[1]}}); err != nil || again["in"] != r.fired[0].Rendered["in"] {
+	if again, err := p.RenderTrigger(0, r.contributing(r.fired[0]), 0); err != nil || again["in"] != r.fired[0].Rendered["in"] {
 		t.Errorf("renders again %v, %v", again, err)
 	}
 	if !p.NeedsRequest() {

@@ -3,6 +3,7 @@ package sensors
 import (
 	"slices"
 
+	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/specs/expression"
 )
 
@@ -22,6 +23,9 @@ type Index struct {
 	types    map[string]*bucket
 	rest     []int32
 	groups   []Group
+	// flows are the programs with workflows by name: they want the results of
+	// their own triggers, too.
+	flows map[string]int32
 }
 
 type pair struct{ source, event string }
@@ -66,9 +70,12 @@ const maxFields = 16
 
 // NewIndex returns an index of programs. [Index.Lookup] keeps their order.
 func NewIndex(programs []*Program) *Index {
-	x := &Index{programs: slices.Clone(programs), pairs: map[pair]*bucket{}, types: map[string]*bucket{}}
+	x := &Index{programs: slices.Clone(programs), pairs: map[pair]*bucket{}, types: map[string]*bucket{}, flows: map[string]int32{}}
 	for i, p := range programs {
 		n := int32(i)
+		if len(p.steps) > 0 {
+			x.flows[p.name] = n
+		}
 		if !p.exact {
 			x.rest = append(x.rest, n)
 			continue
@@ -150,6 +157,11 @@ func (x *Index) Lookup(v *View, dst []*Program) ([]*Program, []GroupVerdict) {
 		found = append(found, b.plain...)
 		if len(b.groups) > 0 {
 			found = b.decide(v, found)
+		}
+	}
+	if v.event.EventSource == bus.SourceFunction {
+		if n, ok := x.flows[v.event.Extensions[bus.ExtSensor]]; ok {
+			found = append(found, n)
 		}
 	}
 	if !slices.IsSorted(found) {

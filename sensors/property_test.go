@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -77,6 +78,15 @@ type model struct {
 	wait          map[string][]waiting // by key and trigger
 	cool          []time.Duration      // of the triggers
 	fired         map[string]time.Time
+	reset         int // minutes of the clock at which everything waiting is given up
+	gathers       []*gathering
+	gathered      map[string]*gathered
+}
+
+// gathered is what a trigger holds back.
+type gathered struct {
+	first, due time.Time
+	sets       []string
 }
 
 type waiting struct {
@@ -156,20 +166,33 @@ func (m *model) without(cond *formula) bool {
 }
 
 func (m *model) inTime(list []waiting, now time.Time) []waiting {
-	if m.within == 0 {
-		return list
-	}
-	return slices.DeleteFunc(list, func(w waiting) bool { return !now.Before(w.at.Add(m.within)) })
+	return slices.DeleteFunc(list, func(w waiting) bool { return m.over(w, now) })
 }
 
-// deadlines lets absences up to now happen, one after the other.
+func (m *model) over(w waiting, now time.Time) bool {
+	if m.within != 0 && !now.Before(w.at.Add(m.within)) {
+		return true
+	}
+	for at := w.at.Truncate(time.Minute).Add(time.Minute); m.reset > 0 && !at.After(now); at = at.Add(time.Minute) {
+		if at.Minute()%m.reset == 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// deadlines lets what is due up to now happen, one after the other: first what
+// was gathered, then absences.
 func (m *model) deadlines(key string, now time.Time) (fired []string) {
-	for m.absent >= 0 {
+	for {
 		var due time.Time
 		for i, cond := range m.conds {
+			if g := m.gathered[fmt.Sprint(key, "/", i)]; g != nil && !g.due.IsZero() && !g.due.After(now) && (due.IsZero() || g.due.Before(due)) {
+				due = g.due
+			}
 			for _, w := range m.wait[fmt.Sprint(key, "/", i)] {
 				at := w.at.Add(m.patience)
-				if m.refs(cond)[m.absent] && w.dep == m.after && !w.answered && !w.passed && !at.After(now) && (due.IsZero() || at.Before(due)) {
+				if m.absent >= 0 && !m.over(w, at) && m.refs(cond)[m.absent] && w.dep == m.after && !w.answered && !w.passed && !at.After(now) && (due.IsZero() || at.Before(due)) {
 					due = at
 				}
 			}
@@ -177,11 +200,18 @@ func (m *model) deadlines(key string, now time.Time) (fired []string) {
 		if due.IsZero() {
 			break
 		}
+		for i := range m.conds {
+			slot := fmt.Sprint(key, "/", i)
+			if g := m.gathered[slot]; g != nil && g.due.Equal(due) {
+				delete(m.gathered, slot)
+				fired = append(fired, m.emit(i, key, strings.Join(g.sets, " |"), due)...)
+			}
+		}
 		for i, cond := range m.conds {
 			slot, over := fmt.Sprint(key, "/", i), false
 			list := m.inTime(m.wait[slot], due)
 			for j, w := range list {
-				if m.refs(cond)[m.absent] && w.dep == m.after && !w.answered && !w.passed && w.at.Add(m.patience).Equal(due) {
+				if m.absent >= 0 && m.refs(cond)[m.absent] && w.dep == m.after && !w.answered && !w.passed && w.at.Add(m.patience).Equal(due) {
 					list[j].passed, over = true, true
 				}
 			}
@@ -224,23 +254,59 @@ func (m *model) fire(i int, key string, list []waiting, now time.Time) (rest []w
 		if len(used) == 0 || !cond.holds(have) {
 			return list, fired
 		}
-		s := fmt.Sprintf("t%d@%s", i, key)
+		s := ""
 		for _, w := range used {
 			s += fmt.Sprintf(" d%d:%d", w.dep, w.seq)
 		}
-		last, ok := m.fired[fmt.Sprint(key, "/", i)]
-		if !ok || m.cool[i] == 0 || !now.Before(last.Add(m.cool[i])) {
-			m.fired[fmt.Sprint(key, "/", i)] = now
-			fired = append(fired, s)
+		if m.gathers[i] == nil {
+			fired = append(fired, m.emit(i, key, s, now)...)
+		} else {
+			fired = append(fired, m.gather(i, key, s, now)...)
 		}
 		list = slices.DeleteFunc(list, func(w waiting) bool { return slices.Contains(used, w) })
 	}
 }
 
+// gather keeps what would fire.
+func (m *model) gather(i int, key, s string, now time.Time) []string {
+	slot, rule := fmt.Sprint(key, "/", i), m.gathers[i]
+	g := m.gathered[slot]
+	if g == nil {
+		g = &gathered{first: now}
+		m.gathered[slot] = g
+	}
+	if rule.size == 0 {
+		g.sets = []string{s}
+		if g.due = now.Add(time.Duration(rule.quiet)); rule.longest > 0 && g.first.Add(time.Duration(rule.longest)).Before(g.due) {
+			g.due = g.first.Add(time.Duration(rule.longest))
+		}
+		return nil
+	}
+	g.sets = append(g.sets, s)
+	if rule.wait > 0 {
+		g.due = g.first.Add(time.Duration(rule.wait))
+	}
+	if len(g.sets) < rule.size {
+		return nil
+	}
+	delete(m.gathered, slot)
+	return m.emit(i, key, strings.Join(g.sets, " |"), now)
+}
+
+// emit fires, unless the trigger is quiet.
+func (m *model) emit(i int, key, s string, now time.Time) []string {
+	slot := fmt.Sprint(key, "/", i)
+	if last, ok := m.fired[slot]; ok && m.cool[i] > 0 && now.Before(last.Add(m.cool[i])) {
+		return nil
+	}
+	m.fired[slot] = now
+	return []string{fmt.Sprintf("t%d@%s%s", i, key, s)}
+}
+
 func TestStepAgainstModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		deps := rapid.IntRange(1, 3).Draw(t, "deps")
-		m := &model{wait: map[string][]waiting{}, fired: map[string]time.Time{}, within: time.Duration(rapid.SampledFrom([]int{0, 3, 10}).Draw(t, "within")) * time.Minute}
+		m := &model{wait: map[string][]waiting{}, fired: map[string]time.Time{}, gathered: map[string]*gathered{}, within: time.Duration(rapid.SampledFrom([]int{0, 3, 10}).Draw(t, "within")) * time.Minute}
 		s := &specs.Sensor{Within: specs.Duration(m.within)}
 		for d := range deps {
 			m.names = append(m.names, rapid.SampledFrom([]string{"a", "b", "c", "*"}).Draw(t, "event"))
@@ -256,6 +322,9 @@ func TestStepAgainstModel(t *testing.T) {
 			if m.odd[d] {
 				s.Dependencies[d].Transform, s.Dependencies[d].When = expr("{parity: id}"), expr("data.parity == 'odd'")
 			}
+		}
+		if m.reset = rapid.SampledFrom([]int{0, 0, 5, 7}).Draw(t, "reset"); m.reset > 0 {
+			s.Reset = &specs.Reset{Cron: fmt.Sprintf("*/%d * * * *", m.reset)}
 		}
 		m.absent = -1
 		if rapid.Bool().Draw(t, "absent") {
@@ -283,6 +352,16 @@ func TestStepAgainstModel(t *testing.T) {
 			s.Triggers = append(s.Triggers, specs.Trigger{Name: fmt.Sprint("t", i), Condition: expr(cond)})
 			m.cool = append(m.cool, time.Duration(rapid.SampledFrom([]int{0, 0, 1, 5}).Draw(t, "cooldown"))*time.Minute)
 			s.Triggers[i].Cooldown = specs.Duration(m.cool[i])
+			minutes := func(least int) specs.Duration {
+				return specs.Duration(time.Duration(rapid.IntRange(least, 6).Draw(t, "minutes")) * time.Minute)
+			}
+			switch rapid.IntRange(0, 4).Draw(t, "gathers") {
+			case 0:
+				s.Triggers[i].Debounce = &specs.Debounce{Quiet: minutes(1), Max: minutes(0)}
+			case 1:
+				s.Triggers[i].Batch = &specs.Batch{Size: rapid.IntRange(1, 3).Draw(t, "size"), Wait: minutes(0)}
+			}
+			m.gathers = append(m.gathers, newGathering(&s.Triggers[i]))
 		}
 		correlated := rapid.Bool().Draw(t, "correlated")
 		if correlated {
@@ -319,14 +398,21 @@ func TestStepAgainstModel(t *testing.T) {
 				text := func(fired []Firing) (got []string) {
 					for _, f := range fired {
 						s := fmt.Sprintf("t%d@%s", f.TriggerIndex, f.Correlation)
-						have := map[int]bool{}
-						for _, c := range f.Events {
+						sets := []map[int]bool{}
+						for j, c := range f.Events {
+							if j == 0 || c.Batch != f.Events[j-1].Batch {
+								sets = append(sets, map[int]bool{m.absent: true})
+							}
+							if j > 0 && c.Batch != f.Events[j-1].Batch {
+								s += " |"
+							}
 							s += fmt.Sprintf(" %s:%d", c.Dependency, c.Seq)
-							have[int(c.Dependency[1]-'0')] = true
+							sets[c.Batch][int(c.Dependency[1]-'0')] = true
 						}
-						have[m.absent] = true
-						if !m.conds[f.TriggerIndex].holds(have) {
-							t.Fatalf("%s fires without its condition %s", s, m.conds[f.TriggerIndex])
+						for _, have := range sets {
+							if !m.conds[f.TriggerIndex].holds(have) {
+								t.Fatalf("%s fires without its condition %s", s, m.conds[f.TriggerIndex])
+							}
 						}
 						got = append(got, s)
 					}
@@ -387,7 +473,7 @@ func TestStepAgainstModel(t *testing.T) {
 				want := 0
 				for _, list := range m.wait {
 					for _, w := range list {
-						if m.within == 0 || now.Before(w.at.Add(m.within)) {
+						if !m.over(w, now) {
 							want++
 						}
 					}
@@ -453,6 +539,14 @@ func FuzzDecodeKeyState(f *testing.F) {
 	full := r.states[""]
 	full.fired = []int64{5, 0}
 	f.Add(full.Append(nil))
+	gathers := newRun(f, compileOK(f, batch(sensor("a", "t=a"), 3, time.Minute)))
+	gathers.play("a a")
+	state := gathers.states[""]
+	f.Add(state.Append(nil))
+	flows := newRun(f, compileOK(f, after(sensor("a", "b=a; c=a"), "d<b,c")))
+	flows.play("a b!1 a")
+	state = flows.states[""]
+	f.Add(state.Append(nil))
 	f.Add([]byte{})
 	f.Add([]byte{1, 0, 0})
 	f.Fuzz(func(t *testing.T, b []byte) {

@@ -51,6 +51,11 @@ func (p *Program) Route(v *View) Routing {
 		}
 		v.matches = append(v.matches, Match{Dep: i, Key: own})
 	}
+	if len(p.steps) > 0 {
+		if m, ok := p.result(v.event); ok {
+			v.matches = append(v.matches, m)
+		}
+	}
 	return Routing{Matches: v.matches, Verdicts: v.verdicts}
 }
 

@@ -18,6 +18,11 @@
 // latest), or has waited for the whole window: an event stored at T with
 // within W takes part up to, and not at, T+W.
 //
+// A trigger may hold back what would fire, until it has been quiet or a batch is
+// complete; and others may follow it, once they are told by an event how its
+// calls ended. What was held back and such workflows are a part of the state of
+// the key.
+//
 // The event of a dependency that is declared absent is never kept. What is
 // noted is, with each kept event that begins a time, whether it was answered
 // within that time or the time passed: so a deadline is a part of the event
@@ -32,7 +37,8 @@ import (
 
 // Match says that an event is wanted by a dependency, for one correlation key.
 type Match struct {
-	// Dep is the index of the dependency in the sensor.
+	// Dep is the index of the dependency in the sensor. Indexes behind those of
+	// the dependencies are the triggers whose results the event is.
 	Dep int
 	// Key is the correlation key, "" when the sensor does not correlate.
 	Key string
@@ -67,6 +73,13 @@ const (
 	// Suppressed: the condition held within the trigger's cooldown, so that the
 	// events were used up and nothing fired; Seq is the last of them.
 	Suppressed
+	// Debounced: the condition held again before the trigger's quiet time was
+	// over, so that what held before was used up and does not fire; Seq is the
+	// last event of that.
+	Debounced
+	// Skipped: a step of a workflow does not fire, or a fan-out has no items;
+	// Detail says why.
+	Skipped
 )
 
 // Verdict explains one decision about one event.
@@ -96,7 +109,7 @@ type Input struct {
 	Key string
 	// Event is nil when a deadline is stepped.
 	Event *bus.Event
-	// Deps are the indexes of the dependencies that want the event, ascending.
+	// Deps are those of the matches with this key, ascending.
 	Deps []int
 	// Time is the log time of the step: the event's, or the deadline.
 	Time time.Time
@@ -106,8 +119,14 @@ type Input struct {
 
 // Contribution is one event that took part in a firing.
 type Contribution struct {
+	// Dependency is its name; for the result of an earlier step of a workflow it
+	// is "triggers." and the name of the trigger.
 	Dependency string `json:"dep"`
 	Seq        uint64 `json:"seq"`
+	// Batch is which of the parts of a batch it belongs to, Item which item of a
+	// fan-out the result is of; both from 0.
+	Batch int `json:"batch,omitempty"`
+	Item  int `json:"item,omitempty"`
 }
 
 // Firing is one decision to call a function.

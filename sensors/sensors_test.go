@@ -1,8 +1,10 @@
 package sensors
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -55,11 +57,12 @@ type run struct {
 	fired  []Firing
 	keys   map[string]bool
 	said   []string
-	code   bool // encode and decode each state after each step
+	ended  map[string]bool // calls by firing key
+	code   bool            // encode and decode each state after each step
 }
 
 func newRun(t testing.TB, p *Program) *run {
-	return &run{t: t, p: p, states: map[string]KeyState{}, events: map[uint64]*bus.Event{}, keys: map[string]bool{}}
+	return &run{t: t, p: p, states: map[string]KeyState{}, events: map[uint64]*bus.Event{}, keys: map[string]bool{}, ended: map[string]bool{}}
 }
 
 func (r *run) event(name, data string, at time.Duration) *bus.Event {
@@ -91,6 +94,15 @@ func (r *run) send(ev *bus.Event) {
 	for _, k := range order {
 		r.step(Input{LogID: "log", Key: k, Event: ev, Deps: by[k], Time: ev.StoredAt})
 	}
+}
+
+// contributing are the events of a firing.
+func (r *run) contributing(f Firing) []Contributing {
+	out := make([]Contributing, len(f.Events))
+	for i, c := range f.Events {
+		out[i] = Contributing{c, r.events[c.Seq]}
+	}
+	return out
 }
 
 // wake steps the deadlines up to until.
@@ -139,15 +151,47 @@ func (r *run) step(in Input) {
 }
 
 func (r *run) say(v Verdict) {
-	names := []string{"yes", "no", "missing", "failed", "superseded", "expired", "waiting", "fired", "answered", "suppressed"}
+	names := []string{"yes", "no", "missing", "failed", "superseded", "expired", "waiting", "fired", "answered", "suppressed", "debounced", "skipped"}
 	s := fmt.Sprintf("%s %s%s %d", names[v.Outcome], v.Dependency, v.Trigger, v.Seq)
-	if v.Outcome == Missing || v.Outcome == Failed {
+	if v.Outcome == Missing || v.Outcome == Failed || v.Outcome == Skipped {
 		s += " " + v.Detail
 	}
 	r.said = append(r.said, s)
 }
 
-// play sends events by name, "+5m" passing time, "name{json}" with data.
+// result is the event that tells how the oldest call of a trigger ended that
+// has not yet: its output, or "fail".
+func (r *run) result(trigger, output string, at time.Duration) *bus.Event {
+	r.t.Helper()
+	for i := range r.fired {
+		f := &r.fired[i]
+		if f.Trigger != trigger || r.ended[f.Key] {
+			continue
+		}
+		r.ended[f.Key] = true
+		outcome, typ, problem := "succeeded", bus.TypeFunctionSucceeded, "null"
+		if output == "fail" {
+			outcome, typ, output, problem = "failed", bus.TypeFunctionFailed, "null", `"broken"`
+		}
+		ev := r.event(trigger, fmt.Sprintf(`{"outcome": %q, "output": %s, "error": %s, "attempts": 2}`, outcome, cmp.Or(output, "null"), problem), at)
+		ev.EventSource, ev.Type = bus.SourceFunction, typ
+		ev.Extensions = map[string]string{bus.ExtSensor: "sen", bus.ExtTrigger: trigger}
+		for k, v := range map[string]string{bus.ExtKey: f.Correlation, bus.ExtFlow: f.Flow} {
+			if v != "" {
+				ev.Extensions[k] = v
+			}
+		}
+		if f.Items > 0 {
+			ev.Extensions[bus.ExtItem], ev.Extensions[bus.ExtItems] = strconv.Itoa(f.Item), strconv.Itoa(f.Items)
+		}
+		return ev
+	}
+	r.t.Fatalf("no call of %s waits for a result", trigger)
+	return nil
+}
+
+// play sends events by name, "+5m" passing time, "name{json}" with data,
+// "trigger!json" results.
 func (r *run) play(script string) string {
 	r.t.Helper()
 	at := time.Duration(0)
@@ -158,6 +202,11 @@ func (r *run) play(script string) string {
 				r.t.Fatal(err)
 			}
 			at += step
+			r.wake(t0.Add(at))
+			continue
+		}
+		if trigger, result, ok := strings.Cut(w, "!"); ok {
+			r.send(r.result(trigger, result, at))
 			continue
 		}
 		name, data, _ := strings.Cut(w, "{")
@@ -173,10 +222,17 @@ func (r *run) firings() string {
 	var out []string
 	for _, f := range r.fired {
 		var parts []string
-		for _, c := range f.Events {
-			parts = append(parts, fmt.Sprintf("%s%d", c.Dependency, c.Seq))
+		for i, c := range f.Events {
+			part := fmt.Sprintf("%s%d", c.Dependency, c.Seq)
+			if i > 0 && c.Batch != f.Events[i-1].Batch {
+				part = "|" + part
+			}
+			parts = append(parts, part)
 		}
-		s := f.Trigger + "(" + strings.Join(parts, " ") + ")"
+		s := f.Trigger + "(" + strings.ReplaceAll(strings.Join(parts, " "), " |", "|") + ")"
+		if f.Items > 0 {
+			s += fmt.Sprintf("#%d/%d", f.Item, f.Items)
+		}
 		if f.Correlation != "" {
 			s += "@" + f.Correlation
 		}
@@ -398,7 +454,7 @@ func TestRendering(t *testing.T) {
 	if got := fmt.Sprint(r.fired[0].Rendered); got != want {
 		t.Errorf("rendered %s, want %s", got, want)
 	}
-	again, err := p.RenderTrigger(0, map[string][]*bus.Event{"a": {r.events[3]}, "l": {r.events[1], r.events[2]}})
+	again, err := p.RenderTrigger(0, r.contributing(r.fired[0]), 0)
 	if got := fmt.Sprint(again); err != nil || got != want {
 		t.Errorf("rendered again %s, %v", got, err)
 	}

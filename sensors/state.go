@@ -27,6 +27,15 @@ type KeyState struct {
 	// time is over; nil when that is so of all.
 	fired []int64
 	seen  uint64
+	// more is what few sensors keep, nil when there is nothing of it.
+	more *extra
+}
+
+// extra is what triggers have gathered, by trigger, and the workflows under
+// way, the oldest first.
+type extra struct {
+	holds []hold
+	flows []flow
 }
 
 // triggerView is what has arrived and was not used, as one trigger sees it, in
@@ -47,36 +56,128 @@ type kept struct {
 
 // Empty reports whether nothing is kept.
 func (s *KeyState) Empty() bool {
-	return s.fired == nil && !slices.ContainsFunc(s.views, func(v triggerView) bool { return len(v) > 0 })
+	return s.fired == nil && s.more == nil && !slices.ContainsFunc(s.views, func(v triggerView) bool { return len(v) > 0 })
+}
+
+func (s *KeyState) holds() []hold {
+	if s.more == nil {
+		return nil
+	}
+	return s.more.holds
+}
+
+func (s *KeyState) flows() []flow {
+	if s.more == nil {
+		return nil
+	}
+	return s.more.flows
+}
+
+// hold is what trigger i has gathered, to be changed.
+func (s *KeyState) hold(i int, p *Program) *hold {
+	s.extend(p)
+	at, ok := slices.BinarySearchFunc(s.more.holds, i, func(h hold, i int) int { return h.trigger - i })
+	if !ok {
+		s.more.holds = slices.Insert(s.more.holds, at, hold{trigger: i})
+	}
+	return &s.more.holds[at]
+}
+
+// release takes out what trigger i has gathered.
+func (s *KeyState) release(i int) [][]kept {
+	at := slices.IndexFunc(s.more.holds, func(h hold) bool { return h.trigger == i })
+	sets := s.more.holds[at].sets
+	s.more.holds = slices.Delete(s.more.holds, at, at+1)
+	s.tidy()
+	return sets
+}
+
+// findFlow is the place of a workflow, -1 when it is not under way.
+func (s *KeyState) findFlow(id string) int {
+	return slices.IndexFunc(s.flows(), func(f flow) bool { return f.id == id })
+}
+
+func (s *KeyState) addFlow(f flow, p *Program) int {
+	s.extend(p)
+	s.more.flows = append(s.more.flows, f)
+	return len(s.more.flows) - 1
+}
+
+func (s *KeyState) dropFlow(at int) {
+	s.more.flows = slices.Delete(s.more.flows, at, at+1)
+	s.tidy()
+}
+
+// allocate makes room for what the triggers of p keep.
+func (s *KeyState) allocate(p *Program) {
+	if len(s.views) == 0 {
+		s.names, s.views = p.names, make([]triggerView, len(p.triggers))
+	}
+}
+
+func (s *KeyState) extend(p *Program) {
+	s.allocate(p)
+	if s.more == nil {
+		s.more = &extra{}
+	}
+}
+
+func (s *KeyState) tidy() {
+	if len(s.more.holds) == 0 && len(s.more.flows) == 0 {
+		s.more = nil
+	}
+}
+
+// all calls fn with the sequence of each event the state refers to.
+func (s *KeyState) all(fn func(seq uint64)) {
+	sets := func(sets [][]kept) {
+		for _, set := range sets {
+			for i := range set {
+				fn(set[i].seq)
+			}
+		}
+	}
+	for _, v := range s.views {
+		for i := range v {
+			fn(v[i].seq)
+		}
+	}
+	for _, h := range s.holds() {
+		sets(h.sets)
+	}
+	for _, f := range s.flows() {
+		sets(f.sets)
+		for _, st := range f.steps {
+			for _, a := range st.answers {
+				fn(a.seq)
+			}
+		}
+	}
 }
 
 // Seen is the sequence of the last event this state took in, 0 when the state
 // is empty. A step with an event up to it changes nothing.
 func (s *KeyState) Seen() uint64 { return s.seen }
 
-// Refs returns the sequences of the kept events, ascending, each once.
+// Refs returns the sequences of the events the state refers to, ascending, each
+// once: those that wait, those a trigger has gathered, and those of workflows
+// under way.
 func (s *KeyState) Refs() []uint64 {
 	var out []uint64
-	for _, v := range s.views {
-		for i := range v {
-			out = append(out, v[i].seq)
-		}
-	}
+	s.all(func(seq uint64) { out = append(out, seq) })
 	slices.Sort(out)
 	return slices.Compact(out)
 }
 
-// MinRef is the smallest sequence of the kept events, 0 for none: the log must
-// keep what follows.
+// MinRef is the smallest of [KeyState.Refs], 0 for none: the log must keep what
+// follows.
 func (s *KeyState) MinRef() uint64 {
 	least := uint64(0)
-	for _, v := range s.views {
-		for i := range v {
-			if least == 0 || v[i].seq < least {
-				least = v[i].seq
-			}
+	s.all(func(seq uint64) {
+		if least == 0 || seq < least {
+			least = seq
 		}
-	}
+	})
 	return least
 }
 
@@ -100,24 +201,62 @@ func (s *KeyState) Kept() []Kept {
 }
 
 // Hydrate attaches the events of a decoded state. event returns the event with
-// a sequence, or nil when it is no longer stored: then it is not kept any more.
+// a sequence, or nil when it is no longer stored: then it does not wait any
+// more, and what was gathered with it and the workflow it belongs to are given
+// up.
 func (s *KeyState) Hydrate(event func(seq uint64) *bus.Event) {
 	for i, v := range s.views {
 		n := 0
 		for _, k := range v {
-			if k.ev == nil {
-				k.ev = event(k.seq)
-			}
-			if k.ev != nil {
+			if attach(&k.ev, k.seq, event) {
 				v[n] = k
 				n++
 			}
 		}
 		s.views[i] = v[:n]
 	}
+	if s.more != nil {
+		for i := range s.more.holds {
+			h := &s.more.holds[i]
+			h.sets = slices.DeleteFunc(h.sets, func(set []kept) bool { return !attachSet(set, event) })
+		}
+		s.more.holds = slices.DeleteFunc(s.more.holds, func(h hold) bool { return len(h.sets) == 0 })
+		s.more.flows = slices.DeleteFunc(s.more.flows, func(f flow) bool { return !f.attach(event) })
+		s.tidy()
+	}
 	if s.Empty() {
 		*s = KeyState{}
 	}
+}
+
+// attach reports whether the event is there.
+func attach(ev **bus.Event, seq uint64, event func(seq uint64) *bus.Event) bool {
+	if *ev == nil {
+		*ev = event(seq)
+	}
+	return *ev != nil
+}
+
+func attachSet(set []kept, event func(seq uint64) *bus.Event) bool {
+	there := true
+	for i := range set {
+		there = attach(&set[i].ev, set[i].seq, event) && there
+	}
+	return there
+}
+
+func (f *flow) attach(event func(seq uint64) *bus.Event) bool {
+	there := true
+	for _, set := range f.sets {
+		there = attachSet(set, event) && there
+	}
+	for i := range f.steps {
+		for j := range f.steps[i].answers {
+			a := &f.steps[i].answers[j]
+			there = attach(&a.ev, a.seq, event) && there
+		}
+	}
+	return there
 }
 
 // Adopt returns the state as p sees it, after the sensor was replaced by one
@@ -147,16 +286,60 @@ func (p *Program) Adopt(s KeyState) KeyState {
 			out.fired[t] = s.fired[i]
 		}
 	}
+	if s.more != nil {
+		p.adoptExtra(&out, &s)
+	}
 	if out.Empty() {
 		return KeyState{}
 	}
 	return out
 }
 
+// adoptExtra takes over what triggers that are still there have gathered, and
+// the workflows of which a step is still followed.
+func (p *Program) adoptExtra(out, s *KeyState) {
+	more := &extra{}
+	for _, h := range s.more.holds {
+		t := slices.Index(p.names, s.names[h.trigger])
+		if t < 0 || p.triggers[t].follows != nil || !p.knows(h.sets) {
+			continue
+		}
+		if h.trigger = t; p.triggers[t].gathers == nil {
+			h.due = h.first // it does not gather any more
+		}
+		more.holds = append(more.holds, h)
+	}
+	slices.SortFunc(more.holds, func(a, b hold) int { return a.trigger - b.trigger })
+	for _, f := range s.more.flows {
+		steps := f.steps[:0]
+		for _, st := range f.steps {
+			if t := slices.Index(p.names, s.names[st.trigger]); t >= 0 {
+				st.trigger = t
+				steps = append(steps, st)
+			}
+		}
+		f.steps = steps
+		if p.knows(f.sets) && slices.ContainsFunc(f.steps, func(st flowStep) bool { return st.state == stepCalled && p.triggers[st.trigger].followed }) {
+			more.flows = append(more.flows, f)
+		}
+	}
+	if out.more = more; len(more.holds)+len(more.flows) == 0 {
+		out.more = nil
+	}
+}
+
+// knows reports whether the dependencies of kept events exist.
+func (p *Program) knows(sets [][]kept) bool {
+	return !slices.ContainsFunc(sets, func(set []kept) bool {
+		return slices.ContainsFunc(set, func(k kept) bool { return k.dep >= len(p.deps) })
+	})
+}
+
 // NextWake is the earliest time at which a kept event has waited for the whole
-// window, something has been absent for its time, or a cooldown is over; ok is
-// false when none is due ever. A [Program.Step] without an event at that time
-// gives the event up, and fires what waited for the absence.
+// window or the sensor is reset, something has been absent for its time, what a
+// trigger has gathered must fire, or a cooldown is over; ok is false when none
+// is due ever. A [Program.Step] without an event at that time gives the event
+// up, and fires what waited for it.
 func (p *Program) NextWake(s KeyState) (at time.Time, ok bool) {
 	var first int64
 	due := func(t int64) {
@@ -164,12 +347,18 @@ func (p *Program) NextWake(s KeyState) (at time.Time, ok bool) {
 			first, ok = t, true
 		}
 	}
-	if p.within > 0 {
+	if p.within > 0 || p.reset != nil {
 		for _, v := range s.views {
 			// The first to arrive is the first to expire.
 			if len(v) > 0 {
-				due(v[0].at + int64(p.within))
+				at, _ := p.expiry(v[0].at)
+				due(at)
 			}
+		}
+	}
+	for _, h := range s.holds() {
+		if h.due != 0 {
+			due(h.due)
 		}
 	}
 	for i, fired := range s.fired {
@@ -200,6 +389,23 @@ func (p *Program) NextWake(s KeyState) (at time.Time, ok bool) {
 	return time.Unix(0, first).UTC(), true
 }
 
+// expiry is when an event that was kept at this time is given up, in
+// nanoseconds, and why. The window or a reset is set.
+func (p *Program) expiry(at int64) (due int64, why string) {
+	if p.within > 0 {
+		due, why = at+int64(p.within), "waited for "+p.within.String()
+	}
+	if p.reset != nil {
+		// The first whole second after the event.
+		if t, ok := p.reset.Next(floorSecond(at)); ok && (due == 0 || t*int64(time.Second) < due) {
+			due, why = t*int64(time.Second), "the sensor was reset"
+		}
+	}
+	return due, why
+}
+
+func floorSecond(nanos int64) int64 { return time.Unix(0, nanos).Unix() }
+
 // pending are those of absent that k has begun the time of and that are still
 // to be seen.
 func (k *kept) pending(p *Program, absent uint64) uint64 {
@@ -212,11 +418,13 @@ func (k *kept) pending(p *Program, absent uint64) uint64 {
 	return absent
 }
 
-// Versions of the stored form. The first is still written where it suffices;
-// the second also has distinct values, what became of absences, and cooldowns.
+// Versions of the stored form. An older one is still written where it suffices;
+// the second also has distinct values, what became of absences, and cooldowns,
+// the third what was gathered and workflows.
 const (
 	plainState = 1
 	fullState  = 2
+	extraState = 3
 )
 
 // plain reports whether the first version can hold the state.
@@ -238,12 +446,15 @@ func (s *KeyState) quiet(i int) int64 {
 // reads it; it is valid for programs with the same [Program.StateFingerprint].
 func (s *KeyState) Append(b []byte) []byte {
 	version := byte(fullState)
-	if s.plain() {
+	switch {
+	case s.more != nil:
+		version = extraState
+	case s.plain():
 		version = plainState
 	}
 	views := 0
 	for i, v := range s.views {
-		if len(v) > 0 || s.quiet(i) != 0 {
+		if len(v) > 0 || s.quiet(i) != 0 || version == extraState {
 			views++
 		}
 	}
@@ -251,26 +462,74 @@ func (s *KeyState) Append(b []byte) []byte {
 	b = binary.AppendUvarint(b, s.seen)
 	b = binary.AppendUvarint(b, uint64(views))
 	for i, v := range s.views {
-		if len(v) == 0 && s.quiet(i) == 0 {
+		if len(v) == 0 && s.quiet(i) == 0 && version != extraState {
 			continue
 		}
-		b = binary.AppendUvarint(b, uint64(len(s.names[i])))
-		b = append(b, s.names[i]...)
-		b = binary.AppendUvarint(b, uint64(len(v)))
-		for _, k := range v {
-			b = binary.AppendUvarint(b, uint64(k.dep))
-			b = binary.AppendUvarint(b, k.seq)
-			b = binary.AppendVarint(b, k.at)
-			if version == plainState {
-				continue
-			}
-			b = binary.AppendUvarint(b, uint64(len(k.value)))
-			b = append(b, k.value...)
-			b = binary.AppendUvarint(b, k.answered)
-			b = binary.AppendUvarint(b, k.passed)
-		}
+		b = appendText(b, s.names[i])
+		b = appendKept(b, v, version)
 		if version != plainState {
 			b = binary.AppendVarint(b, s.quiet(i))
+		}
+	}
+	if version == extraState {
+		b = s.more.append(b)
+	}
+	return b
+}
+
+func appendText(b []byte, text string) []byte {
+	return append(binary.AppendUvarint(b, uint64(len(text))), text...)
+}
+
+func appendKept(b []byte, list []kept, version byte) []byte {
+	b = binary.AppendUvarint(b, uint64(len(list)))
+	for i := range list {
+		k := &list[i]
+		b = binary.AppendUvarint(b, uint64(k.dep))
+		b = binary.AppendUvarint(b, k.seq)
+		b = binary.AppendVarint(b, k.at)
+		if version == plainState {
+			continue
+		}
+		b = appendText(b, k.value)
+		b = binary.AppendUvarint(b, k.answered)
+		b = binary.AppendUvarint(b, k.passed)
+	}
+	return b
+}
+
+func appendSets(b []byte, sets [][]kept) []byte {
+	b = binary.AppendUvarint(b, uint64(len(sets)))
+	for _, set := range sets {
+		b = appendKept(b, set, extraState)
+	}
+	return b
+}
+
+// append appends the stored form; triggers are by their place in the state.
+func (m *extra) append(b []byte) []byte {
+	b = binary.AppendUvarint(b, uint64(len(m.holds)))
+	for _, h := range m.holds {
+		b = binary.AppendUvarint(b, uint64(h.trigger))
+		b = binary.AppendVarint(b, h.first)
+		b = binary.AppendVarint(b, h.due)
+		b = appendSets(b, h.sets)
+	}
+	b = binary.AppendUvarint(b, uint64(len(m.flows)))
+	for _, f := range m.flows {
+		b = appendText(b, f.id)
+		b = binary.AppendVarint(b, f.at)
+		b = appendSets(b, f.sets)
+		b = binary.AppendUvarint(b, uint64(len(f.steps)))
+		for _, st := range f.steps {
+			b = binary.AppendUvarint(b, uint64(st.trigger))
+			b = append(b, byte(st.state))
+			b = binary.AppendUvarint(b, uint64(st.items))
+			b = binary.AppendUvarint(b, uint64(len(st.answers)))
+			for _, a := range st.answers {
+				b = binary.AppendUvarint(b, uint64(a.item))
+				b = binary.AppendUvarint(b, a.seq)
+			}
 		}
 	}
 	return b
@@ -281,32 +540,26 @@ func (s *KeyState) Append(b []byte) []byte {
 func DecodeKeyState(b []byte) (KeyState, error) {
 	d := decoder{b: b}
 	version := d.byte()
-	if d.err == nil && version != plainState && version != fullState {
-		return KeyState{}, fmt.Errorf("sensor state has version %d, this engine reads up to version %d", version, fullState)
+	if d.err == nil && (version < plainState || version > extraState) {
+		return KeyState{}, fmt.Errorf("sensor state has version %d, this engine reads up to version %d", version, extraState)
 	}
 	s := KeyState{seen: d.uvarint()}
 	for range d.count(1) {
 		name := string(d.bytes(d.count(1)))
-		view := make(triggerView, 0, min(d.count(3), MaxKept))
-		for range d.last {
-			k := kept{dep: int(d.uvarint() & (MaxDependencies - 1)), seq: d.uvarint(), at: d.varint()}
-			if version == fullState {
-				k.value = string(d.bytes(d.count(1)))
-				k.answered, k.passed = d.uvarint(), d.uvarint()
-			}
-			if len(view) > 0 && k.at < view[len(view)-1].at {
+		view := triggerView(d.kept(version))
+		for i := 1; i < len(view); i++ {
+			if view[i].at < view[i-1].at {
 				d.err = errOrder
 			}
-			if d.err != nil {
-				return KeyState{}, d.err
-			}
-			view = append(view, k)
+		}
+		if d.err != nil {
+			return KeyState{}, d.err
 		}
 		quiet := int64(0)
-		if version == fullState {
+		if version != plainState {
 			quiet = d.varint()
 		}
-		if slices.Contains(s.names, name) || len(view) == 0 && quiet == 0 {
+		if slices.Contains(s.names, name) || len(view) == 0 && quiet == 0 && version != extraState {
 			d.err = errOrder
 		}
 		if quiet != 0 {
@@ -314,6 +567,9 @@ func DecodeKeyState(b []byte) (KeyState, error) {
 			s.fired = append(s.fired, quiet)
 		}
 		s.names, s.views = append(s.names, name), append(s.views, view)
+	}
+	if version == extraState {
+		s.more = d.extra(len(s.names))
 	}
 	if d.err == nil && len(d.b) > 0 {
 		d.err = errors.New("sensor state has more bytes than it should")
@@ -337,10 +593,90 @@ var (
 
 // decoder reads the stored form; after the first error everything is zero.
 type decoder struct {
-	b    []byte
-	last int
-	err  error
+	b   []byte
+	err error
 }
+
+func (d *decoder) kept(version byte) []kept {
+	n := d.count(3)
+	out := make([]kept, 0, min(n, MaxKept))
+	for range n {
+		k := kept{dep: int(d.uvarint() & (MaxDependencies - 1)), seq: d.uvarint(), at: d.varint()}
+		if version != plainState {
+			k.value = string(d.bytes(d.count(1)))
+			k.answered, k.passed = d.uvarint(), d.uvarint()
+		}
+		if d.err != nil {
+			return nil
+		}
+		out = append(out, k)
+	}
+	return out
+}
+
+func (d *decoder) sets() [][]kept {
+	n := d.count(1)
+	out := make([][]kept, 0, min(n, MaxKept))
+	for range n {
+		set := d.kept(extraState)
+		if len(set) == 0 {
+			d.fail(errOrder)
+			return nil
+		}
+		out = append(out, set)
+	}
+	return out
+}
+
+// extra reads what [extra.append] wrote, for so many triggers.
+func (d *decoder) extra(triggers int) *extra {
+	m, trigger := &extra{}, func() int {
+		n := d.uvarint()
+		if n >= uint64(triggers) {
+			d.fail(errOrder)
+			return 0
+		}
+		return int(n)
+	}
+	for range d.count(4) {
+		h := hold{trigger: trigger(), first: d.varint(), due: d.varint(), sets: d.sets()}
+		if n := len(m.holds); len(h.sets) == 0 || n > 0 && h.trigger <= m.holds[n-1].trigger {
+			d.fail(errOrder)
+			return nil
+		}
+		m.holds = append(m.holds, h)
+	}
+	for range d.count(4) {
+		f := flow{id: string(d.bytes(d.count(1))), at: d.varint(), sets: d.sets()}
+		for range d.count(4) {
+			st := flowStep{trigger: trigger(), state: stepState(d.byte()), items: int(d.uvarint() & (1<<32 - 1))}
+			for range d.count(2) {
+				a := answer{item: int(d.uvarint()), seq: d.uvarint()}
+				if n := len(st.answers); a.item >= st.items || n > 0 && a.item <= st.answers[n-1].item {
+					d.fail(errOrder)
+					return nil
+				}
+				st.answers = append(st.answers, a)
+			}
+			if f.step(st.trigger) != nil || st.state > stepFired {
+				d.fail(errOrder)
+				return nil
+			}
+			f.steps = append(f.steps, st)
+		}
+		if d.err != nil {
+			return nil
+		}
+		m.flows = append(m.flows, f)
+	}
+	if d.err == nil && len(m.holds)+len(m.flows) == 0 {
+		d.fail(errOrder)
+	}
+	return m
+}
+
+// fail notes an error; what follows is zero.
+func (d *decoder) fail(err error) { d.b, d.err = nil, err }
 
 func (d *decoder) byte() byte {
 	if len(d.b) == 0 {
@@ -379,8 +715,7 @@ func (d *decoder) count(size int) int {
 		d.b, d.err = nil, errShort
 		n = 0
 	}
-	d.last = int(n)
-	return d.last
+	return int(n)
 }
 
 func (d *decoder) bytes(n int) []byte {

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"math/bits"
 	"slices"
 	"strings"
@@ -35,13 +36,19 @@ func (p *Program) Step(st KeyState, in Input) (KeyState, []Firing, []Verdict) {
 	if s.st.fired != nil {
 		s.calm()
 	}
+	s.release()
 	if p.absents != 0 {
 		s.pass()
 	}
 	if in.Event != nil {
 		var deps uint64
+		result := -1
 		for _, d := range in.Deps {
-			deps |= 1 << d
+			if d < len(p.deps) {
+				deps |= 1 << d
+			} else {
+				result = d - len(p.deps)
+			}
 		}
 		if distinct := deps & p.distinct; distinct != 0 {
 			deps = s.evaluate(deps, distinct)
@@ -55,8 +62,12 @@ func (p *Program) Step(st KeyState, in Input) (KeyState, []Firing, []Verdict) {
 				s.trigger(i, arrived)
 			}
 		}
+		if result >= 0 {
+			s.answered(result)
+		}
 		s.st.seen = in.Event.Seq
 	}
+	s.settle()
 	if s.st.Empty() {
 		s.st = KeyState{}
 	}
@@ -72,9 +83,14 @@ type step struct {
 	firings  []Firing
 	verdicts []Verdict
 	scratch  [4]kept
+	one      [1][]kept
 	// values are the distinct values of the event by dependency, nil when none
 	// has one.
 	values []string
+	// begun are the workflows that this step began; flow is the one of which a
+	// later step fires.
+	begun []string
+	flow  *flow
 }
 
 // evaluate notes the distinct values of the event, and returns the
@@ -103,18 +119,21 @@ func (d *dependency) value(ev *bus.Event) (string, error) {
 	return keyOf(d.distinct, env)
 }
 
-// expire gives up what has waited for the whole window.
+// expire gives up what has waited for the whole window, and what waited when
+// the sensor was reset.
 func (s *step) expire() {
-	if s.p.within <= 0 {
+	if s.p.within <= 0 && s.p.reset == nil {
 		return
 	}
-	limit := s.now - int64(s.p.within)
 	for i, v := range s.st.views {
 		n := 0
-		for n < len(v) && v[n].at <= limit {
+		for n < len(v) {
+			due, why := s.p.expiry(v[n].at)
+			if due > s.now {
+				break
+			}
 			s.verdicts = append(s.verdicts, Verdict{
-				Outcome: Expired, Dependency: s.p.deps[v[n].dep].name, Trigger: s.p.names[i], Seq: v[n].seq,
-				Detail: "waited for " + s.p.within.String(),
+				Outcome: Expired, Dependency: s.p.deps[v[n].dep].name, Trigger: s.p.names[i], Seq: v[n].seq, Detail: why,
 			})
 			n++
 		}
@@ -140,27 +159,21 @@ func (s *step) calm() {
 
 // suppress reports whether a trigger is quiet, so that what it used does not
 // fire. Otherwise its quiet time begins.
-func (s *step) suppress(i int, t *trigger, used []kept) bool {
+func (s *step) suppress(i int, t *trigger, sets [][]kept) bool {
 	if s.st.quiet(i) != 0 {
 		v := Verdict{Outcome: Suppressed, Trigger: t.name, Detail: "fired less than " + time.Duration(t.cooldown).String() + " ago"}
-		for j := range used {
-			v.Seq = max(v.Seq, used[j].seq)
+		for j := range sets {
+			v.Seq = max(v.Seq, latest(sets[j]))
 		}
 		s.verdicts = append(s.verdicts, v)
 		return true
 	}
-	s.allocate()
+	s.st.allocate(s.p)
 	if s.st.fired == nil {
 		s.st.fired = make([]int64, len(s.p.triggers))
 	}
 	s.st.fired[i] = s.now
 	return false
-}
-
-func (s *step) allocate() {
-	if len(s.st.views) == 0 {
-		s.st.names, s.st.views = s.p.names, make([]triggerView, len(s.p.triggers))
-	}
 }
 
 // pass notes the absences whose time is over, and fires what waited for them.
@@ -241,7 +254,7 @@ func (s *step) trigger(i int, arrived uint64) {
 			view = s.work(i, view)
 		}
 	}
-	s.allocate()
+	s.st.allocate(s.p)
 	s.st.views[i] = view
 }
 
@@ -453,30 +466,67 @@ func (p *Program) environment(t *trigger, n *need, used []kept) (map[string]any,
 	return env, nil
 }
 
+// fire takes what a trigger used: it is called, or gathers.
 func (s *step) fire(i int, t *trigger, used []kept) {
-	if t.cooldown > 0 && s.suppress(i, t, used) {
+	if t.gathers != nil {
+		s.gather(i, t, used)
 		return
 	}
-	f := Firing{
-		Trigger: t.name, TriggerIndex: i, Correlation: s.in.Key, Time: s.in.Time,
-		Key: s.firingKey(t, used), Events: make([]Contribution, len(used)),
+	s.one[0] = used
+	s.emit(i, t, s.one[:], 0)
+}
+
+// emit makes the firings of a trigger. deadline is the time that made it fire,
+// 0 when the input did.
+func (s *step) emit(i int, t *trigger, sets [][]kept, deadline int64) {
+	if t.cooldown > 0 && s.suppress(i, t, sets) {
+		return
 	}
-	for j := range used {
-		f.Events[j] = Contribution{Dependency: s.p.deps[used[j].dep].name, Seq: used[j].seq}
-		if f.Event == nil || used[j].seq > f.Event.Seq {
-			f.Event = used[j].ev
+	f := Firing{Trigger: t.name, TriggerIndex: i, Correlation: s.in.Key, Time: s.in.Time}
+	switch {
+	case deadline != 0:
+		f.Time = time.Unix(0, deadline).UTC()
+	case s.in.Event == nil:
+		deadline = s.now
+	}
+	f.Events, f.Event = s.p.contributions(t, sets, s.flow)
+	var env map[string]any
+	var items []fanItem
+	if len(t.templates) > 0 || t.fan != nil {
+		env, f.Err = s.p.firingEnv(t, &t.need, sets, s.flow)
+	}
+	if t.fan != nil && f.Err == nil {
+		items, f.Err = t.fan.items(env)
+		f.Items = len(items)
+		if f.Err == nil && len(items) == 0 {
+			s.skipped(t, "its list is empty")
 		}
 	}
-	if len(t.templates) > 0 {
-		env, err := s.p.environment(t, &t.need, used)
-		if err == nil {
-			f.Rendered, err = t.render(env)
-		} else {
-			err = &renderError{t.templates[0].path, err}
+	if t.followed {
+		n := f.Items
+		if t.fan == nil || f.Err != nil {
+			n = 1
 		}
+		f.Flow = s.begin(i, t, sets, deadline, n)
+	}
+	if t.fan == nil || f.Err != nil {
+		f.Key = s.firingKey(t.name, sets, s.flow, deadline, "")
+		s.finish(t, f, env, sets)
+		return
+	}
+	for n, item := range items {
+		f.Item, f.Key = n, s.firingKey(t.name, sets, s.flow, deadline, item.key)
+		s.finish(t, f, t.fan.environment(env, n, item.value), sets)
+	}
+}
+
+// finish renders a firing.
+func (s *step) finish(t *trigger, f Firing, env map[string]any, sets [][]kept) {
+	if len(t.templates) > 0 && f.Err == nil {
+		f.Rendered, f.Err = t.render(env, sets)
 		switch {
-		case err != nil:
-			f.Err = err
+		case f.Err != nil:
+			f.Rendered = nil
 		case exceeds(f.Rendered, MaxRendered):
 			f.Rendered, f.Late = nil, true
 		}
@@ -485,6 +535,69 @@ func (s *step) fire(i int, t *trigger, used []kept) {
 		s.verdicts = append(s.verdicts, Verdict{Outcome: Fired, Trigger: t.name, Seq: s.seq(), Detail: f.Key})
 	}
 	s.firings = append(s.firings, f)
+}
+
+// contributions are the events that contribute to a firing, and the last of
+// them.
+func (p *Program) contributions(t *trigger, sets [][]kept, f *flow) (out []Contribution, last *bus.Event) {
+	n := 0
+	for i := range sets {
+		n += len(sets[i])
+	}
+	out = make([]Contribution, 0, n)
+	for i := range sets {
+		for j := range sets[i] {
+			k := &sets[i][j]
+			out = append(out, Contribution{Dependency: p.deps[k.dep].name, Seq: k.seq, Batch: i})
+			if last == nil || k.seq > last.Seq {
+				last = k.ev
+			}
+		}
+	}
+	if f == nil {
+		return out, last
+	}
+	for i := range f.steps {
+		st := &f.steps[i]
+		if !p.precedes(st.trigger, t) {
+			continue
+		}
+		for _, a := range st.answers {
+			out = append(out, Contribution{Dependency: resultName(p.names[st.trigger]), Seq: a.seq, Item: a.item})
+			if last == nil || a.seq > last.Seq {
+				last = a.ev
+			}
+		}
+	}
+	return out, last
+}
+
+// firingEnv is what the templates of a firing see, with what is needed of the
+// events. An error names the first template.
+func (p *Program) firingEnv(t *trigger, n *need, sets [][]kept, f *flow) (map[string]any, error) {
+	env, err := p.setsEnv(t, n, sets)
+	if err == nil && f != nil && t.results {
+		env["triggers"], err = f.results(p)
+	}
+	if err != nil && len(t.templates) > 0 {
+		return nil, &renderError{t.templates[0].path, err}
+	}
+	return env, err
+}
+
+func (p *Program) setsEnv(t *trigger, n *need, sets [][]kept) (map[string]any, error) {
+	if !t.batched {
+		return p.environment(t, n, sets[0])
+	}
+	batch := make([]any, len(sets))
+	for i := range sets {
+		env, err := p.environment(t, n, sets[i])
+		if err != nil {
+			return nil, err
+		}
+		batch[i] = env
+	}
+	return map[string]any{"batch": batch}, nil
 }
 
 // renderError says which template could not be rendered.
@@ -499,15 +612,21 @@ func (e *renderError) Error() string { return e.path + ": " + e.err.Error() }
 // Unwrap returns the reason.
 func (e *renderError) Unwrap() error { return e.err }
 
-func (t *trigger) render(env map[string]any) (map[string]any, error) {
+func (t *trigger) render(env map[string]any, sets [][]kept) (map[string]any, error) {
 	out := make(map[string]any, len(t.templates))
 	for i := range t.templates {
 		tm := &t.templates[i]
 		var v any
 		var err error
-		if tm.text {
+		switch {
+		case tm.tmpl == nil:
+			v, err = batchData(sets)
+			if err != nil {
+				err = &renderError{tm.path, err}
+			}
+		case tm.text:
 			v, err = tm.tmpl.RenderString(env)
-		} else {
+		default:
 			v, err = tm.tmpl.Render(env)
 		}
 		if err != nil {
@@ -518,41 +637,110 @@ func (t *trigger) render(env map[string]any) (map[string]any, error) {
 	return out, nil
 }
 
-// RenderTrigger renders the templates of a trigger again, for a firing that is
-// [Firing.Late]. events are the contributing events by the name of their
-// dependency, in the order of [Firing.Events].
-func (p *Program) RenderTrigger(trigger int, events map[string][]*bus.Event) (map[string]any, error) {
-	t := &p.triggers[trigger]
-	var used []kept
-	for d := range p.deps {
-		for _, ev := range events[p.deps[d].name] {
-			used = append(used, kept{dep: d, seq: ev.Seq, ev: ev})
+// batchData is the default input of a batch: the data of the last event of each
+// of its parts.
+func batchData(sets [][]kept) (any, error) {
+	out := make([]any, len(sets))
+	for i := range sets {
+		var last *kept
+		for j := range sets[i] {
+			if last == nil || sets[i][j].seq > last.seq {
+				last = &sets[i][j]
+			}
 		}
+		v, err := attribute(last.ev, "data")
+		if err != nil {
+			return nil, err
+		}
+		out[i] = v
 	}
-	env, err := p.environment(t, &t.need, used)
+	return out, nil
+}
+
+// Contributing is a contribution together with its event.
+type Contributing struct {
+	Contribution
+	Event *bus.Event
+}
+
+// RenderTrigger renders the templates of a trigger again, for a firing that is
+// [Firing.Late]. events are those of [Firing.Events], in their order, and item
+// is [Firing.Item].
+func (p *Program) RenderTrigger(trigger int, events []Contributing, item int) (map[string]any, error) {
+	t := &p.triggers[trigger]
+	var sets [][]kept
+	f := &flow{}
+	for _, c := range events {
+		if i := p.resultTrigger(c.Dependency); i >= 0 {
+			st := f.step(i)
+			if st == nil {
+				f.steps = append(f.steps, flowStep{trigger: i, state: stepSucceeded})
+				st = &f.steps[len(f.steps)-1]
+			}
+			st.answers = append(st.answers, answer{c.Item, c.Seq, c.Event})
+			continue
+		}
+		d := slices.IndexFunc(p.deps, func(d dependency) bool { return d.name == c.Dependency })
+		if d < 0 {
+			return nil, fmt.Errorf("the sensor no longer has the dependency %s", c.Dependency)
+		}
+		for len(sets) <= c.Batch {
+			sets = append(sets, nil)
+		}
+		sets[c.Batch] = append(sets[c.Batch], kept{dep: d, seq: c.Seq, ev: c.Event})
+	}
+	if len(sets) == 0 {
+		sets = append(sets, nil)
+	}
+	env, err := p.firingEnv(t, &t.need, sets, f)
 	if err != nil {
 		return nil, err
 	}
-	return t.render(env)
+	if t.fan != nil {
+		items, err := t.fan.items(env)
+		if err != nil {
+			return nil, err
+		}
+		if item >= len(items) {
+			return nil, fmt.Errorf("%s.in: there is no item %d any more", t.fan.path, item)
+		}
+		env = t.fan.environment(env, item, items[item].value)
+	}
+	return t.render(env, sets)
 }
 
-// firingKey is the hash of what makes a firing this one and no other.
-func (s *step) firingKey(t *trigger, used []kept) string {
+// InputPath is the path of a trigger's input among [Firing.Rendered], "" when it
+// has none: then the data of [Firing.Event] is its input.
+func (p *Program) InputPath(trigger int) string { return p.triggers[trigger].inputPath }
+
+// firingKey is the hash of what makes a firing of the trigger with this name, or
+// of all that fire together for "", this one and no other. item tells those of a
+// fan-out apart.
+func (s *step) firingKey(name string, sets [][]kept, f *flow, deadline int64, item string) string {
 	var array [256]byte
 	b := array[:0]
-	for _, text := range [...]string{s.in.LogID, s.p.name, t.name, s.in.Key} {
+	for _, text := range [...]string{s.in.LogID, s.p.name, name, s.in.Key} {
 		b = binary.AppendUvarint(b, uint64(len(text)))
 		b = append(b, text...)
 	}
-	b = binary.AppendUvarint(b, uint64(len(used)))
-	for i := range used {
-		b = binary.AppendUvarint(b, used[i].seq)
+	n := 0
+	for i := range sets {
+		n += len(sets[i])
 	}
-	deadline := int64(0)
-	if s.in.Event == nil {
-		deadline = s.now
+	b = binary.AppendUvarint(b, uint64(n))
+	for i := range sets {
+		for j := range sets[i] {
+			b = binary.AppendUvarint(b, sets[i][j].seq)
+		}
 	}
 	b = binary.AppendVarint(b, deadline)
+	if f != nil {
+		b = append(b, f.id...)
+	}
+	if item != "" {
+		b = binary.AppendUvarint(b, uint64(len(item)))
+		b = append(b, item...)
+	}
 	sum := sha256.Sum256(b)
 	return base64.RawURLEncoding.EncodeToString(sum[:18])
 }

@@ -79,6 +79,8 @@ const (
 	CodeReservedName Code = "reserved-name"
 	// CodeEmptyDependency: a dependency that selects nothing in particular.
 	CodeEmptyDependency Code = "empty-dependency"
+	// CodeWorkflowCycle: triggers that wait for each other.
+	CodeWorkflowCycle Code = "workflow-cycle"
 	// CodeDuplicateResource: a resource is defined twice.
 	CodeDuplicateResource Code = "duplicate-resource"
 	// CodeUnknownReference: a Function, EventSource or Secret that does not exist.

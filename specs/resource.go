@@ -385,7 +385,7 @@ func (d *decoder) secret(n *node) {
 var reserved = []string{
 	"id", "type", "source", "subject", "time", "datacontenttype", "dataschema", "extensions", "data", "request",
 	"and", "or", "not", "in", "let", "if", "else", "true", "false", "nil", "matches", "contains",
-	"absent",
+	"absent", "triggers", "batch",
 }
 
 // sensor checks what the types of the fields cannot say.
@@ -393,6 +393,10 @@ func (d *decoder) sensor(n *node, s *Sensor) {
 	deps, triggers := n.get("dependencies"), n.get("triggers")
 	if deps != nil {
 		d.dependencies(deps.items, s)
+	}
+	if s.Reset != nil {
+		s.Reset.CronPos = d.place(n.find("reset.cron"))
+		s.Reset.TimezonePos = d.place(n.find("reset.timezone"))
 	}
 	if triggers == nil {
 		return
@@ -410,6 +414,7 @@ func (d *decoder) sensor(n *node, s *Sensor) {
 		}
 		seen[name.value] = name
 	}
+	d.workflow(triggers.items, s)
 }
 
 func (d *decoder) dependencies(items []*node, s *Sensor) {

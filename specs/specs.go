@@ -327,8 +327,18 @@ type Sensor struct {
 	Dependencies []Dependency `yaml:"dependencies" required:"true" doc:"The events this sensor waits for."`
 	Correlate    Expr         `yaml:"correlate" doc:"Expression whose value pairs events: only events with the same value are combined." example:"data.orderId"`
 	Within       Duration     `yaml:"within" min:"1ms" doc:"How long an event waits for the others." example:"10m"`
+	Reset        *Reset       `yaml:"reset" doc:"When the events that wait are given up, whatever they wait for."`
 	Condition    Expr         `yaml:"condition" doc:"Expression over dependency names; default: all of them." example:"order && payment"`
 	Triggers     []Trigger    `yaml:"triggers" required:"true" doc:"What happens when the condition holds."`
+}
+
+// Reset says at which points in time a sensor forgets the events that wait.
+type Reset struct {
+	Cron     string `yaml:"cron" required:"true" doc:"Cron schedule: minute, hour, day of month, month, day of week; a sixth field in front is the second. Also @hourly, @daily, @weekly, @monthly, @yearly and @every 90s." example:"0 0 * * *"`
+	Timezone string `yaml:"timezone" doc:"IANA name of the time zone of the schedule; default UTC." example:"Europe/Amsterdam"`
+	// CronPos and TimezonePos are the places of the values.
+	CronPos     Pos `yaml:"-"`
+	TimezonePos Pos `yaml:"-"`
 }
 
 // Dependency selects events.
@@ -355,9 +365,14 @@ type Absent struct {
 
 // Trigger calls a function when its condition holds.
 type Trigger struct {
-	Name      string   `yaml:"name" required:"true" doc:"Name of the trigger, a DNS label, unique in the sensor."`
-	Condition Expr     `yaml:"condition" doc:"Condition of this trigger alone; default: the sensor's."`
-	Cooldown  Duration `yaml:"cooldown" min:"1ms" doc:"Quiet time after a firing, per correlation key: what would fire within it is used up without a call." example:"5m"`
+	Name      string    `yaml:"name" required:"true" doc:"Name of the trigger, a DNS label, unique in the sensor."`
+	Condition Expr      `yaml:"condition" doc:"Condition of this trigger alone; default: the sensor's, and none with after or onFailure."`
+	After     []string  `yaml:"after" doc:"Names of other triggers of this sensor that must succeed before: this one is a later step of their workflow." example:"[build]"`
+	OnFailure []string  `yaml:"onFailure" doc:"Names of other triggers of this sensor of which one must fail, instead of after." example:"[build]"`
+	Cooldown  Duration  `yaml:"cooldown" min:"1ms" doc:"Quiet time after a firing, per correlation key: what would fire within it is used up without a call." example:"5m"`
+	Debounce  *Debounce `yaml:"debounce" doc:"Wait until the condition has not held again for a while, then fire once with the last events."`
+	Batch     *Batch    `yaml:"batch" doc:"Gather what would fire and fire once with the list."`
+	Foreach   *Foreach  `yaml:"foreach" doc:"Fire once for each item of a list."`
 	// Function is the named function, "" when Inline is set.
 	Function    string   `yaml:"function" doc:"Name of the Function to call; or give a kind inline: http, exec, publish, log."`
 	FunctionPos Pos      `yaml:"-"`
@@ -365,6 +380,31 @@ type Trigger struct {
 	Input       Template `yaml:"input" doc:"What the function gets instead of the event's data; strings may contain ${ expr }."`
 	Delivery    `yaml:",inline"`
 	Pos         Pos `yaml:"-"`
+}
+
+// Debounce says how long a trigger waits for more of the same.
+type Debounce struct {
+	Quiet Duration `yaml:"quiet" required:"true" min:"1ms" doc:"How long the condition must not hold again before the trigger fires." example:"5s"`
+	Max   Duration `yaml:"max" min:"1ms" doc:"Longest wait from the first time the condition held; default: as long as it takes." example:"1m"`
+}
+
+// DefaultBatchSize is the size of a batch that says only how long it waits.
+const DefaultBatchSize = 1000
+
+// Batch says how much a trigger gathers before it fires. One of the two is given.
+type Batch struct {
+	Size int      `yaml:"size" min:"1" max:"10000" doc:"Fire when this many are gathered; default 1000."`
+	Wait Duration `yaml:"wait" min:"1ms" doc:"Fire this long after the first was gathered, with what there is; default: when size is reached." example:"10s"`
+}
+
+// DefaultForeachMax is the most items of a fan-out that does not say more.
+const DefaultForeachMax = 1000
+
+// Foreach fans one firing out over a list.
+type Foreach struct {
+	In  Expr `yaml:"in" required:"true" doc:"Expression over what the condition sees that gives the list; templates then know item and index." example:"order.data.lines"`
+	Key Expr `yaml:"key" doc:"Expression over item and index that tells items apart, also when the list is in another order; default: index." example:"item.sku"`
+	Max int  `yaml:"max" min:"1" max:"10000" doc:"Most items; a longer list is a dead letter; default 1000."`
 }
 
 // Call is a function kind with its config.

@@ -146,6 +146,8 @@ func describe(w io.Writer, r *api.Resource) error {
 				{sn.Superseded, "waiting events replaced by a newer one"},
 				{sn.Expired, "waiting events given up"},
 				{sn.Suppressed, "firings suppressed by a cooldown"},
+				{sn.Debounced, "conditions held again before it was quiet"},
+				{sn.Skipped, "steps of workflows skipped"},
 			} {
 				t.row(count(c.n), c.what)
 			}

@@ -61,6 +61,8 @@ var (
 	descFired       = desc("sensor_fired_total", "Firings of a sensor's triggers.", "sensor")
 	descSuperseded  = desc("sensor_superseded_total", "Waiting events that a newer one replaced.", "sensor")
 	descExpired     = desc("sensor_expired_total", "Waiting events that were given up.", "sensor")
+	descDebounced   = desc("sensor_debounced_total", "What held again before the quiet time of a trigger was over, which does not fire.", "sensor")
+	descSkipped     = desc("sensor_skipped_total", "Later steps of workflows that do not fire, and fan-outs without items.", "sensor")
 	descSuppressed  = desc("sensor_suppressed_total", "Firings within a trigger's cooldown, which call nothing.", "sensor")
 	descErrors      = desc("sensor_errors_total", "Expressions that asked for what is missing, or failed.", "sensor", "kind")
 	descCalls       = desc("trigger_calls_total", "Calls of a trigger's function by how they ended.", "sensor", "trigger", "result")
@@ -85,7 +87,7 @@ var (
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descBuild, descReady, descBusOK, descBytes, descMaxBytes, descRecords, descUp, descRestarts, descEvents, descIntake, descLimited, descSourceLag, descLast, descPosition,
-		descCovered, descLag, descFailing, descUnmatched, descMatched, descFired, descSuperseded, descExpired, descSuppressed, descErrors, descCalls,
+		descCovered, descLag, descFailing, descUnmatched, descMatched, descFired, descSuperseded, descExpired, descSuppressed, descDebounced, descSkipped, descErrors, descCalls,
 		descRetried, descDuration, descRunning, descWaiting, descParked, descLetters, descDied, descRunsDropped, descGeneration,
 		descReloaded, descRefused, descFailed, descProblems, descResources, descAlarms,
 	} {
@@ -155,6 +157,8 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 			counter(descSuperseded, sn.Superseded, r.RunsAs)
 			counter(descExpired, sn.Expired, r.RunsAs)
 			counter(descSuppressed, sn.Suppressed, r.RunsAs)
+			counter(descDebounced, sn.Debounced, r.RunsAs)
+			counter(descSkipped, sn.Skipped, r.RunsAs)
 			counter(descErrors, sn.Missing, r.RunsAs, "missing")
 			counter(descErrors, sn.Failed, r.RunsAs, "failed")
 		}

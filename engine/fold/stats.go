@@ -9,7 +9,7 @@ import (
 
 // Counts are the counters of one sensor since the start, at one moment.
 type Counts struct {
-	Matched, Fired, Missing, Failed, Superseded, Expired, Suppressed uint64
+	Matched, Fired, Missing, Failed, Superseded, Expired, Suppressed, Debounced, Skipped uint64
 	// Problem is the last expression that failed or missed what it asked for,
 	// "" for none.
 	Problem string
@@ -18,8 +18,8 @@ type Counts struct {
 // stats are the counters of one sensor. The fold's goroutine counts, whoever
 // asks reads.
 type stats struct {
-	matched, fired, missing, failed, superseded, expired, suppressed atomic.Uint64
-	problem                                                          atomic.Pointer[problem]
+	matched, fired, missing, failed, superseded, expired, suppressed, debounced, skipped atomic.Uint64
+	problem                                                                              atomic.Pointer[problem]
 	// shares are the groups of the index that decide for this sensor; the
 	// dispatcher's mu guards the slice.
 	shares []share
@@ -70,6 +70,10 @@ func (s *stats) count(vs []sensors.Verdict) {
 			s.expired.Add(1)
 		case sensors.Suppressed:
 			s.suppressed.Add(1)
+		case sensors.Debounced:
+			s.debounced.Add(1)
+		case sensors.Skipped:
+			s.skipped.Add(1)
 		case sensors.Yes, sensors.No, sensors.Waiting, sensors.Fired, sensors.Answered:
 		}
 	}
@@ -90,6 +94,7 @@ func (s *stats) counts() Counts {
 	c := Counts{
 		Matched: s.matched.Load(), Fired: s.fired.Load(), Missing: s.missing.Load(), Failed: s.failed.Load(),
 		Superseded: s.superseded.Load(), Expired: s.expired.Load(), Suppressed: s.suppressed.Load(),
+		Debounced: s.debounced.Load(), Skipped: s.skipped.Load(),
 	}
 	seq := uint64(0)
 	if p := s.problem.Load(); p != nil {

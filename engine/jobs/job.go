@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"slices"
 	"strings"
 	"time"
 
@@ -111,6 +112,7 @@ const (
 	flagEvent
 	flagTrailing
 	flagFlow
+	flagPlaces
 )
 
 // Encode appends the stored form to b: a version byte, then fields in fixed
@@ -136,6 +138,9 @@ func (j *Job) Encode(b []byte) []byte {
 	}
 	if j.Flow != "" || j.Items != 0 {
 		flags |= flagFlow
+	}
+	if slices.ContainsFunc(j.Events, func(c sensors.Contribution) bool { return c.Batch|c.Item != 0 }) {
+		flags |= flagPlaces
 	}
 	b = binary.AppendUvarint(b, flags)
 	b = binary.AppendUvarint(b, j.Position)
@@ -175,6 +180,12 @@ func (j *Job) Encode(b []byte) []byte {
 		str(j.Flow)
 		b = binary.AppendUvarint(b, uint64(j.Item))
 		b = binary.AppendUvarint(b, uint64(j.Items))
+	}
+	if flags&flagPlaces != 0 {
+		for _, c := range j.Events {
+			b = binary.AppendUvarint(b, uint64(c.Batch))
+			b = binary.AppendUvarint(b, uint64(c.Item))
+		}
 	}
 	return b
 }
@@ -289,6 +300,11 @@ func DecodeJob(b []byte) (*Job, error) {
 	}
 	if flags&flagFlow != 0 {
 		j.Flow, j.Item, j.Items = d.str(), int(d.uvarint()), int(d.uvarint())
+	}
+	if flags&flagPlaces != 0 {
+		for i := range j.Events {
+			j.Events[i].Batch, j.Events[i].Item = int(d.uvarint()), int(d.uvarint())
+		}
 	}
 	if d.err != nil {
 		return nil, d.err

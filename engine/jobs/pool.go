@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/sensors"
 	"github.com/sensor-engine/engine/triggers"
 )
 
@@ -37,7 +38,7 @@ type Trigger struct {
 	// "" when it has none.
 	InputPath string
 	// Render renders the templates again for a job that is Late.
-	Render func(events map[string][]*bus.Event) (map[string]any, error)
+	Render func(events []sensors.Contributing, item int) (map[string]any, error)
 }
 
 // Callee is a function that is ready to be called. The pool closes Function

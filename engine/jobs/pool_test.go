@@ -477,8 +477,8 @@ func TestLateDeadLetterKeepsWhatItRenders(t *testing.T) {
 	f := newFixture(t, Options{})
 	fn := &function{do: func(context.Context, *triggers.Call) error { return triggers.Permanentf("no") }}
 	tr := trigger("s", "a", fn)
-	tr.Render = func(events map[string][]*bus.Event) (map[string]any, error) {
-		return map[string]any{"spec.input": string(events["order"][0].Data)}, nil
+	tr.Render = func(events []sensors.Contributing, _ int) (map[string]any, error) {
+		return map[string]any{"spec.input": string(events[0].Event.Data)}, nil
 	}
 	f.pool.Apply(table(tr))
 	f.pool.Covered(f.seq, f.seq)

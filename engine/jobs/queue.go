@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/sensors"
 	"github.com/sensor-engine/engine/triggers"
 )
 
@@ -352,15 +353,15 @@ func (q *queue) renderLate(ctx context.Context, spec *Trigger, j *Job) (map[stri
 	if spec.Render == nil {
 		return nil, triggers.Permanentf("the trigger no longer has the templates this job needs")
 	}
-	events := map[string][]*bus.Event{}
-	for _, c := range j.Events {
+	events := make([]sensors.Contributing, len(j.Events))
+	for i, c := range j.Events {
 		ev, err := q.p.event(ctx, j, c.Seq)
 		if err != nil {
 			return nil, lost(c.Seq, err)
 		}
-		events[c.Dependency] = append(events[c.Dependency], ev)
+		events[i] = sensors.Contributing{Contribution: c, Event: ev}
 	}
-	m, err := spec.Render(events)
+	m, err := spec.Render(events, j.Item)
 	if err != nil {
 		return nil, &triggers.PermanentError{Err: err}
 	}

@@ -287,14 +287,14 @@ func (r *recorder) Fired(sensor int, f *sensors.Firing) {
 	out := Firing{At: f.Time.Sub(r.start), Sensor: s.Name, Trigger: f.Trigger, Key: keyValue(f.Correlation), Function: t.Function}
 	rendered, err := f.Rendered, f.Err
 	if f.Late {
-		events := map[string][]*bus.Event{}
-		for _, c := range f.Events {
-			events[c.Dependency] = append(events[c.Dependency], r.events[c.Seq])
+		events := make([]sensors.Contributing, len(f.Events))
+		for i, c := range f.Events {
+			events[i] = sensors.Contributing{Contribution: c, Event: r.events[c.Seq]}
 		}
-		rendered, err = s.Program.RenderTrigger(f.TriggerIndex, events)
+		rendered, err = s.Program.RenderTrigger(f.TriggerIndex, events, f.Item)
 	}
 	if err == nil {
-		out.Input, err = input(t, f.Event, rendered)
+		out.Input, err = input(t, s.Program.InputPath(f.TriggerIndex), f.Event, rendered)
 	}
 	if t.Inline != nil {
 		if out.Function = t.Inline.Kind; err == nil {

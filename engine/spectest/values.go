@@ -42,10 +42,14 @@ func keyValue(key string) any {
 	return key
 }
 
-// input is what the function of a trigger gets.
-func input(t *specs.Trigger, ev *bus.Event, rendered map[string]any) (any, error) {
+// input is what the function of a trigger gets; path is where its input is
+// among the rendered values, "" for nowhere.
+func input(t *specs.Trigger, path string, ev *bus.Event, rendered map[string]any) (any, error) {
 	if t.Input.Set {
 		return template(t.Input, rendered)
+	}
+	if path != "" {
+		return jsonValue(rendered[path])
 	}
 	if ev == nil {
 		return nil, nil

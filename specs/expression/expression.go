@@ -76,6 +76,7 @@ type Program struct {
 	scope Scope
 	want  Want
 	names []string
+	vars  []string
 	reads reads
 	// guards are parts of the expression; guarded is true when it has no others.
 	guards  []Guard
@@ -111,6 +112,7 @@ type compilation struct {
 	found specs.Diagnostics
 
 	names      []string
+	vars       []string
 	reads      reads
 	fieldReads []FieldRead
 	// optional counts the ?. and ?? around what is rewritten; lenient are the
@@ -236,7 +238,7 @@ func (c *compilation) compile() *Program {
 	}
 	link(code)
 	return &Program{
-		code: code, expr: c.expr, scope: c.scope, want: want, names: c.names, reads: c.reads,
+		code: code, expr: c.expr, scope: c.scope, want: want, names: c.names, vars: c.vars, reads: c.reads,
 		guards: guards, guarded: guarded, absences: absences, fieldReads: c.fieldReads,
 	}
 }
@@ -278,7 +280,7 @@ func (c *compilation) checkError(err error) {
 		hint = c.scope.hint(name, strings.Contains(c.expr.Source, name+"("))
 	case strings.HasPrefix(fe.Message, "unknown field "):
 		code = CodeUnknownName
-		hint = attributeHint(strings.TrimPrefix(fe.Message, "unknown field "))
+		hint = c.scope.fieldHint(strings.TrimPrefix(fe.Message, "unknown field "))
 	case strings.HasPrefix(fe.Message, "non-bool expression"):
 		code = CodeNotBoolean
 	}
@@ -352,6 +354,10 @@ func (p *Program) Attributes() (names []string, all bool) { return p.reads.names
 // Dependencies returns the names of the dependencies the expression refers to,
 // in the order of their first use, as declared.
 func (p *Program) Dependencies() []string { return p.names }
+
+// Variables returns those of the names item, index, triggers and batch that the
+// expression refers to.
+func (p *Program) Variables() []string { return p.vars }
 
 // Absences returns those of the dependencies declared absent without whose
 // absence the expression is not true, whatever else has arrived. There may be

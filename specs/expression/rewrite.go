@@ -215,6 +215,13 @@ func (c *compilation) identifier(node *ast.Node, n *ast.IdentifierNode, boolean 
 		c.reads.all = true
 		return
 	}
+	if _, ok := c.scope.vars[n.Value]; ok {
+		if !slices.Contains(c.vars, n.Value) {
+			c.vars = append(c.vars, n.Value)
+		}
+		c.reads.all = c.reads.all || n.Value == "batch"
+		return
+	}
 	switch {
 	case c.scope.alias[n.Value] && boolean:
 		c.errorAt(n.Location(), CodeNotBoolean, "ask for one of its attributes, such as "+n.Value+".data",

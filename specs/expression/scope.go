@@ -51,6 +51,8 @@ type Scope struct {
 	// their form in expressions.
 	alias map[string]bool
 	deps  map[string]Dep
+	// vars are names that stand for no event, with the fields they have.
+	vars map[string][]string
 }
 
 // EventScope has the attributes of one event (id, type, source, subject, time,
@@ -89,6 +91,41 @@ func FiringScope(deps ...Dep) Scope {
 	return sc
 }
 
+// BatchScope is for the templates of a trigger that fires a batch: `batch` is
+// the list of what was gathered, each an object of the dependencies as in
+// [FiringScope].
+func BatchScope(deps ...Dep) Scope {
+	sc := FiringScope(deps...)
+	return FiringScope().with("batch", types.Array(sc.types), slices.Sorted(maps.Keys(sc.types)))
+}
+
+// WithItem adds `item`, any value, and `index`, its place in the list a firing
+// is fanned out over.
+func (sc Scope) WithItem() Scope {
+	return sc.with("item", types.Any, nil).with("index", types.Int, nil)
+}
+
+// WithResults adds `triggers`, an object of the results of other triggers by
+// name, each with outcome, output, error and attempts.
+func (sc Scope) WithResults(triggers ...string) Scope {
+	results := make(types.Map, len(triggers))
+	for _, name := range triggers {
+		results[Ident(name)] = types.Map{"outcome": types.String, "output": types.Any, "error": types.Any, "attempts": types.Any}
+	}
+	return sc.with("triggers", results, slices.Sorted(maps.Keys(results)))
+}
+
+// with is the scope with one more name, which hides a dependency of that name.
+func (sc Scope) with(name string, t types.Type, fields []string) Scope {
+	sc.types, sc.vars, sc.deps = maps.Clone(sc.types), maps.Clone(sc.vars), maps.Clone(sc.deps)
+	if sc.vars == nil {
+		sc.vars = map[string][]string{}
+	}
+	sc.types[name], sc.vars[name] = t, fields
+	delete(sc.deps, name)
+	return sc
+}
+
 // CallScope is for the templates of a function called by name: the attributes
 // of the event as in [EventScope], `event` for all of them, and `input`, which
 // the environment holds under that name.
@@ -122,6 +159,22 @@ func (sc Scope) hint(name string, called bool) string {
 	default:
 		return "the payload is `data`: write data." + name
 	}
+}
+
+// fieldHint suggests what an unknown field was meant to be.
+func (sc Scope) fieldHint(name string) string {
+	var known []string
+	for _, fields := range sc.vars {
+		known = append(known, fields...)
+	}
+	if len(known) == 0 {
+		return attributeHint(name)
+	}
+	slices.Sort(known)
+	if n := Nearest(name, slices.Concat(known, slices.Sorted(maps.Keys(attributes())))); n != "" {
+		return "did you mean " + n + "?"
+	}
+	return "there are " + strings.Join(known, ", ")
 }
 
 func attributeHint(name string) string {

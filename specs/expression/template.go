@@ -17,6 +17,7 @@ type Template struct {
 	constant bool
 	reads    reads
 	names    []string
+	vars     []string
 
 	fieldReads []FieldRead
 }
@@ -75,6 +76,7 @@ type builder struct {
 	found specs.Diagnostics
 	reads reads
 	names []string
+	vars  []string
 
 	fieldReads []FieldRead
 }
@@ -85,7 +87,7 @@ func (b *builder) template(root any, path string) (*Template, specs.Diagnostics)
 		return nil, b.found
 	}
 	_, constant := n.(fixed)
-	return &Template{root: n, constant: constant, reads: b.reads, names: b.names, fieldReads: b.fieldReads}, b.found
+	return &Template{root: n, constant: constant, reads: b.reads, names: b.names, vars: b.vars, fieldReads: b.fieldReads}, b.found
 }
 
 func (b *builder) node(v any, path string) node {
@@ -150,11 +152,8 @@ func (b *builder) text(t specs.Text, path string) node {
 		if prog != nil {
 			b.reads.merge(prog.reads)
 			b.fieldReads = append(b.fieldReads, prog.fieldReads...)
-			for _, n := range prog.names {
-				if !slices.Contains(b.names, n) {
-					b.names = append(b.names, n)
-				}
-			}
+			b.names = appendNew(b.names, prog.names)
+			b.vars = appendNew(b.vars, prog.vars)
 		}
 		out = append(out, part{prog: prog})
 	}
@@ -168,6 +167,16 @@ func (b *builder) text(t specs.Text, path string) node {
 	default:
 		return mixed{path, out}
 	}
+}
+
+// appendNew appends what is not in the list.
+func appendNew(list, names []string) []string {
+	for _, n := range names {
+		if !slices.Contains(list, n) {
+			list = append(list, n)
+		}
+	}
+	return list
 }
 
 // lineColByte turns an offset in bytes into line and column from 1, the column
@@ -194,6 +203,9 @@ func (t *Template) Attributes() (names []string, all bool) { return t.reads.name
 // Dependencies returns the names of the dependencies the template refers to,
 // in the order of their first use, as declared.
 func (t *Template) Dependencies() []string { return t.names }
+
+// Variables returns what [Program.Variables] does.
+func (t *Template) Variables() []string { return t.vars }
 
 // Render gives the value: nil, bool, int64, float64, string, []any or
 // map[string]any of the same. Parts of it may belong to env; it must not be
@@ -225,11 +237,20 @@ func (t *Template) RenderString(env map[string]any) (string, error) {
 
 func (f fixed) render(*rendering) (any, error) { return f.value, nil }
 
-func (w whole) render(r *rendering) (any, error) {
-	v, err := w.prog.Eval(r.env)
-	if err == nil {
-		v, err = canonical(v, &r.state)
+// Value evaluates the expression as [Program.Eval] does and gives what a
+// template that is nothing else would.
+func (p *Program) Value(env map[string]any) (any, error) { return p.value(&rendering{env: env}) }
+
+func (p *Program) value(r *rendering) (any, error) {
+	v, err := p.Eval(r.env)
+	if err != nil {
+		return nil, err
 	}
+	return canonical(v, &r.state)
+}
+
+func (w whole) render(r *rendering) (any, error) {
+	v, err := w.prog.value(r)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", w.path, err)
 	}
@@ -243,12 +264,9 @@ func (m mixed) render(r *rendering) (any, error) {
 			b = append(b, p.text...)
 			continue
 		}
-		v, err := p.prog.Eval(r.env)
+		v, err := p.prog.value(r)
 		if err == nil && v == nil {
 			err = &MissingError{Path: p.prog.nilPath()}
-		}
-		if err == nil {
-			v, err = canonical(v, &r.state)
 		}
 		if err == nil {
 			b, err = appendText(b, v)
