@@ -26,37 +26,82 @@ func newGathering(t *specs.Trigger) *gathering {
 	return nil
 }
 
-// hold is what one trigger has gathered: what would have fired, each the
-// events used. Debounce keeps the last only.
+// hold is what one trigger has gathered: what would have fired. Debounce keeps
+// the last only.
 type hold struct {
 	trigger int
 	// first is when it began; due is when it ends by time, 0 for never.
 	first, due int64
-	sets       [][]kept
+	taken
+}
+
+// taken is what a firing uses: the events of one time the condition held, or of
+// several, the ends of which are then given.
+type taken struct {
+	kept []kept
+	ends []int
+}
+
+// times is how often the condition held.
+func (t *taken) times() int {
+	if t.ends == nil && len(t.kept) > 0 {
+		return 1
+	}
+	return len(t.ends)
+}
+
+// at are the events of one of these times.
+func (t *taken) at(i int) []kept {
+	if t.ends == nil {
+		return t.kept
+	}
+	from := 0
+	if i > 0 {
+		from = t.ends[i-1]
+	}
+	return t.kept[from:t.ends[i]]
+}
+
+// add adds the events of one more time. It copies them.
+func (t *taken) add(used []kept) {
+	t.kept = append(t.kept, used...)
+	t.ends = append(t.ends, len(t.kept))
+}
+
+// last is the event with the highest sequence, nil for none.
+func last(used []kept) (k *kept) {
+	for i := range used {
+		if k == nil || used[i].seq > k.seq {
+			k = &used[i]
+		}
+	}
+	return k
 }
 
 // gather keeps what a trigger used until it may fire.
 func (s *step) gather(i int, t *trigger, used []kept) {
 	h, g := s.st.hold(i, s.p), t.gathers
-	if len(h.sets) == 0 {
+	if len(h.kept) == 0 {
 		h.first, h.due = s.now, 0
 		if g.wait > 0 {
 			h.due = s.now + g.wait
 		}
 	}
 	if g.size > 0 {
-		h.sets = append(h.sets, slices.Clone(used))
-		if len(h.sets) >= g.size {
+		h.add(used)
+		if h.times() >= g.size {
 			s.emit(i, t, s.st.release(i), 0)
 			return
 		}
 	} else {
-		if len(h.sets) > 0 {
+		if len(h.kept) > 0 {
 			s.verdicts = append(s.verdicts, Verdict{
-				Outcome: Debounced, Trigger: t.name, Seq: latest(h.sets[0]), Detail: "the condition held again within " + time.Duration(g.quiet).String(),
+				Outcome: Debounced, Trigger: t.name, Seq: last(h.kept).seq, Detail: "the condition held again within " + time.Duration(g.quiet).String(),
 			})
 		}
-		h.sets, h.due = [][]kept{slices.Clone(used)}, s.now+g.quiet
+		h.taken = taken{}
+		h.add(used)
+		h.due = s.now + g.quiet
 		if g.longest > 0 {
 			h.due = min(h.due, h.first+g.longest)
 		}
@@ -70,14 +115,6 @@ func (s *step) gather(i int, t *trigger, used []kept) {
 	}
 }
 
-// latest is the highest sequence of the events used.
-func latest(used []kept) (seq uint64) {
-	for i := range used {
-		seq = max(seq, used[i].seq)
-	}
-	return seq
-}
-
 // release fires what was gathered and whose time is over. What a trigger
 // gathered that does not gather any more fires one by one.
 func (s *step) release() {
@@ -86,13 +123,13 @@ func (s *step) release() {
 			continue
 		}
 		t := &s.p.triggers[h.trigger]
-		sets := s.st.release(h.trigger)
+		used := s.st.release(h.trigger)
 		if t.batched {
-			s.emit(h.trigger, t, sets, h.due)
+			s.emit(h.trigger, t, used, h.due)
 			continue
 		}
-		for i := range sets {
-			s.emit(h.trigger, t, sets[i:i+1], h.due)
+		for i := range used.times() {
+			s.emit(h.trigger, t, taken{kept: used.at(i)}, h.due)
 		}
 	}
 }

@@ -84,12 +84,12 @@ func (s *KeyState) hold(i int, p *Program) *hold {
 }
 
 // release takes out what trigger i has gathered.
-func (s *KeyState) release(i int) [][]kept {
+func (s *KeyState) release(i int) taken {
 	at := slices.IndexFunc(s.more.holds, func(h hold) bool { return h.trigger == i })
-	sets := s.more.holds[at].sets
+	used := s.more.holds[at].taken
 	s.more.holds = slices.Delete(s.more.holds, at, at+1)
 	s.tidy()
-	return sets
+	return used
 }
 
 // findFlow is the place of a workflow, -1 when it is not under way.
@@ -130,23 +130,19 @@ func (s *KeyState) tidy() {
 
 // all calls fn with the sequence of each event the state refers to.
 func (s *KeyState) all(fn func(seq uint64)) {
-	sets := func(sets [][]kept) {
-		for _, set := range sets {
-			for i := range set {
-				fn(set[i].seq)
-			}
+	list := func(list []kept) {
+		for i := range list {
+			fn(list[i].seq)
 		}
 	}
 	for _, v := range s.views {
-		for i := range v {
-			fn(v[i].seq)
-		}
+		list(v)
 	}
 	for _, h := range s.holds() {
-		sets(h.sets)
+		list(h.kept)
 	}
 	for _, f := range s.flows() {
-		sets(f.sets)
+		list(f.kept)
 		for _, st := range f.steps {
 			for _, a := range st.answers {
 				fn(a.seq)
@@ -218,9 +214,15 @@ func (s *KeyState) Hydrate(event func(seq uint64) *bus.Event) {
 	if s.more != nil {
 		for i := range s.more.holds {
 			h := &s.more.holds[i]
-			h.sets = slices.DeleteFunc(h.sets, func(set []kept) bool { return !attachSet(set, event) })
+			var there taken
+			for j := range h.times() {
+				if used := h.at(j); attachAll(used, event) {
+					there.add(used)
+				}
+			}
+			h.taken = there
 		}
-		s.more.holds = slices.DeleteFunc(s.more.holds, func(h hold) bool { return len(h.sets) == 0 })
+		s.more.holds = slices.DeleteFunc(s.more.holds, func(h hold) bool { return len(h.kept) == 0 })
 		s.more.flows = slices.DeleteFunc(s.more.flows, func(f flow) bool { return !f.attach(event) })
 		s.tidy()
 	}
@@ -237,19 +239,16 @@ func attach(ev **bus.Event, seq uint64, event func(seq uint64) *bus.Event) bool 
 	return *ev != nil
 }
 
-func attachSet(set []kept, event func(seq uint64) *bus.Event) bool {
+func attachAll(list []kept, event func(seq uint64) *bus.Event) bool {
 	there := true
-	for i := range set {
-		there = attach(&set[i].ev, set[i].seq, event) && there
+	for i := range list {
+		there = attach(&list[i].ev, list[i].seq, event) && there
 	}
 	return there
 }
 
 func (f *flow) attach(event func(seq uint64) *bus.Event) bool {
-	there := true
-	for _, set := range f.sets {
-		there = attachSet(set, event) && there
-	}
+	there := attachAll(f.kept, event)
 	for i := range f.steps {
 		for j := range f.steps[i].answers {
 			a := &f.steps[i].answers[j]
@@ -301,7 +300,7 @@ func (p *Program) adoptExtra(out, s *KeyState) {
 	more := &extra{}
 	for _, h := range s.more.holds {
 		t := slices.Index(p.names, s.names[h.trigger])
-		if t < 0 || p.triggers[t].follows != nil || !p.knows(h.sets) {
+		if t < 0 || p.triggers[t].follows != nil || !p.knows(h.kept) {
 			continue
 		}
 		if h.trigger = t; p.triggers[t].gathers == nil {
@@ -319,7 +318,7 @@ func (p *Program) adoptExtra(out, s *KeyState) {
 			}
 		}
 		f.steps = steps
-		if p.knows(f.sets) && slices.ContainsFunc(f.steps, func(st flowStep) bool { return st.state == stepCalled && p.triggers[st.trigger].followed }) {
+		if p.knows(f.kept) && slices.ContainsFunc(f.steps, func(st flowStep) bool { return st.state == stepCalled && p.triggers[st.trigger].followed }) {
 			more.flows = append(more.flows, f)
 		}
 	}
@@ -329,10 +328,8 @@ func (p *Program) adoptExtra(out, s *KeyState) {
 }
 
 // knows reports whether the dependencies of kept events exist.
-func (p *Program) knows(sets [][]kept) bool {
-	return !slices.ContainsFunc(sets, func(set []kept) bool {
-		return slices.ContainsFunc(set, func(k kept) bool { return k.dep >= len(p.deps) })
-	})
+func (p *Program) knows(list []kept) bool {
+	return !slices.ContainsFunc(list, func(k kept) bool { return k.dep >= len(p.deps) })
 }
 
 // NextWake is the earliest time at which a kept event has waited for the whole
@@ -390,21 +387,19 @@ func (p *Program) NextWake(s KeyState) (at time.Time, ok bool) {
 }
 
 // expiry is when an event that was kept at this time is given up, in
-// nanoseconds, and why. The window or a reset is set.
-func (p *Program) expiry(at int64) (due int64, why string) {
+// nanoseconds, and whether that is a reset. The window or a reset is set.
+func (p *Program) expiry(at int64) (due int64, reset bool) {
 	if p.within > 0 {
-		due, why = at+int64(p.within), "waited for "+p.within.String()
+		due = at + int64(p.within)
 	}
 	if p.reset != nil {
 		// The first whole second after the event.
-		if t, ok := p.reset.Next(floorSecond(at)); ok && (due == 0 || t*int64(time.Second) < due) {
-			due, why = t*int64(time.Second), "the sensor was reset"
+		if t, ok := p.reset.Next(time.Unix(0, at).Unix()); ok && (due == 0 || t*int64(time.Second) < due) {
+			return t * int64(time.Second), true
 		}
 	}
-	return due, why
+	return due, false
 }
-
-func floorSecond(nanos int64) int64 { return time.Unix(0, nanos).Unix() }
 
 // pending are those of absent that k has begun the time of and that are still
 // to be seen.
@@ -498,10 +493,11 @@ func appendKept(b []byte, list []kept, version byte) []byte {
 	return b
 }
 
-func appendSets(b []byte, sets [][]kept) []byte {
-	b = binary.AppendUvarint(b, uint64(len(sets)))
-	for _, set := range sets {
-		b = appendKept(b, set, extraState)
+func appendTaken(b []byte, t *taken) []byte {
+	b = appendKept(b, t.kept, extraState)
+	b = binary.AppendUvarint(b, uint64(len(t.ends)))
+	for _, end := range t.ends {
+		b = binary.AppendUvarint(b, uint64(end))
 	}
 	return b
 }
@@ -509,17 +505,19 @@ func appendSets(b []byte, sets [][]kept) []byte {
 // append appends the stored form; triggers are by their place in the state.
 func (m *extra) append(b []byte) []byte {
 	b = binary.AppendUvarint(b, uint64(len(m.holds)))
-	for _, h := range m.holds {
+	for i := range m.holds {
+		h := &m.holds[i]
 		b = binary.AppendUvarint(b, uint64(h.trigger))
 		b = binary.AppendVarint(b, h.first)
 		b = binary.AppendVarint(b, h.due)
-		b = appendSets(b, h.sets)
+		b = appendTaken(b, &h.taken)
 	}
 	b = binary.AppendUvarint(b, uint64(len(m.flows)))
-	for _, f := range m.flows {
+	for i := range m.flows {
+		f := &m.flows[i]
 		b = appendText(b, f.id)
 		b = binary.AppendVarint(b, f.at)
-		b = appendSets(b, f.sets)
+		b = appendTaken(b, &f.taken)
 		b = binary.AppendUvarint(b, uint64(len(f.steps)))
 		for _, st := range f.steps {
 			b = binary.AppendUvarint(b, uint64(st.trigger))
@@ -614,18 +612,21 @@ func (d *decoder) kept(version byte) []kept {
 	return out
 }
 
-func (d *decoder) sets() [][]kept {
-	n := d.count(1)
-	out := make([][]kept, 0, min(n, MaxKept))
-	for range n {
-		set := d.kept(extraState)
-		if len(set) == 0 {
+func (d *decoder) taken() taken {
+	t := taken{kept: d.kept(extraState)}
+	last := uint64(0)
+	for range d.count(1) {
+		end := d.uvarint()
+		if end <= last || end > uint64(len(t.kept)) {
 			d.fail(errOrder)
-			return nil
+			return t
 		}
-		out = append(out, set)
+		t.ends, last = append(t.ends, int(end)), end
 	}
-	return out
+	if t.ends != nil && last != uint64(len(t.kept)) {
+		d.fail(errOrder)
+	}
+	return t
 }
 
 // extra reads what [extra.append] wrote, for so many triggers.
@@ -639,15 +640,15 @@ func (d *decoder) extra(triggers int) *extra {
 		return int(n)
 	}
 	for range d.count(4) {
-		h := hold{trigger: trigger(), first: d.varint(), due: d.varint(), sets: d.sets()}
-		if n := len(m.holds); len(h.sets) == 0 || n > 0 && h.trigger <= m.holds[n-1].trigger {
+		h := hold{trigger: trigger(), first: d.varint(), due: d.varint(), taken: d.taken()}
+		if n := len(m.holds); h.times() == 0 || n > 0 && h.trigger <= m.holds[n-1].trigger {
 			d.fail(errOrder)
 			return nil
 		}
 		m.holds = append(m.holds, h)
 	}
 	for range d.count(4) {
-		f := flow{id: string(d.bytes(d.count(1))), at: d.varint(), sets: d.sets()}
+		f := flow{id: string(d.bytes(d.count(1))), at: d.varint(), taken: d.taken()}
 		for range d.count(4) {
 			st := flowStep{trigger: trigger(), state: stepState(d.byte()), items: int(d.uvarint() & (1<<32 - 1))}
 			for range d.count(2) {

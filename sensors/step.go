@@ -83,7 +83,6 @@ type step struct {
 	firings  []Firing
 	verdicts []Verdict
 	scratch  [4]kept
-	one      [1][]kept
 	// values are the distinct values of the event by dependency, nil when none
 	// has one.
 	values []string
@@ -128,9 +127,13 @@ func (s *step) expire() {
 	for i, v := range s.st.views {
 		n := 0
 		for n < len(v) {
-			due, why := s.p.expiry(v[n].at)
+			due, reset := s.p.expiry(v[n].at)
 			if due > s.now {
 				break
+			}
+			why := "the sensor was reset"
+			if !reset {
+				why = "waited for " + s.p.within.String()
 			}
 			s.verdicts = append(s.verdicts, Verdict{
 				Outcome: Expired, Dependency: s.p.deps[v[n].dep].name, Trigger: s.p.names[i], Seq: v[n].seq, Detail: why,
@@ -159,12 +162,10 @@ func (s *step) calm() {
 
 // suppress reports whether a trigger is quiet, so that what it used does not
 // fire. Otherwise its quiet time begins.
-func (s *step) suppress(i int, t *trigger, sets [][]kept) bool {
+func (s *step) suppress(i int, t *trigger, used []kept) bool {
 	if s.st.quiet(i) != 0 {
 		v := Verdict{Outcome: Suppressed, Trigger: t.name, Detail: "fired less than " + time.Duration(t.cooldown).String() + " ago"}
-		for j := range sets {
-			v.Seq = max(v.Seq, latest(sets[j]))
-		}
+		v.Seq = last(used).seq
 		s.verdicts = append(s.verdicts, v)
 		return true
 	}
@@ -242,7 +243,7 @@ func (s *step) trigger(i int, arrived uint64) {
 			s.fire(i, t, used)
 			return
 		}
-		view = slices.Clone(used)
+		view = append(triggerView(nil), used...)
 	} else {
 		for d := arrived; d != 0; d &= d - 1 {
 			var taken bool
@@ -472,14 +473,13 @@ func (s *step) fire(i int, t *trigger, used []kept) {
 		s.gather(i, t, used)
 		return
 	}
-	s.one[0] = used
-	s.emit(i, t, s.one[:], 0)
+	s.emit(i, t, taken{kept: used}, 0)
 }
 
 // emit makes the firings of a trigger. deadline is the time that made it fire,
 // 0 when the input did.
-func (s *step) emit(i int, t *trigger, sets [][]kept, deadline int64) {
-	if t.cooldown > 0 && s.suppress(i, t, sets) {
+func (s *step) emit(i int, t *trigger, used taken, deadline int64) {
+	if t.cooldown > 0 && s.suppress(i, t, used.kept) {
 		return
 	}
 	f := Firing{Trigger: t.name, TriggerIndex: i, Correlation: s.in.Key, Time: s.in.Time}
@@ -489,11 +489,11 @@ func (s *step) emit(i int, t *trigger, sets [][]kept, deadline int64) {
 	case s.in.Event == nil:
 		deadline = s.now
 	}
-	f.Events, f.Event = s.p.contributions(t, sets, s.flow)
+	f.Events, f.Event = s.p.contributions(t, used, s.flow)
 	var env map[string]any
 	var items []fanItem
 	if len(t.templates) > 0 || t.fan != nil {
-		env, f.Err = s.p.firingEnv(t, &t.need, sets, s.flow)
+		env, f.Err = s.p.firingEnv(t, &t.need, used, s.flow)
 	}
 	if t.fan != nil && f.Err == nil {
 		items, f.Err = t.fan.items(env)
@@ -507,23 +507,23 @@ func (s *step) emit(i int, t *trigger, sets [][]kept, deadline int64) {
 		if t.fan == nil || f.Err != nil {
 			n = 1
 		}
-		f.Flow = s.begin(i, t, sets, deadline, n)
+		f.Flow = s.begin(i, t, used, deadline, n)
 	}
 	if t.fan == nil || f.Err != nil {
-		f.Key = s.firingKey(t.name, sets, s.flow, deadline, "")
-		s.finish(t, f, env, sets)
+		f.Key = s.firingKey(t.name, used, s.flow, deadline, "")
+		s.finish(t, f, env, used)
 		return
 	}
 	for n, item := range items {
-		f.Item, f.Key = n, s.firingKey(t.name, sets, s.flow, deadline, item.key)
-		s.finish(t, f, t.fan.environment(env, n, item.value), sets)
+		f.Item, f.Key = n, s.firingKey(t.name, used, s.flow, deadline, item.key)
+		s.finish(t, f, t.fan.environment(env, n, item.value), used)
 	}
 }
 
 // finish renders a firing.
-func (s *step) finish(t *trigger, f Firing, env map[string]any, sets [][]kept) {
+func (s *step) finish(t *trigger, f Firing, env map[string]any, used taken) {
 	if len(t.templates) > 0 && f.Err == nil {
-		f.Rendered, f.Err = t.render(env, sets)
+		f.Rendered, f.Err = t.render(env, used)
 		switch {
 		case f.Err != nil:
 			f.Rendered = nil
@@ -539,19 +539,17 @@ func (s *step) finish(t *trigger, f Firing, env map[string]any, sets [][]kept) {
 
 // contributions are the events that contribute to a firing, and the last of
 // them.
-func (p *Program) contributions(t *trigger, sets [][]kept, f *flow) (out []Contribution, last *bus.Event) {
-	n := 0
-	for i := range sets {
-		n += len(sets[i])
-	}
-	out = make([]Contribution, 0, n)
-	for i := range sets {
-		for j := range sets[i] {
-			k := &sets[i][j]
-			out = append(out, Contribution{Dependency: p.deps[k.dep].name, Seq: k.seq, Batch: i})
-			if last == nil || k.seq > last.Seq {
-				last = k.ev
-			}
+func (p *Program) contributions(t *trigger, used taken, f *flow) (out []Contribution, last *bus.Event) {
+	out = make([]Contribution, len(used.kept))
+	batch := 0
+	for i := range used.kept {
+		k := &used.kept[i]
+		for used.ends != nil && i >= used.ends[batch] {
+			batch++
+		}
+		out[i] = Contribution{Dependency: p.deps[k.dep].name, Seq: k.seq, Batch: batch}
+		if last == nil || k.seq > last.Seq {
+			last = k.ev
 		}
 	}
 	if f == nil {
@@ -574,8 +572,8 @@ func (p *Program) contributions(t *trigger, sets [][]kept, f *flow) (out []Contr
 
 // firingEnv is what the templates of a firing see, with what is needed of the
 // events. An error names the first template.
-func (p *Program) firingEnv(t *trigger, n *need, sets [][]kept, f *flow) (map[string]any, error) {
-	env, err := p.setsEnv(t, n, sets)
+func (p *Program) firingEnv(t *trigger, n *need, used taken, f *flow) (map[string]any, error) {
+	env, err := p.takenEnv(t, n, used)
 	if err == nil && f != nil && t.results {
 		env["triggers"], err = f.results(p)
 	}
@@ -585,13 +583,13 @@ func (p *Program) firingEnv(t *trigger, n *need, sets [][]kept, f *flow) (map[st
 	return env, err
 }
 
-func (p *Program) setsEnv(t *trigger, n *need, sets [][]kept) (map[string]any, error) {
+func (p *Program) takenEnv(t *trigger, n *need, used taken) (map[string]any, error) {
 	if !t.batched {
-		return p.environment(t, n, sets[0])
+		return p.environment(t, n, used.kept)
 	}
-	batch := make([]any, len(sets))
-	for i := range sets {
-		env, err := p.environment(t, n, sets[i])
+	batch := make([]any, used.times())
+	for i := range batch {
+		env, err := p.environment(t, n, used.at(i))
 		if err != nil {
 			return nil, err
 		}
@@ -612,7 +610,7 @@ func (e *renderError) Error() string { return e.path + ": " + e.err.Error() }
 // Unwrap returns the reason.
 func (e *renderError) Unwrap() error { return e.err }
 
-func (t *trigger) render(env map[string]any, sets [][]kept) (map[string]any, error) {
+func (t *trigger) render(env map[string]any, used taken) (map[string]any, error) {
 	out := make(map[string]any, len(t.templates))
 	for i := range t.templates {
 		tm := &t.templates[i]
@@ -620,7 +618,7 @@ func (t *trigger) render(env map[string]any, sets [][]kept) (map[string]any, err
 		var err error
 		switch {
 		case tm.tmpl == nil:
-			v, err = batchData(sets)
+			v, err = batchData(used)
 			if err != nil {
 				err = &renderError{tm.path, err}
 			}
@@ -639,16 +637,10 @@ func (t *trigger) render(env map[string]any, sets [][]kept) (map[string]any, err
 
 // batchData is the default input of a batch: the data of the last event of each
 // of its parts.
-func batchData(sets [][]kept) (any, error) {
-	out := make([]any, len(sets))
-	for i := range sets {
-		var last *kept
-		for j := range sets[i] {
-			if last == nil || sets[i][j].seq > last.seq {
-				last = &sets[i][j]
-			}
-		}
-		v, err := attribute(last.ev, "data")
+func batchData(used taken) (any, error) {
+	out := make([]any, used.times())
+	for i := range out {
+		v, err := attribute(last(used.at(i)).ev, "data")
 		if err != nil {
 			return nil, err
 		}
@@ -668,7 +660,7 @@ type Contributing struct {
 // is [Firing.Item].
 func (p *Program) RenderTrigger(trigger int, events []Contributing, item int) (map[string]any, error) {
 	t := &p.triggers[trigger]
-	var sets [][]kept
+	var used taken
 	f := &flow{}
 	for _, c := range events {
 		if i := p.resultTrigger(c.Dependency); i >= 0 {
@@ -684,15 +676,13 @@ func (p *Program) RenderTrigger(trigger int, events []Contributing, item int) (m
 		if d < 0 {
 			return nil, fmt.Errorf("the sensor no longer has the dependency %s", c.Dependency)
 		}
-		for len(sets) <= c.Batch {
-			sets = append(sets, nil)
+		if n := len(used.kept); n > 0 && c.Batch > len(used.ends) {
+			used.ends = append(used.ends, n)
 		}
-		sets[c.Batch] = append(sets[c.Batch], kept{dep: d, seq: c.Seq, ev: c.Event})
+		used.kept = append(used.kept, kept{dep: d, seq: c.Seq, ev: c.Event})
 	}
-	if len(sets) == 0 {
-		sets = append(sets, nil)
-	}
-	env, err := p.firingEnv(t, &t.need, sets, f)
+	used.ends = append(used.ends, len(used.kept))
+	env, err := p.firingEnv(t, &t.need, used, f)
 	if err != nil {
 		return nil, err
 	}
@@ -706,7 +696,7 @@ func (p *Program) RenderTrigger(trigger int, events []Contributing, item int) (m
 		}
 		env = t.fan.environment(env, item, items[item].value)
 	}
-	return t.render(env, sets)
+	return t.render(env, used)
 }
 
 // InputPath is the path of a trigger's input among [Firing.Rendered], "" when it
@@ -716,22 +706,16 @@ func (p *Program) InputPath(trigger int) string { return p.triggers[trigger].inp
 // firingKey is the hash of what makes a firing of the trigger with this name, or
 // of all that fire together for "", this one and no other. item tells those of a
 // fan-out apart.
-func (s *step) firingKey(name string, sets [][]kept, f *flow, deadline int64, item string) string {
+func (s *step) firingKey(name string, used taken, f *flow, deadline int64, item string) string {
 	var array [256]byte
 	b := array[:0]
 	for _, text := range [...]string{s.in.LogID, s.p.name, name, s.in.Key} {
 		b = binary.AppendUvarint(b, uint64(len(text)))
 		b = append(b, text...)
 	}
-	n := 0
-	for i := range sets {
-		n += len(sets[i])
-	}
-	b = binary.AppendUvarint(b, uint64(n))
-	for i := range sets {
-		for j := range sets[i] {
-			b = binary.AppendUvarint(b, sets[i][j].seq)
-		}
+	b = binary.AppendUvarint(b, uint64(len(used.kept)))
+	for i := range used.kept {
+		b = binary.AppendUvarint(b, used.kept[i].seq)
 	}
 	b = binary.AppendVarint(b, deadline)
 	if f != nil {

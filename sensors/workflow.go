@@ -105,8 +105,8 @@ type flow struct {
 	// id is the same for all triggers that fired from the same events.
 	id string
 	at int64
-	// sets are the events of the first firing; see [hold].
-	sets  [][]kept
+	// taken is what the first firing used.
+	taken
 	steps []flowStep
 }
 
@@ -165,17 +165,14 @@ func (p *Program) result(ev *bus.Event) (Match, bool) {
 
 // begin notes that a trigger fired whose result others wait for, and returns
 // the identity of the workflow.
-func (s *step) begin(i int, t *trigger, sets [][]kept, deadline int64, items int) string {
+func (s *step) begin(i int, t *trigger, used taken, deadline int64, items int) string {
 	f := s.flow
 	if t.follows == nil {
-		id := s.firingKey("", sets, nil, deadline, "")
+		id := s.firingKey("", used, nil, deadline, "")
 		at := s.st.findFlow(id)
 		if at < 0 {
-			own := make([][]kept, len(sets))
-			for j := range sets {
-				own[j] = slices.Clone(sets[j])
-			}
-			at = s.st.addFlow(flow{id: id, at: s.now, sets: own}, s.p)
+			own := taken{append([]kept(nil), used.kept...), append([]int(nil), used.ends...)}
+			at = s.st.addFlow(flow{id: id, at: s.now, taken: own}, s.p)
 			if at == MaxFlows {
 				s.st.dropFlow(0)
 				at--
@@ -307,7 +304,7 @@ func (s *step) ready(f *flow, t *trigger) (ready bool, skip string) {
 // follow fires a later step of a workflow, if its condition holds.
 func (s *step) follow(i int, t *trigger, f *flow) {
 	if t.cond != nil {
-		env, err := s.p.firingEnv(t, &t.condNeed, f.sets, f)
+		env, err := s.p.firingEnv(t, &t.condNeed, f.taken, f)
 		ok := false
 		if err == nil {
 			ok, err = t.cond.Bool(env)
@@ -323,7 +320,7 @@ func (s *step) follow(i int, t *trigger, f *flow) {
 			return
 		}
 	}
-	s.emit(i, t, f.sets, 0)
+	s.emit(i, t, f.taken, 0)
 	if f.step(i) == nil {
 		f.steps = append(f.steps, flowStep{trigger: i, state: stepFired})
 	}
