@@ -60,6 +60,8 @@ spec:
   triggers:
     - {name: a, log: {message: "${ tick.data.coutn } ${ made.data.x } ${ tick.data.late ?? 0 }"}}
     - {name: b, condition: tick && tick.data.xxxx == 1, log: {}}
+    - {name: c, condition: tick, batch: {size: 2}, log: {}}
+    - {name: d, condition: tick, foreach: {in: tick.data.list, key: tick.data.kye}, log: {}}
 `,
 			want: []string{
 				`s.yaml:6:36: error[unknown-field] spec.ticker.tick.filter: the data of a ticker has no field "cout" (did you mean count?)`,
@@ -69,6 +71,8 @@ spec:
 				`s.yaml:22:46: error[unknown-field] spec.triggers[0].log.message: the data of a ticker has no field "coutn" (did you mean count?)`,
 				`s.yaml:22:84: error[unknown-field] spec.triggers[0].log.message: the data of a ticker has no field "late" (it has time, count, missed)`,
 				`s.yaml:23:46: error[unknown-field] spec.triggers[1].condition: the data of a ticker has no field "xxxx" (it has time, count, missed)`,
+				`s.yaml:25:58: error[unknown-field] spec.triggers[3].foreach.in: the data of a ticker has no field "list" (it has time, count, missed)`,
+				`s.yaml:25:79: error[unknown-field] spec.triggers[3].foreach.key: the data of a ticker has no field "kye" (it has time, count, missed)`,
 			},
 		},
 	} {

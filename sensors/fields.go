@@ -47,8 +47,16 @@ func (p *Program) FieldReads(yield func(dep int, r expression.FieldRead)) {
 		if t.cond != nil {
 			firing(t.cond.FieldReads())
 		}
+		if t.fan != nil {
+			firing(t.fan.in.FieldReads())
+			if t.fan.key != nil {
+				firing(t.fan.key.FieldReads())
+			}
+		}
 		for _, tmpl := range t.templates {
-			firing(tmpl.tmpl.FieldReads())
+			if tmpl.tmpl != nil {
+				firing(tmpl.tmpl.FieldReads())
+			}
 		}
 	}
 }
