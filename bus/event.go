@@ -14,6 +14,10 @@ import (
 	"unicode/utf8"
 )
 
+// MaxHops is how many functions an event and its causes may have passed
+// through where nothing else is said. It ends loops.
+const MaxHops = 16
+
 // Event is a CloudEvents 1.0 event together with its place in the engine.
 // Once it was handed to the bus it must not be changed.
 type Event struct {

@@ -70,6 +70,12 @@ type Result struct {
 	Status string
 }
 
+// OutputCut reports whether Output is not whole: something was cut, and the log
+// is not all of it.
+func (r *Result) OutputCut() bool {
+	return r.Truncated && (len(r.Logs) < MaxLogs || len(r.Output) >= MaxOutput)
+}
+
 // MaxOutput is the most of an answer that is kept, and MaxLogs of a log, in
 // bytes.
 const (

@@ -64,7 +64,8 @@ type Job struct {
 	// Since is when it was first parked or died.
 	Since time.Time
 	// Event is the embedded event Last, kept by dead letters so that they
-	// outlive the purge of EVENTS; nil elsewhere.
+	// outlive the purge of EVENTS. Of a job that is parked as [WhyResult] it is the
+	// event that tells its result. It is nil elsewhere.
 	Event *bus.Record
 }
 
@@ -334,6 +335,9 @@ type Why string
 const (
 	WhyRetry    Why = "retry"
 	WhyOverflow Why = "overflow"
+	// WhyResult: the job has ended, but EVENTS did not take the event that tells
+	// how.
+	WhyResult Why = "result"
 )
 
 func parkedSubject(sensor, trigger string, why Why) string {

@@ -34,6 +34,9 @@ type Trigger struct {
 	Policy      triggers.Policy
 	// Block is true for `overflow: block`.
 	Block bool
+	// Tell is true when something depends on the results of the function, so
+	// that they become events. Those of jobs with a Flow always do.
+	Tell bool
 	// InputPath is the path of the trigger's input among the rendered values,
 	// "" when it has none.
 	InputPath string
@@ -92,6 +95,7 @@ type Pool struct {
 	mu     sync.RWMutex
 	queues map[TriggerRef]*queue
 	away   map[TriggerRef]time.Time // since when a trigger with parked jobs is missing; the janitor's
+	untold chan struct{}            // a result was parked
 
 	callCtx context.Context // ends when the grace of a shutdown is over
 	cancel  context.CancelFunc
@@ -140,7 +144,7 @@ func NewPool(o Options) *Pool {
 	if o.KeepAlive == 0 {
 		o.KeepAlive = 10 * time.Second
 	}
-	p := &Pool{o: o, log: o.Logger, queues: map[TriggerRef]*queue{}, away: map[TriggerRef]time.Time{}}
+	p := &Pool{o: o, log: o.Logger, queues: map[TriggerRef]*queue{}, away: map[TriggerRef]time.Time{}, untold: make(chan struct{}, 1)}
 	p.runs = newRecorder(o.Bus, o.Logger)
 	p.callCtx, p.cancel = context.WithCancel(context.Background())
 	p.parts = make([]*partition, o.Bus.Jobs().Partitions())
@@ -235,6 +239,7 @@ func (p *Pool) Run(ctx context.Context, grace time.Duration) error {
 	}
 	wg.Go(func() { p.keepAlive(ctx) })
 	wg.Go(func() { p.janitor(ctx) })
+	wg.Go(func() { p.tellParked(ctx) })
 	runsCtx, stopRuns := context.WithCancel(context.Background())
 	var rec sync.WaitGroup
 	rec.Go(func() { p.runs.run(runsCtx) })

@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 
 // fixture is a pool on a real embedded bus, with one event stored.
 type fixture struct {
-	t    *testing.T
+	t    testing.TB
 	bus  bus.Bus
 	pool *Pool
 	seq  uint64
@@ -41,7 +41,7 @@ func (d directEvents) Event(ctx context.Context, seq uint64) (*bus.Event, error)
 	return bus.DecodeEvent(r)
 }
 
-func newFixture(t *testing.T, o Options) *fixture {
+func newFixture(t testing.TB, o Options) *fixture {
 	t.Helper()
 	b, err := jetstream.Open(t.Context(), jetstream.Options{Dir: t.TempDir(), MinFree: -1, Reserve: -1})
 	if err != nil {
@@ -63,7 +63,7 @@ func (f *fixture) run() {
 	go func() { done <- f.pool.Run(ctx, 2*time.Second) }()
 	f.stop = sync.OnceFunc(func() {
 		cancel()
-		if err := <-done; err != nil {
+		if err := <-done; err != nil && !errors.Is(err, context.Canceled) { // stopped while it started
 			f.t.Error(err)
 		}
 	})
@@ -86,7 +86,7 @@ func (f *fixture) enqueue(sensor, trigger, key string, edit func(*Job)) {
 }
 
 // until polls a condition.
-func until(t *testing.T, what string, ok func() bool) {
+func until(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(20 * time.Second)
 	for !ok() {
@@ -97,7 +97,7 @@ func until(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-func records(t *testing.T, l bus.Log) uint64 {
+func records(t testing.TB, l bus.Log) uint64 {
 	t.Helper()
 	info, err := l.Info(t.Context())
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -250,6 +251,10 @@ func (q *queue) run(t *task) {
 		run.Status = StatusSucceeded
 		q.stats.Succeeded.Add(1)
 		p.runs.record(&run)
+		if tells(spec, j) {
+			p.tell(t, callee, ev, res, false)
+			return
+		}
 		p.finish(t)
 		return
 	}
@@ -261,7 +266,7 @@ func (q *queue) run(t *task) {
 	case permanent, j.Attempt >= spec.Policy.Attempts:
 		run.Status = StatusDead
 		p.runs.record(&run)
-		p.bury(t, j.Error)
+		p.giveUp(t, j.Error, ev, res)
 	default:
 		wait := spec.Policy.Wait(j.Attempt, rand.Float64())
 		if later, ok := errors.AsType[*triggers.RetryAfterError](err); ok {
@@ -304,6 +309,9 @@ func (q *queue) call(t *task, spec *Trigger, callee *Callee) (res triggers.Resul
 		if ev, err = p.event(ctx, j, j.Last); err != nil {
 			return res, nil, lost(j.Last, err)
 		}
+	}
+	if err = beyondHops(spec, j, ev); err != nil {
+		return res, ev, err
 	}
 	var rendered map[string]any
 	switch {
@@ -386,22 +394,39 @@ func (q *queue) settle(j *Job) {
 	}
 }
 
-// bury moves a job to the dead letters. While these are full or away the job
-// stays where it is and the slot stays taken: the trigger pauses.
-func (p *Pool) bury(t *task, reason string) {
+// bury gives a job up without a call, or without what it gave.
+func (p *Pool) bury(t *task, reason string) { p.giveUp(t, reason, nil, triggers.Result{}) }
+
+// giveUp moves a job to the dead letters. While these are full or away the job
+// stays where it is and the slot stays taken: the trigger pauses. ev and res are
+// those of its last call, if there was one.
+func (p *Pool) giveUp(t *task, reason string, ev *bus.Event, res triggers.Result) {
 	j := t.job
+	if ev == nil {
+		ctx, cancel := context.WithTimeout(p.callCtx, 5*time.Second)
+		ev = p.lastEvent(ctx, j)
+		cancel()
+	}
+	var callee *Callee // whose result is told, nil for none
+	if t.q != nil {
+		if spec := t.q.spec.Load(); spec != nil && tells(spec, j) {
+			callee = spec.Callee
+			if beyondHops(spec, j, ev) != nil {
+				callee = nil
+				if !strings.HasPrefix(reason, hopLimit) {
+					reason += "; its result is not told: " + hopLimit
+				}
+			}
+		}
+	}
 	j.Error = reason
 	j.NotBefore = time.Time{}
 	j.Since = time.Now()
-	if j.Event == nil && j.Last != 0 {
+	if j.Event == nil && ev != nil && len(ev.Data) < p.o.Bus.MaxPayload()/2 {
 		// Dead letters outlive the purge of EVENTS, so they carry their event.
-		ctx, cancel := context.WithTimeout(p.callCtx, 5*time.Second)
-		if ev, err := p.event(ctx, j, j.Last); err == nil && len(ev.Data) < p.o.Bus.MaxPayload()/2 {
-			r := ev.Record()
-			r.Seq, r.Time = ev.Seq, ev.StoredAt
-			j.Event = &r
-		}
-		cancel()
+		r := ev.Record()
+		r.Seq, r.Time = ev.Seq, ev.StoredAt
+		j.Event = &r
 	}
 	if j.Late && t.q != nil {
 		t.q.settle(j)
@@ -428,6 +453,10 @@ func (p *Pool) bury(t *task, reason string) {
 		t.q.stats.Dead.Add(1)
 	}
 	p.log.Warn("job given up, it is in the dead letters", "sensor", j.Sensor, "trigger", j.Trigger, "key", j.Key, "attempts", j.Attempt, "reason", reason)
+	if callee != nil {
+		p.tell(t, callee, ev, res, true)
+		return
+	}
 	p.finish(t)
 }
 

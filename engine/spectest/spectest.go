@@ -284,7 +284,7 @@ func (r *recorder) Changed(k evaluate.Key, e *evaluate.Entry) {
 func (r *recorder) Fired(sensor int, f *sensors.Firing) {
 	s := &r.runner.sensors[sensor]
 	t := &r.runner.specs[s.Name].Triggers[f.TriggerIndex]
-	out := Firing{At: f.Time.Sub(r.start), Sensor: s.Name, Trigger: f.Trigger, Key: keyValue(f.Correlation), Function: t.Function}
+	out := Firing{At: f.Time.Sub(r.start), Sensor: s.Name, Trigger: f.Trigger, Key: sensors.KeyValue(f.Correlation), Function: t.Function}
 	rendered, err := f.Rendered, f.Err
 	if f.Late {
 		events := make([]sensors.Contributing, len(f.Events))

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"reflect"
-	"strconv"
 	"strings"
 
 	"github.com/sensor-engine/engine/bus"
@@ -20,26 +19,6 @@ func jsonValue(v any) (any, error) {
 		return nil, err
 	}
 	return bus.ParseJSON(b)
-}
-
-// keyValue is the value of a correlation key, nil for none; that of a key that
-// is too long to be kept is the key itself.
-func keyValue(key string) any {
-	text, ok := strings.CutPrefix(key, "#")
-	switch {
-	case key == "":
-		return nil
-	case !ok:
-		return key
-	case strings.HasPrefix(text, `"`):
-		if s, err := strconv.Unquote(text); err == nil {
-			return s
-		}
-	}
-	if v, err := bus.ParseJSON([]byte(text)); err == nil {
-		return v
-	}
-	return key
 }
 
 // input is what the function of a trigger gets; path is where its input is

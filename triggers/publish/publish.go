@@ -26,16 +26,13 @@ type Config struct {
 	MaxHops     int                   `yaml:"maxHops" doc:"Most functions an event and its causes may have passed through; beyond it the call fails, which ends loops. Default 16."`
 }
 
-// defaultHops is the hop limit of a config that names none.
-const defaultHops = 16
-
 // Factory returns the kind `publish`.
 func Factory() triggers.Factory {
 	return triggers.Factory{
 		Type: specs.Type{
 			Name: "publish",
 			Doc:  "Publishes an event on the engine's bus, once per firing however often the call is repeated.",
-			New:  func() any { return &Config{MaxHops: defaultHops} },
+			New:  func() any { return &Config{MaxHops: bus.MaxHops} },
 		},
 		Make: func(config any, env triggers.Env) (triggers.Function, error) {
 			return newFunction(config.(*Config), env)
@@ -96,7 +93,7 @@ func newFunction(cfg *Config, env triggers.Env) (*function, error) {
 	}
 	f := &function{cfg: cfg, host: env.Host, maxHops: cfg.MaxHops}
 	if f.maxHops <= 0 {
-		f.maxHops = defaultHops
+		f.maxHops = bus.MaxHops
 	}
 	return f, nil
 }

@@ -108,7 +108,7 @@ func TestLoop(t *testing.T) {
 		ev, err := publish(t, "type: test", c, &triggertest.Host{})
 		if err != nil {
 			var p *triggers.PermanentError
-			if hop != defaultHops+1 || !errors.As(err, &p) {
+			if hop != bus.MaxHops+1 || !errors.As(err, &p) {
 				t.Errorf("hop %d: %v", hop, err)
 			}
 			for _, s := range []string{"hop limit 16", "trigger trigger of sensor sensor publishes test", "because of test"} {

@@ -1,0 +1,28 @@
+package sensors
+
+import (
+	"strconv"
+	"strings"
+
+	"github.com/sensor-engine/engine/bus"
+)
+
+// KeyValue is the JSON value a correlation key stands for, nil for "", which is
+// none; that of a key that is too long to be kept is the key itself.
+func KeyValue(key string) any {
+	text, ok := strings.CutPrefix(key, "#")
+	switch {
+	case key == "":
+		return nil
+	case !ok:
+		return key
+	case strings.HasPrefix(text, `"`):
+		if s, err := strconv.Unquote(text); err == nil {
+			return s
+		}
+	}
+	if v, err := bus.ParseJSON([]byte(text)); err == nil {
+		return v
+	}
+	return key
+}
