@@ -49,6 +49,7 @@ func generated() map[string]string {
 		"dependency":             table(reflect.ValueOf(&specs.Dependency{})),
 		"trigger":                table(reflect.ValueOf(&specs.Trigger{})),
 		"intake":                 table(reflect.ValueOf(&specs.Intake{})),
+		"spec of a Function":     table(reflect.ValueOf(&specs.Function{})),
 		"spec of a Subscription": table(reflect.ValueOf(&specs.Subscription{})),
 		"spec of a DriverType":   table(reflect.ValueOf(&specs.DriverType{})),
 		"spec of a Secret":       table(reflect.ValueOf(&specs.Secret{})),

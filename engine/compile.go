@@ -11,13 +11,16 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/engine/evaluate"
 	"github.com/sensor-engine/engine/engine/fold"
 	"github.com/sensor-engine/engine/engine/jobs"
+	"github.com/sensor-engine/engine/engine/reload"
 	"github.com/sensor-engine/engine/sensors"
 	"github.com/sensor-engine/engine/sources"
 	"github.com/sensor-engine/engine/specs"
 	"github.com/sensor-engine/engine/specs/expression"
+	"github.com/sensor-engine/engine/specs/jsonschema"
 	"github.com/sensor-engine/engine/triggers"
 )
 
@@ -64,8 +67,11 @@ type Compiler struct {
 	MaxEvent int
 
 	catalog   Catalog
+	stamps    reload.Stamper
 	programs  map[specs.Ref]compiledSensor
 	functions map[specs.Ref]compiledFunction
+	// passed has the hashes of resources whose functions were found right.
+	passed map[specs.Ref]string
 }
 
 type compiledSensor struct {
@@ -77,14 +83,16 @@ type compiledSensor struct {
 }
 
 type compiledFunction struct {
-	hash     string
-	compiled *triggers.Compiled
-	found    specs.Diagnostics
+	// hash covers the spec and stamp the content of the files with its schemas.
+	hash, stamp   string
+	compiled      *triggers.Compiled
+	input, output *jsonschema.Schema
+	found         specs.Diagnostics
 }
 
 // NewCompiler returns a compiler for a catalog.
 func NewCompiler(c Catalog) *Compiler {
-	return &Compiler{catalog: c, programs: map[specs.Ref]compiledSensor{}, functions: map[specs.Ref]compiledFunction{}}
+	return &Compiler{catalog: c, programs: map[specs.Ref]compiledSensor{}, functions: map[specs.Ref]compiledFunction{}, passed: map[specs.Ref]string{}}
 }
 
 // Check finds what is wrong with a set as a whole: dangling references, what
@@ -104,6 +112,7 @@ func (c *Compiler) Check(set *specs.Set, invalid ...specs.Ref) specs.Diagnostics
 			found = append(found, c.sizes(ref, spec)...)
 			found = append(found, c.events(set, ref, r, spec)...)
 		}
+		found = append(found, c.calls(set, ref, r)...)
 	}
 	found = append(found, c.routes(set)...)
 	return found.Sort()
@@ -122,19 +131,6 @@ func (c *Compiler) sensor(ref specs.Ref, r *specs.Resource) compiledSensor {
 	cs := compiledSensor{name: name, hash: r.Hash, spec: spec, program: p, found: found}
 	c.programs[ref] = cs
 	return cs
-}
-
-func (c *Compiler) function(ref specs.Ref, r *specs.Resource, spec *specs.Function) compiledFunction {
-	if was, ok := c.functions[ref]; ok && was.hash == r.Hash && len(was.found) == 0 {
-		return was
-	}
-	compiled, found := triggers.CompileConfig(spec.Call.Config)
-	for i := range found {
-		found[i].Ref = ref
-	}
-	cf := compiledFunction{hash: r.Hash, compiled: compiled, found: found}
-	c.functions[ref] = cf
-	return cf
 }
 
 // env is where an event stands in a set.
@@ -362,6 +358,11 @@ func (c *Compiler) forget(set *specs.Set) {
 			delete(c.functions, ref)
 		}
 	}
+	for ref := range c.passed {
+		if set.Resources[ref] == nil {
+			delete(c.passed, ref)
+		}
+	}
 }
 
 // callees makes and keeps the functions that triggers call.
@@ -369,7 +370,9 @@ type callees struct {
 	compiler *Compiler
 	host     triggers.Host
 	log      *slog.Logger
+	data     string
 	secret   func(specs.SecretRef) (string, error)
+	secrets  func(name string) (map[string]string, error)
 	mask     func([]byte) []byte
 	made     map[string]madeCallee // by name of the function or trigger
 }
@@ -377,6 +380,29 @@ type callees struct {
 type madeCallee struct {
 	hash   string
 	callee *jobs.Callee
+	// call and dir say what files it was made from, and content what was in them.
+	call         *specs.Call
+	dir, content string
+	// stamp is the content of the files with its schemas.
+	stamp string
+}
+
+// outdated returns the names of functions whose files have changed since they
+// were made, sorted.
+func (c *callees) outdated(set *specs.Set) []string {
+	var names []string
+	for name, m := range c.made {
+		if c.compiler.contentOf(m.call, m.dir) != m.content {
+			names = append(names, name)
+			continue
+		}
+		ref := specs.Ref{Kind: specs.KindFunction, Name: name}
+		if r := set.Resources[ref]; r != nil && c.compiler.function(ref, r, r.Spec.(*specs.Function)).stamp != m.stamp {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
 }
 
 // table builds the table of triggers for a checked set. What did not change
@@ -386,36 +412,53 @@ func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, erro
 	next := map[string]madeCallee{}
 	var fresh []*jobs.Callee
 	table := map[jobs.TriggerRef]*jobs.Trigger{}
-	get := func(name, hash string, call *specs.Call, pos specs.Pos, concurrency int, compiled *triggers.Compiled) (*jobs.Callee, error) {
+	get := func(name, hash string, call *specs.Call, pos specs.Pos, concurrency int, fn *specs.Function, compiled compiledFunction) (*jobs.Callee, error) {
 		if m, ok := next[name]; ok {
 			return m.callee, nil
 		}
-		hash += " " + filepath.Dir(pos.File) // paths in its config are relative to it
-		if m, ok := c.made[name]; ok && m.hash == hash {
-			next[name] = m
-			return m.callee, nil
-		}
+		dir := filepath.Dir(pos.File)
+		// Paths in its config are relative to the directory.
+		content := c.compiler.contentOf(call, dir)
+		hash = strings.Join([]string{hash, dir, compiled.stamp}, " ")
 		f := c.compiler.catalog.Functions.Lookup(call.Kind)
 		if f == nil {
 			return nil, fmt.Errorf("%s: function kind %q does not exist", call.Pos, call.Kind)
 		}
-		fn, err := f.Make(call.Config, triggers.Env{
-			Host: c.host, Dir: filepath.Dir(pos.File), Concurrency: concurrency, Logger: c.log.With("function", name),
+		if m, ok := c.made[name]; ok && m.hash == hash {
+			same := m.content == content
+			if !same && f.Check != nil { // files that are not right replace nothing
+				ck := specs.NewChecker(specs.Ref{}, "", call.Places)
+				f.Check(call.Config, dir, ck)
+				same = ck.Found().HasErrors()
+			}
+			if same {
+				next[name] = m
+				return m.callee, nil
+			}
+		}
+		made, err := f.Make(call.Config, triggers.Env{
+			Host: c.host, Dir: dir, Concurrency: concurrency, Logger: c.log.With("function", name), Data: c.data, Secret: c.secret,
 		})
 		if err != nil {
 			return nil, fmt.Errorf("%s: %s: %w", call.Pos, name, err)
 		}
-		callee := &jobs.Callee{Name: name, Function: fn, Mask: c.mask}
-		if compiled == nil {
+		contract := &triggers.Contract{
+			Function: made, Input: compiled.input, Output: compiled.output, Resolve: c.secrets, Mask: c.mask, Host: c.host, MaxHops: bus.MaxHops,
+		}
+		if fn != nil {
+			contract.Secrets = fn.Secrets
+		}
+		callee := &jobs.Callee{Name: name, Function: contract, Mask: c.mask}
+		if fn == nil {
 			callee.Values = func(_ *triggers.Call, rendered map[string]any) triggers.Values {
 				return triggers.NewValues(rendered, c.secret)
 			}
 		} else {
 			callee.Values = func(call *triggers.Call, _ map[string]any) triggers.Values {
-				return compiled.Values(call, c.secret)
+				return compiled.compiled.Values(call, c.secret)
 			}
 		}
-		next[name] = madeCallee{hash, callee}
+		next[name] = madeCallee{hash, callee, call, dir, content, compiled.stamp}
 		fresh = append(fresh, callee)
 		return callee, nil
 	}
@@ -429,22 +472,23 @@ func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, erro
 			t := &cs.spec.Triggers[i]
 			d := t.Delivery
 			name, hash, call, pos := ref.Name+"."+t.Name, set.HashOf(ref), t.Inline, r.Pos
-			var compiled *triggers.Compiled
+			var fn *specs.Function
+			var compiled compiledFunction
 			if call == nil {
 				fref := specs.Ref{Kind: specs.KindFunction, Name: t.Function}
 				fr := set.Resources[fref]
 				if fr == nil {
 					continue // a checked set has it
 				}
-				fspec := fr.Spec.(*specs.Function)
-				d = inherit(d, fspec.Delivery)
-				name, hash, call, pos = t.Function, set.HashOf(fref), &fspec.Call, fr.Pos
-				compiled = c.compiler.function(fref, fr, fspec).compiled
+				fn = fr.Spec.(*specs.Function)
+				d = inherit(d, fn.Delivery)
+				name, hash, call, pos = t.Function, set.HashOf(fref), &fn.Call, fr.Pos
+				compiled = c.compiler.function(fref, fr, fn)
 			}
 			if d.Concurrency == 0 {
 				d.Concurrency = DefaultConcurrency
 			}
-			callee, err := get(name, hash, call, pos, d.Concurrency, compiled)
+			callee, err := get(name, hash, call, pos, d.Concurrency, fn, compiled)
 			if err != nil {
 				for _, f := range fresh {
 					if cl, ok := f.Function.(interface{ Close() error }); ok {
@@ -460,6 +504,7 @@ func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, erro
 				Render: func(events []sensors.Contributing, item int) (map[string]any, error) {
 					return program.RenderTrigger(i, events, item)
 				},
+				Secrets: t.Secrets,
 			}
 			if jt.Timeout == 0 {
 				jt.Timeout = DefaultTimeout

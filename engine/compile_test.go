@@ -75,6 +75,53 @@ spec:
 				`s.yaml:25:79: error[unknown-field] spec.triggers[3].foreach.key: the data of a ticker has no field "kye" (it has time, count, missed)`,
 			},
 		},
+		{
+			name: "schemas of functions",
+			spec: head + `kind: Function
+metadata: {name: f}
+spec:
+  exec: {command: [cat]}
+  input:
+    schema:
+      properties:
+        name: {type: strin}
+  output: {schema: {oneOf: [{type: string}, {minLength: x}]}}
+---
+` + head + `kind: Function
+metadata: {name: g}
+spec:
+  exec: {command: [cat]}
+  input: {schema: testdata/schema.yaml}
+  output: {schema: testdata/none.json}
+`,
+			want: []string{
+				"s.yaml:9:22: error[invalid-schema] spec.input.schema.properties.name.type: the schema is not valid: value must be one of array, boolean, integer, null, number, object, string",
+				"s.yaml:10:57: error[invalid-schema] spec.output.schema.oneOf[1].minLength: the schema is not valid: got string, want integer",
+				"s.yaml:18:20: error[unreadable] spec.output.schema: the schema cannot be read: testdata/none.json: no such file or directory (a path is relative to this file)",
+				"testdata/schema.yaml:3:14: error[invalid-schema] input.schema.properties.n.minimum: the schema is not valid: got string, want number",
+			},
+		},
+		{
+			name: "secrets for kinds that do not use them",
+			spec: head + `kind: Secret
+metadata: {name: s}
+spec: {env: {k: K}}
+---
+` + head + `kind: Function
+metadata: {name: f}
+spec:
+  log: {}
+  secrets: [s]
+---
+` + head + `kind: Subscription
+metadata: {name: sub}
+spec: {eventType: t, function: f, secrets: [s]}
+`,
+			want: []string{
+				"s.yaml:11:12: error[invalid-value] spec.secrets: functions of kind log are not handed secrets by name (write {secret: {name, key}} where a value belongs)",
+				"s.yaml:16:7: error[invalid-value] spec.secrets: functions of kind log are not handed secrets by name (write {secret: {name, key}} where a value belongs)",
+			},
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			loaded := catalog().Loader().LoadBytes("s.yaml", []byte(tt.spec))

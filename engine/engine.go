@@ -62,6 +62,9 @@ type Options struct {
 	MaxLag time.Duration
 	// Strict makes broken specs keep the engine from being ready.
 	Strict bool
+	// Data is the directory where functions keep what they made and want to find
+	// again, such as installed dependencies; "" for none.
+	Data string
 	// Version is told in the status.
 	Version string
 }
@@ -178,8 +181,8 @@ func New(o Options) *Engine {
 		Covered: e.pool.Covered, Enqueued: e.pool.Offer, Alarm: e.raise,
 	})
 	e.callees = &callees{
-		compiler: e.compiler, host: functionHost{o.Bus}, log: o.Logger,
-		secret: e.secrets.Secret, mask: o.Masker.Mask,
+		compiler: e.compiler, host: functionHost{o.Bus}, log: o.Logger, data: o.Data,
+		secret: e.secrets.Secret, secrets: e.secrets.Values, mask: o.Masker.Mask,
 	}
 	e.table = &listen.Table{Handover: handover, Logger: o.Logger}
 	return e
@@ -387,7 +390,8 @@ func (e *Engine) accept(ctx context.Context, d reload.Decision) error {
 	}
 	first := e.reload.Generation == 0
 	e.mu.Unlock()
-	if first || !d.Plan.Empty() || moved(e.applied, d.Set) {
+	code := e.callees.outdated(d.Set)
+	if first || !d.Plan.Empty() || moved(e.applied, d.Set) || len(code) > 0 {
 		begin := time.Now()
 		if err := e.apply(ctx, d.Set); err != nil {
 			return err
@@ -398,7 +402,11 @@ func (e *Engine) accept(ctx context.Context, d reload.Decision) error {
 		e.reload.Generation++
 		e.mu.Unlock()
 		if !first {
-			e.log.Info("reload applied", "changes", strings.Join(strings.Fields(d.Plan.String()), " "), "took", time.Since(begin).Round(time.Microsecond))
+			changes := strings.Join(strings.Fields(d.Plan.String()), " ")
+			if d.Plan.Empty() && len(code) > 0 {
+				changes = "files of " + strings.Join(code, ", ")
+			}
+			e.log.Info("reload applied", "changes", changes, "took", time.Since(begin).Round(time.Microsecond))
 		}
 	}
 	if err := e.store(ctx); err != nil {
@@ -440,6 +448,7 @@ func (e *Engine) apply(ctx context.Context, set *specs.Set) error {
 	e.wanted.Store(wanted)
 	e.applyUnits(set)
 	e.compiler.forget(set)
+	e.watcher.Include(e.compiler.files(set))
 	e.mu.Lock()
 	e.applied = set
 	e.mu.Unlock()

@@ -180,6 +180,12 @@ func (d *decoder) spec(n *node, r *Resource) {
 			d.errorf(s, "spec", CodeFunctionChoice, "give one of: "+strings.Join(typeNames(d.types.Functions), ", "), "no function kind is given")
 		}
 		d.delivery(s, &fn.Delivery, "spec")
+		fn.Places = map[string]Pos{}
+		for _, key := range []string{"input", "output", "secrets"} {
+			if v := s.get(key); v != nil {
+				d.places(v, key, fn.Places)
+			}
+		}
 		r.Spec = fn
 	case KindSubscription:
 		sub := &Subscription{}
@@ -307,7 +313,8 @@ func (d *decoder) call(n *node, v reflect.Value, path string) Call {
 				"%s is given, and %s too", call.Kind, t.Name)
 			return true
 		}
-		call = Call{Kind: t.Name, Config: d.config(p.val, t, join(path, t.Name), nil, nil), Pos: d.place(p.key)}
+		call = Call{Kind: t.Name, Config: d.config(p.val, t, join(path, t.Name), nil, nil), Pos: d.place(p.key), Places: map[string]Pos{}}
+		d.places(p.val, "", call.Places)
 		return true
 	})
 	return call

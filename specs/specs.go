@@ -268,6 +268,7 @@ type Subscription struct {
 	When      Expr     `yaml:"when" doc:"Expression over the event that must be true." example:"data.total > 100"`
 	Function  string   `yaml:"function" required:"true" doc:"Name of the Function to call."`
 	Input     Template `yaml:"input" doc:"What the function gets instead of the event's data; strings may contain ${ expr }, in which event is the event."`
+	Secrets   []string `yaml:"secrets" ref:"Secret" doc:"Names of Secrets whose values are added to those of the function in this call." example:"[slack]"`
 	Delivery  `yaml:",inline"`
 
 	functionPos, pos Pos
@@ -289,7 +290,7 @@ func (s *Subscription) Sensor() *Sensor {
 	return &Sensor{
 		Dependencies: []Dependency{{Name: SubscriptionDependency, Source: s.Source, Type: s.EventType, When: s.When, Pos: s.pos}},
 		Triggers: []Trigger{{
-			Name: SubscriptionTrigger, Function: s.Function, FunctionPos: s.functionPos, Input: s.Input, Delivery: s.Delivery, Pos: s.pos,
+			Name: SubscriptionTrigger, Function: s.Function, FunctionPos: s.functionPos, Input: s.Input, Secrets: s.Secrets, Delivery: s.Delivery, Pos: s.pos,
 		}},
 	}
 }
@@ -378,6 +379,7 @@ type Trigger struct {
 	FunctionPos Pos      `yaml:"-"`
 	Inline      *Call    `yaml:"-"`
 	Input       Template `yaml:"input" doc:"What the function gets instead of the event's data; strings may contain ${ expr }."`
+	Secrets     []string `yaml:"secrets" ref:"Secret" doc:"Names of Secrets whose values are added to those of the function in this call." example:"[slack]"`
 	Delivery    `yaml:",inline"`
 	Pos         Pos `yaml:"-"`
 }
@@ -415,12 +417,25 @@ type Call struct {
 	Config any
 	// Pos is the place of the kind's key.
 	Pos Pos
+	// Places are those of the config and its fields, as in [SourceEvent].
+	Places map[string]Pos
 }
 
 // Function declares something that triggers call by name.
 type Function struct {
-	Call     Call `yaml:"-"`
+	Call     Call     `yaml:"-"`
+	Input    *Shape   `yaml:"input" doc:"What the function takes; other input is refused before the call."`
+	Output   *Shape   `yaml:"output" doc:"What the function gives; other output is a failure of the call."`
+	Secrets  []string `yaml:"secrets" ref:"Secret" doc:"Names of Secrets, all of whose values the function gets; of two keys that are the same, the later Secret's wins." example:"[vcenter]"`
 	Delivery `yaml:",inline"`
+	// Places are those of input, output and secrets and everything in them, by
+	// their path below spec.
+	Places map[string]Pos `yaml:"-"`
+}
+
+// Shape says what the input or output of a function looks like.
+type Shape struct {
+	Schema Value `yaml:"schema" required:"true" doc:"JSON Schema, drafts 4 to 2020-12: inline, or the path of a JSON or YAML file, relative to this file." example:"{type: object, required: [name]}"`
 }
 
 // Delivery says how a function is called. A trigger's values win over its

@@ -7,9 +7,7 @@ package triggers
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
-	"time"
 
 	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/specs"
@@ -39,6 +37,15 @@ type Call struct {
 	// Input is the rendered input; HasInput tells whether the trigger has one.
 	Input    any
 	HasInput bool
+	// Grants are the names of Secrets that the caller adds to those of the
+	// function. [Contract] makes Secrets of them.
+	Grants []string
+	// Secrets are the values the function was granted, by key. They must never
+	// appear in results, logs or errors.
+	Secrets map[string]string
+	// HTTPContext is the JSON object that tells of the HTTP request that waits
+	// for the answer, nil when none does.
+	HTTPContext []byte
 	// Values renders the templates of the config and resolves its secrets.
 	Values Values
 }
@@ -62,22 +69,26 @@ type Result struct {
 	// Output is the answer, at most [MaxOutput] bytes, and its media type.
 	Output      []byte
 	ContentType string
-	// Logs is what the function wrote to its log (stderr), at most [MaxLogs].
-	Logs []byte
-	// Truncated is true when Output or Logs were cut.
+	// Logs is what the function wrote beside its answer.
+	Logs Logs
+	// Truncated is true when Output was cut.
 	Truncated bool
 	// Status is a short word for people: "200 OK", "exit 0".
 	Status string
+	// Events are what the call wants stored when it succeeded; [Contract] sees
+	// to that.
+	Events []Emission
 }
 
-// OutputCut reports whether Output is not whole: something was cut, and the log
-// is not all of it.
-func (r *Result) OutputCut() bool {
-	return r.Truncated && (len(r.Logs) < MaxLogs || len(r.Output) >= MaxOutput)
+// Logs is what a function wrote to its two streams, each at most [MaxLogs].
+type Logs struct {
+	Stdout, Stderr []byte
+	// Truncated is true when one of them was cut.
+	Truncated bool
 }
 
-// MaxOutput is the most of an answer that is kept, and MaxLogs of a log, in
-// bytes.
+// MaxOutput is the most of an answer that is kept, and MaxLogs of a stream of
+// logs, in bytes.
 const (
 	MaxOutput = 1 << 20
 	MaxLogs   = 64 << 10
@@ -99,6 +110,12 @@ type Env struct {
 	Concurrency int
 	// Logger logs with the names of the function attached; nil means silence.
 	Logger *slog.Logger
+	// Data is the directory where a kind keeps what it made from a config and
+	// wants to find again, below its own name; "" when there is none.
+	Data string
+	// Secret resolves secrets that a function needs before it is called; nil
+	// when there are none.
+	Secret func(specs.SecretRef) (string, error)
 }
 
 // Factory makes functions of one kind.
@@ -107,6 +124,14 @@ type Factory struct {
 	// Make makes the function of a config that passed validation. It does no
 	// network I/O; what it starts is freed by Close.
 	Make func(config any, env Env) (Function, error)
+	// Check, unless nil, reports what is wrong with a valid config and the files
+	// it names; paths are relative to dir. It runs nothing.
+	Check func(config any, dir string, ck *specs.Checker)
+	// Files, unless nil, are the files and directories that a function is made
+	// from: it is made anew when they change.
+	Files func(config any, dir string) []string
+	// Grants is true when calls use [Call.Secrets].
+	Grants bool
 }
 
 // Registry is the list of function kinds.
@@ -130,29 +155,3 @@ func (r Registry) Types() []specs.Type {
 	}
 	return out
 }
-
-// PermanentError is a failure that a retry would not cure.
-type PermanentError struct{ Err error }
-
-// Error is the wrapped error's text.
-func (e *PermanentError) Error() string { return e.Err.Error() }
-
-// Unwrap returns the wrapped error.
-func (e *PermanentError) Unwrap() error { return e.Err }
-
-// Permanentf formats a PermanentError.
-func Permanentf(format string, args ...any) error {
-	return &PermanentError{fmt.Errorf(format, args...)}
-}
-
-// RetryAfterError is a failure whose callee said when to come back.
-type RetryAfterError struct {
-	After time.Duration
-	Err   error
-}
-
-// Error is the wrapped error's text.
-func (e *RetryAfterError) Error() string { return e.Err.Error() }
-
-// Unwrap returns the wrapped error.
-func (e *RetryAfterError) Unwrap() error { return e.Err }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -176,7 +177,7 @@ func (e *env) run(ctx context.Context, f *runFlags, paths []string) (err error) 
 		Bus: b, Catalog: cat, Paths: paths, Listen: f.listen, Logger: log, LookupEnv: e.lookup, Masker: masker,
 		RemovalGrace: time.Duration(f.removalGrace), Poll: time.Duration(f.poll), Grace: time.Duration(f.grace), MaxLag: time.Duration(f.maxLag),
 		Retention: fold.Retention{MaxAge: time.Duration(f.eventsAge), HighWater: 0.8},
-		Strict:    f.strict, Version: e.version,
+		Strict:    f.strict, Version: e.version, Data: filepath.Join(f.data, "functions"),
 	})
 	streams, endStreams := context.WithCancel(ctx)
 	defer endStreams()

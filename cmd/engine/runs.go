@@ -26,7 +26,9 @@ type run struct {
 	Next                 time.Time
 	Result               string
 	Output               json.RawMessage
-	Logs                 string
+	Logs                 struct{ Stdout, Stderr []string }
+	Class                string
+	Stacktrace           []string
 	Truncated            bool
 	Error                string
 }
@@ -89,7 +91,7 @@ func (r *run) details(e *env) error {
 	if r.Truncated {
 		note = " (cut off)"
 	}
-	for _, part := range [][2]string{{"Output" + note, out}, {"Logs" + note, r.Logs}} {
+	for _, part := range [][2]string{{"Output" + note, out}, {"Log (stdout)" + note, strings.Join(r.Logs.Stdout, "\n")}, {"Log (stderr)" + note, strings.Join(r.Logs.Stderr, "\n")}, {"Stack trace", strings.Join(r.Stacktrace, "\n")}} {
 		if part[1] == "" {
 			continue
 		}

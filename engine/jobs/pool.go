@@ -37,6 +37,8 @@ type Trigger struct {
 	// Tell is true when something depends on the results of the function, so
 	// that they become events. Those of jobs with a Flow always do.
 	Tell bool
+	// Secrets are the names of Secrets that the trigger adds to its calls.
+	Secrets []string
 	// InputPath is the path of the trigger's input among the rendered values,
 	// "" when it has none.
 	InputPath string
@@ -102,6 +104,7 @@ type Pool struct {
 	closing atomic.Bool
 	running atomic.Bool
 	work    sync.WaitGroup
+	closers sync.WaitGroup // functions that are being closed
 }
 
 // partition is the in-memory side of one partition of JOBS.
@@ -212,14 +215,18 @@ func (p *Pool) retire(c *Callee) {
 	}
 }
 
+// closeCallee closes a function nobody calls. It does not wait for that: a
+// function may have processes to end.
 func (p *Pool) closeCallee(c *Callee) {
 	if !c.users.CompareAndSwap(0, -1<<40) {
 		return
 	}
 	if cl, ok := c.Function.(interface{ Close() error }); ok {
-		if err := cl.Close(); err != nil {
-			p.log.Warn("function did not close cleanly", "function", c.Name, "error", err)
-		}
+		p.closers.Go(func() {
+			if err := cl.Close(); err != nil {
+				p.log.Warn("function did not close cleanly", "function", c.Name, "error", err)
+			}
+		})
 	}
 }
 
@@ -263,7 +270,6 @@ func (p *Pool) Run(ctx context.Context, grace time.Duration) error {
 	stopRuns()
 	rec.Wait()
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	closed := map[*Callee]bool{}
 	for _, q := range p.queues {
 		if c := q.spec.Load().Callee; !closed[c] {
@@ -271,6 +277,8 @@ func (p *Pool) Run(ctx context.Context, grace time.Duration) error {
 			p.retire(c)
 		}
 	}
+	p.mu.Unlock()
+	p.closers.Wait()
 	return nil
 }
 

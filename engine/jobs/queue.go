@@ -261,9 +261,12 @@ func (q *queue) run(t *task) {
 	j.Error = string(mask(callee.Mask, []byte(err.Error())))
 	run.Error = j.Error
 	q.stats.Failed.Add(1)
-	_, permanent := errors.AsType[*triggers.PermanentError](err)
+	run.Class = triggers.ClassOf(err)
+	if e, ok := errors.AsType[*triggers.Error](err); ok {
+		run.Stacktrace = e.Stacktrace
+	}
 	switch {
-	case permanent, j.Attempt >= spec.Policy.Attempts:
+	case triggers.Permanent(err), j.Attempt >= spec.Policy.Attempts:
 		run.Status = StatusDead
 		p.runs.record(&run)
 		p.giveUp(t, j.Error, ev, res)
@@ -327,14 +330,14 @@ func (q *queue) call(t *task, spec *Trigger, callee *Callee) (res triggers.Resul
 		rendered, _ = v.(map[string]any)
 	}
 	c := &triggers.Call{
-		Key: j.Key, Attempt: j.Attempt + 1, Sensor: j.Sensor, Trigger: j.Trigger, Function: callee.Name, Event: ev,
+		Key: j.Key, Attempt: j.Attempt + 1, Sensor: j.Sensor, Trigger: j.Trigger, Function: callee.Name, Event: ev, Grants: spec.Secrets,
 	}
 	if spec.InputPath != "" {
 		c.Input, c.HasInput = rendered[spec.InputPath]
 	}
 	c.Values = callee.Values(c, rendered)
 	res, err = callee.Function.Invoke(ctx, c)
-	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+	if _, told := errors.AsType[*triggers.Error](err); err != nil && !told && errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		err = fmt.Errorf("no answer within the timeout of %v: %w", spec.Timeout, err)
 	}
 	return res, ev, err

@@ -51,7 +51,7 @@ func (p *Pool) tell(t *task, callee *Callee, ev *bus.Event, res triggers.Result,
 	r := sensors.Result{
 		Function: callee.Name, Sensor: j.Sensor, Trigger: j.Trigger, Firing: j.Key, Correlation: j.Correlation,
 		Flow: j.Flow, Item: j.Item, Items: j.Items, Failed: failed, Error: string(mask(callee.Mask, []byte(j.Error))),
-		Output: mask(callee.Mask, res.Output), ContentType: res.ContentType, Cut: res.OutputCut(),
+		Output: mask(callee.Mask, res.Output), ContentType: res.ContentType, Cut: res.Truncated,
 		Attempts: j.Attempt, Redrive: j.Redrive, Last: ev, Time: time.Now(),
 	}
 	p.work.Add(1)

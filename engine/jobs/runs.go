@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"log/slog"
@@ -9,7 +10,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-	"unicode/utf8"
 
 	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/triggers"
@@ -37,10 +37,15 @@ type Run struct {
 	Duration, Queued                   time.Duration
 	Next                               time.Time
 	Result                             string
-	Output, Logs                       []byte
+	Output, Stdout, Stderr             []byte
 	ContentType                        string
-	Truncated                          bool
-	Error                              string
+	// Truncated is true when not all of Output, Stdout and Stderr is here.
+	Truncated bool
+	// Error is why it failed, Class whose fault that is and Stacktrace where it
+	// happened; empty when it did not.
+	Error      string
+	Class      triggers.Class
+	Stacktrace []string
 }
 
 // fill copies what is kept of a call.
@@ -49,8 +54,8 @@ func (r *Run) fill(j *Job, ev *bus.Event, res triggers.Result, masker func([]byt
 	if ev != nil {
 		r.EventID, r.EventType = ev.ID, ev.Type
 	}
-	r.Result, r.ContentType, r.Truncated = res.Status, res.ContentType, res.Truncated
-	r.Output, r.Logs = r.keep(res.Output, masker), r.keep(res.Logs, masker)
+	r.Result, r.ContentType, r.Truncated = res.Status, res.ContentType, res.Truncated || res.Logs.Truncated
+	r.Output, r.Stdout, r.Stderr = r.keep(res.Output, masker), r.keep(res.Logs.Stdout, masker), r.keep(res.Logs.Stderr, masker)
 }
 
 // keep masks and cuts an output. Only a little more than what is kept is
@@ -70,13 +75,13 @@ func (r *Run) keep(b []byte, masker func([]byte) []byte) []byte {
 // the API and of `engine runs -o json`.
 func (r *Run) AppendJSON(b []byte) []byte {
 	b = append(b, `{"id":`...)
-	b = appendString(b, r.ID)
+	b = bus.AppendJSONString(b, r.ID)
 	field := func(name, v string) {
 		if v != "" {
 			b = append(b, ',', '"')
 			b = append(b, name...)
 			b = append(b, '"', ':')
-			b = appendString(b, v)
+			b = bus.AppendJSONString(b, v)
 		}
 	}
 	field("key", r.Key)
@@ -116,15 +121,47 @@ func (r *Run) AppendJSON(b []byte) []byte {
 		if bus.IsJSON(r.ContentType) && !r.Truncated && bus.ValidJSON(r.Output) {
 			b = appendCompact(b, r.Output)
 		} else {
-			b = appendString(b, string(r.Output))
+			b = bus.AppendJSONString(b, string(r.Output))
 		}
 	}
-	field("logs", string(r.Logs))
+	if len(r.Stdout)+len(r.Stderr) > 0 {
+		b = append(b, `,"logs":{"stdout":`...)
+		b = appendLines(b, r.Stdout)
+		b = append(b, `,"stderr":`...)
+		b = appendLines(b, r.Stderr)
+		b = append(b, '}')
+	}
 	if r.Truncated {
 		b = append(b, `,"truncated":true`...)
 	}
 	field("error", r.Error)
+	field("class", string(r.Class))
+	if len(r.Stacktrace) > 0 {
+		b = append(b, `,"stacktrace":[`...)
+		for i, line := range r.Stacktrace {
+			if i > 0 {
+				b = append(b, ',')
+			}
+			b = bus.AppendJSONString(b, line)
+		}
+		b = append(b, ']')
+	}
 	return append(b, '}')
+}
+
+// appendLines appends a log as a list of its lines, null for none.
+func appendLines(b, log []byte) []byte {
+	if len(log) == 0 {
+		return append(b, "null"...)
+	}
+	b = append(b, '[')
+	for i, line := range bytes.Split(bytes.TrimSuffix(log, []byte("\n")), []byte("\n")) {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = bus.AppendJSONString(b, string(bytes.TrimSuffix(line, []byte("\r"))))
+	}
+	return append(b, ']')
 }
 
 // appendCompact appends valid JSON on one line: a history block has one run a
@@ -138,43 +175,6 @@ func appendCompact(b, v []byte) []byte {
 	}
 	return b
 }
-
-// appendString appends s as a JSON string; bytes that are no UTF-8 become
-// U+FFFD.
-func appendString(b []byte, s string) []byte {
-	b = append(b, '"')
-	plain := 0 // s[plain:i] needs no escape
-	for i := 0; i < len(s); {
-		c := s[i]
-		if c >= 0x20 && c < utf8.RuneSelf && c != '"' && c != '\\' {
-			i++
-			continue
-		}
-		n := 1
-		if c >= utf8.RuneSelf {
-			var r rune
-			if r, n = utf8.DecodeRuneInString(s[i:]); r != utf8.RuneError || n > 1 {
-				i += n
-				continue
-			}
-		}
-		b = append(b, s[plain:i]...)
-		switch {
-		case c == '"' || c == '\\':
-			b = append(b, '\\', c)
-		case c < 0x20:
-			b = append(b, '\\', 'u', '0', '0', hexDigits[c>>4], hexDigits[c&15])
-		default:
-			b = utf8.AppendRune(b, utf8.RuneError)
-		}
-		i += n
-		plain = i
-	}
-	b = append(b, s[plain:]...)
-	return append(b, '"')
-}
-
-const hexDigits = "0123456789abcdef"
 
 // recorder gathers runs and writes them in blocks, one per function, after
 // 50 ms or 64 KiB. It has no part in correctness: what cannot be written is

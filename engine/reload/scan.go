@@ -3,10 +3,12 @@ package reload
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"hash"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -30,6 +32,8 @@ type fingerprint [sha256.Size]byte
 // file, so that a file whose stat did not change is not read again.
 type scanner struct {
 	roots []string
+	// more are files and directories that the specs refer to.
+	more  []string
 	files map[string]fileStamp
 }
 
@@ -53,7 +57,9 @@ type watchedDir struct {
 	info fs.FileInfo
 	// tree is true below a root: then all spec files and directories matter,
 	// otherwise only names.
-	tree  bool
+	tree bool
+	// all is true where everything matters but what is made by tools.
+	all   bool
 	names map[string]bool
 }
 
@@ -63,6 +69,9 @@ func (s *scanner) run() (fingerprint, map[string]*watchedDir) {
 	sc := &scan{scanner: s, hash: sha256.New(), files: make(map[string]fileStamp, len(s.files)), dirs: map[string]*watchedDir{}}
 	for _, root := range s.roots {
 		sc.root(root)
+	}
+	for _, path := range s.more {
+		sc.other(path, 0)
 	}
 	s.files = sc.files
 	var fp fingerprint
@@ -180,6 +189,77 @@ func (s *scan) dir(path, real, root string, open map[string]bool) {
 			}
 		}
 	}
+}
+
+// maxDepth bounds how deep directories that specs refer to are looked into.
+const maxDepth = 32
+
+// other records a file or directory that is no spec. Of a directory everything
+// counts but hidden entries and what interpreters and package managers put
+// there; links in it are not followed.
+func (s *scan) other(path string, depth int) {
+	if depth == 0 {
+		s.watchParent(path)
+	}
+	info, err := os.Stat(path)
+	switch {
+	case err != nil:
+		s.record("error", path, []byte(errorClass(err)))
+		return
+	case !info.IsDir():
+		s.file(path, info)
+		return
+	}
+	if real, err := realPath(path); err == nil {
+		if w := s.watch(real); w != nil {
+			w.all = true
+		}
+	}
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		s.record("error", path, []byte(errorClass(err)))
+	}
+	s.record("dir", path, nil)
+	for _, e := range entries {
+		name := e.Name()
+		if ignored(name) || madeByTools(name) || depth == maxDepth {
+			continue
+		}
+		child := filepath.Join(path, name)
+		if e.IsDir() {
+			s.other(child, depth+1)
+		} else if info, err := os.Stat(child); err == nil && !info.IsDir() {
+			s.file(child, info)
+		}
+	}
+}
+
+// madeByTools reports whether an entry beside the code of a function is made
+// from it.
+func madeByTools(name string) bool {
+	return name == "__pycache__" || name == "node_modules" || strings.HasSuffix(name, ".pyc")
+}
+
+// Stamper tells whether files and directories that specs refer to changed. It
+// remembers the hashes of files that did not. It is not safe for concurrent
+// use; the zero Stamper is ready.
+type Stamper struct{ scanner scanner }
+
+// Stamp identifies the content of paths, "" when there are none. It reads what
+// changed since the last time.
+func (s *Stamper) Stamp(paths []string) string {
+	if len(paths) == 0 {
+		return ""
+	}
+	known := s.scanner.files
+	if known == nil {
+		known = map[string]fileStamp{}
+	}
+	one := scanner{more: paths, files: known}
+	fp, _ := one.run()
+	maps.Copy(known, one.files)
+	s.scanner.files = known
+	return hex.EncodeToString(fp[:8])
 }
 
 func (s *scan) link(path, link, root string, open map[string]bool) {

@@ -7,7 +7,9 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -54,6 +56,8 @@ type Watcher struct {
 	changes chan struct{}
 	trigger chan struct{}
 
+	more atomic.Pointer[[]string]
+
 	// The rest belongs to Run.
 	scanner  scanner
 	last     fingerprint
@@ -96,6 +100,19 @@ func (w *Watcher) Trigger() {
 	case w.trigger <- struct{}{}:
 	default:
 	}
+}
+
+// Include makes files and directories that the specs refer to count as well,
+// instead of those of the last Include. It does not block, and may be called
+// from any goroutine.
+func (w *Watcher) Include(paths []string) {
+	paths = slices.Sorted(slices.Values(paths))
+	paths = slices.Compact(paths)
+	if old := w.more.Load(); old == nil && len(paths) == 0 || old != nil && slices.Equal(*old, paths) {
+		return
+	}
+	w.more.Store(&paths)
+	w.Trigger()
 }
 
 // Run watches until ctx ends; call it once. It never waits for the reader of
@@ -190,6 +207,9 @@ func (w *Watcher) signal() {
 // look scans the roots, watches what is new, and reports whether the content
 // differs from what it was.
 func (w *Watcher) look() bool {
+	if more := w.more.Load(); more != nil {
+		w.scanner.more = *more
+	}
 	fp, dirs := w.scanner.run()
 	// What appeared in a directory before it was watched sent no event.
 	for range 3 {
@@ -261,7 +281,11 @@ func (w *Watcher) relevant(ev fsnotify.Event) bool {
 		return true
 	case strings.HasPrefix(name, ".."):
 		return true // a ConfigMap swaps its link ..data
-	case !d.tree || ignored(name):
+	case ignored(name):
+		return false
+	case d.all && !madeByTools(name):
+		return true
+	case !d.tree:
 		return false
 	case specs.IsSpecFile(name):
 		return true

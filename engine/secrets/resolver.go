@@ -8,8 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -98,6 +100,26 @@ func (r *Resolver) Secret(ref specs.SecretRef) (string, error) {
 	}
 	r.masker.Add(v)
 	return v, nil
+}
+
+// Values returns all values of a Secret, by key. When one of them is missing,
+// there are none.
+func (r *Resolver) Values(name string) (map[string]string, error) {
+	o, ok := (*r.set.Load())[name]
+	if !ok {
+		return nil, fmt.Errorf("secret %s: there is no Secret of this name", name)
+	}
+	out := make(map[string]string, len(o.spec.Env)+len(o.spec.Files))
+	for _, keys := range [...]map[string]string{o.spec.Env, o.spec.Files} {
+		for _, key := range slices.Sorted(maps.Keys(keys)) {
+			v, err := r.Secret(specs.SecretRef{Name: name, Key: key})
+			if err != nil {
+				return nil, err
+			}
+			out[key] = v
+		}
+	}
+	return out, nil
 }
 
 func (r *Resolver) resolve(ref specs.SecretRef) (string, error) {

@@ -21,13 +21,6 @@ import (
 	"github.com/sensor-engine/engine/bus"
 )
 
-// ExtensionsAttribute is the extension attribute that holds the extensions of
-// an event older than CloudEvents 1.0 as the JSON object they came as. It is
-// there only when 1.0 cannot say them: names with other characters than small
-// letters and digits, values that are no text. Each is also an extension of
-// its own, as far as it goes, under its name without those characters.
-const ExtensionsAttribute = "dispatchextensions"
-
 const (
 	// maxAttributes bounds the attributes of one event as they travel:
 	// JetStream takes at most 64 KiB of headers.
@@ -375,7 +368,7 @@ func (b *builder) context(name string) string {
 		case "contentType":
 			return "datacontenttype"
 		case "eventTypeVersion":
-			return "eventtypeversion"
+			return bus.EventTypeVersionAttribute
 		}
 		return ""
 	}
@@ -472,20 +465,7 @@ func (b *builder) extension(name string, value []byte) {
 }
 
 // legal reports whether 1.0 allows the name for an extension.
-func legal(name string) bool { return name != "" && plain(name) == name }
-
-// plain is a name without what 1.0 does not allow.
-func plain(name string) string {
-	return strings.Map(func(r rune) rune {
-		switch {
-		case r >= 'a' && r <= 'z', r >= '0' && r <= '9':
-			return r
-		case r >= 'A' && r <= 'Z':
-			return r - 'A' + 'a'
-		}
-		return -1
-	}, name)
-}
+func legal(name string) bool { return name != "" && bus.PlainExtension(name) == name }
 
 // setExtensions makes extensions of 1.0 out of the older ones.
 func (b *builder) setExtensions() error {
@@ -504,7 +484,7 @@ func (b *builder) setExtensions() error {
 	})
 	for _, name := range names {
 		value := b.old[name]
-		alias := plain(name)
+		alias := bus.PlainExtension(name)
 		if alias == "" || reserved(alias) {
 			b.lossy = true
 			continue
@@ -528,13 +508,13 @@ func (b *builder) setExtensions() error {
 	if err != nil {
 		return fmt.Errorf("extensions: %w", err)
 	}
-	b.set(ExtensionsAttribute, string(all))
+	b.set(bus.ExtensionsAttribute, string(all))
 	return nil
 }
 
 // reserved reports whether an extension of 1.0 must not have the name.
 func reserved(name string) bool {
-	return slices.Contains([]string{"id", "source", "type", "specversion", "subject", "time", "datacontenttype", "dataschema", "data", ExtensionsAttribute}, name)
+	return slices.Contains([]string{"id", "source", "type", "specversion", "subject", "time", "datacontenttype", "dataschema", "data", bus.ExtensionsAttribute}, name)
 }
 
 // setData sets the data of an event in the JSON format.

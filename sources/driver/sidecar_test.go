@@ -152,12 +152,12 @@ func TestTranslation(t *testing.T) {
 		{body: event01, want: &bus.Event{
 			ID: "a", Type: "ticker.tick", Source: "6c1f", Time: time.Date(2018, 3, 3, 7, 31, 35, 818e6, time.UTC),
 			DataSchema: "https://example.com/s", DataContentType: "application/json", Data: []byte(`{"any":"JSON"}`),
-			Extensions: map[string]string{"eventtypeversion": "1", "callbackurl": "http://x", ExtensionsAttribute: `{"callback-url":"http://x"}`},
+			Extensions: map[string]string{"eventtypeversion": "1", "callbackurl": "http://x", bus.ExtensionsAttribute: `{"callback-url":"http://x"}`},
 		}},
 		{body: event02, want: &bus.Event{
 			ID: "b", Type: "t", Source: "s", Time: time.Date(2019, 1, 1, 0, 0, 0, 0, time.UTC),
 			DataSchema: "https://example.com/s", DataContentType: "text/plain", Data: []byte("hello"),
-			Extensions: map[string]string{"traceid": "7", "depth": "3", ExtensionsAttribute: `{"Trace-Id":"7","depth":3}`},
+			Extensions: map[string]string{"traceid": "7", "depth": "3", bus.ExtensionsAttribute: `{"Trace-Id":"7","depth":3}`},
 		}},
 		{body: event03, want: &bus.Event{
 			ID: "c", Type: "t", Source: "s", Subject: "x", DataSchema: "https://example.com/s",
@@ -174,7 +174,7 @@ func TestTranslation(t *testing.T) {
 		}},
 		{body: `{"cloudEventsVersion":"0.1","eventType":"t","source":"s","eventID":"1","data":null,"extensions":{"a-b":"1","ab":"2","o":{"x":[1]},"id":"3"}}`, want: &bus.Event{
 			ID: "1", Type: "t", Source: "s",
-			Extensions: map[string]string{"ab": "2", ExtensionsAttribute: `{"a-b":"1","ab":"2","id":"3","o":{"x":[1]}}`},
+			Extensions: map[string]string{"ab": "2", bus.ExtensionsAttribute: `{"a-b":"1","ab":"2","id":"3","o":{"x":[1]}}`},
 		}},
 		{body: `{"specversion":"1.0","type":"t","source":"s","id":"\u00e9\"1","data_base64":"AAEC","datacontenttype":"image/png"}`, want: &bus.Event{
 			ID: `é"1`, Type: "t", Source: "s", DataContentType: "image/png", Data: []byte{0, 1, 2},
@@ -192,7 +192,7 @@ func TestTranslation(t *testing.T) {
 		}, want: &bus.Event{
 			ID: "1", Type: "t", Source: "s", Time: time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC), DataSchema: "http://x",
 			DataContentType: "application/json", Data: []byte("{}"),
-			Extensions: map[string]string{"eventtypeversion": "2", "callbackurl": "u", ExtensionsAttribute: `{"callback-url":"u"}`},
+			Extensions: map[string]string{"eventtypeversion": "2", "callbackurl": "u", bus.ExtensionsAttribute: `{"callback-url":"u"}`},
 		}},
 	} {
 		h := newHost(t)
@@ -340,9 +340,9 @@ func FuzzParse(f *testing.F) {
 			if back.ID != ev.ID || back.Source != ev.Source || back.Type != ev.Type || back.DataContentType != ev.DataContentType {
 				t.Fatalf("%+v is read back as %+v", ev, back)
 			}
-			if old, ok := ev.Extensions[ExtensionsAttribute]; ok && !json.Valid([]byte(old)) {
+			if old, ok := ev.Extensions[bus.ExtensionsAttribute]; ok && !json.Valid([]byte(old)) {
 				// A producer may use the name itself, in 1.0.
-				if !strings.Contains(string(msg), ExtensionsAttribute) {
+				if !strings.Contains(string(msg), bus.ExtensionsAttribute) {
 					t.Fatalf("%s is not JSON", old)
 				}
 			}

@@ -3,6 +3,7 @@ package exec
 import (
 	"encoding/base64"
 	"encoding/json"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -46,6 +47,13 @@ func (f *function) environ(c *triggers.Call) ([]string, error) {
 			set("CE_EXT_"+variable(k), v)
 		}
 	}
+	for _, key := range slices.Sorted(maps.Keys(c.Secrets)) {
+		name := variable(key)
+		if sensitive(name) {
+			return nil, triggers.Permanentf("%s: the key %s of a secret would become the variable %s, which decides what code runs; rename the key", f.cfg.Command[0], key, name)
+		}
+		set(name, c.Secrets[key])
+	}
 	for _, name := range f.vars {
 		v, err := c.Values.TextOrSecret(f.cfg.Env[name])
 		if err != nil {
@@ -62,7 +70,7 @@ func (f *function) environ(c *triggers.Call) ([]string, error) {
 	return env, nil
 }
 
-// variable makes the name of an extension that of a variable.
+// variable makes the name of an extension or a key that of a variable.
 func variable(s string) string {
 	return strings.Map(func(r rune) rune {
 		switch {

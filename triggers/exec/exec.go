@@ -65,6 +65,7 @@ func Factory() triggers.Factory {
 		Make: func(config any, env triggers.Env) (triggers.Function, error) {
 			return newFunction(config.(*Config), env)
 		},
+		Grants: true,
 	}
 }
 
@@ -146,8 +147,8 @@ func (f *function) Invoke(ctx context.Context, c *triggers.Call) (triggers.Resul
 	}
 
 	res := triggers.Result{
-		Output: stdout.kept, ContentType: contentType(stdout.kept), Logs: stderr.kept,
-		Truncated: stdout.cut || stderr.cut,
+		Output: stdout.kept, ContentType: contentType(stdout.kept), Truncated: stdout.cut,
+		Logs: triggers.Logs{Stderr: stderr.kept, Truncated: stderr.cut},
 	}
 	if p.State() == nil {
 		return res, fmt.Errorf("%s: %w", f.cfg.Command[0], p.Err())

@@ -79,7 +79,7 @@ func TestOutcome(t *testing.T) {
 			if (err == nil) != (tc.failure == "") || err != nil && err.Error() != tc.failure || permanent(err) {
 				t.Errorf("error %v, want %q", err, tc.failure)
 			}
-			if string(res.Output) != tc.out || res.ContentType != tc.typ || string(res.Logs) != tc.logs || res.Status != tc.status || res.Truncated {
+			if string(res.Output) != tc.out || res.ContentType != tc.typ || string(res.Logs.Stderr) != tc.logs || res.Status != tc.status || res.Truncated {
 				t.Errorf("got %+v", res)
 			}
 		})
@@ -298,8 +298,8 @@ func TestFlood(t *testing.T) {
 		t.Fatal(err)
 	}
 	runtime.ReadMemStats(&after)
-	if len(res.Output) != triggers.MaxOutput || len(res.Logs) != triggers.MaxLogs || !res.Truncated {
-		t.Errorf("kept %d and %d, truncated %v", len(res.Output), len(res.Logs), res.Truncated)
+	if len(res.Output) != triggers.MaxOutput || len(res.Logs.Stderr) != triggers.MaxLogs || !res.Truncated || !res.Logs.Truncated {
+		t.Errorf("kept %d and %d, truncated %v", len(res.Output), len(res.Logs.Stderr), res.Truncated)
 	}
 	// All that was ever allocated, not only what remains: a bound on RSS.
 	if n := after.TotalAlloc - before.TotalAlloc; n > 2<<20 {
@@ -318,5 +318,19 @@ func BenchmarkSpawn(b *testing.B) {
 		if _, err := f.Invoke(b.Context(), c); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+func TestSecretsAreVariables(t *testing.T) {
+	c := call()
+	c.Secrets = map[string]string{"api-token": "a", "Plain": "b"}
+	cfg := sh(`echo "$API_TOKEN $PLAIN $OWN"`)
+	cfg.Env = map[string]specs.TextOrSecret{"OWN": {Text: specs.Text{Value: "c"}}}
+	if res, err := invoke(t, t.Context(), cfg, c); string(res.Output) != "a b c\n" || err != nil {
+		t.Errorf("%q, %v", res.Output, err)
+	}
+	c.Secrets = map[string]string{"ld-preload": "x"}
+	if _, err := invoke(t, t.Context(), cfg, c); !permanent(err) || !strings.Contains(err.Error(), "rename the key") {
+		t.Error(err)
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"maps"
 	"slices"
-	"time"
 
 	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/specs"
@@ -43,7 +42,7 @@ func Factory() triggers.Factory {
 // Validate reports what the types cannot say.
 func (c *Config) Validate(ck *specs.Checker) {
 	for _, name := range slices.Sorted(maps.Keys(c.Extensions)) {
-		if err := extensionName(name); err != nil {
+		if err := triggers.ExtensionName(name); err != nil {
 			ck.Errorf("extensions."+name, specs.CodeInvalidValue, "lower-case letters and digits only", "%v", err)
 		}
 	}
@@ -63,19 +62,6 @@ func structuredData(v any) bool {
 	return false
 }
 
-func extensionName(s string) error {
-	for i := 0; i < len(s); i++ {
-		if c := s[i]; (c < 'a' || c > 'z') && (c < '0' || c > '9') {
-			return errors.New("the name of an extension attribute is not " + s)
-		}
-	}
-	switch s {
-	case "", "id", "source", "type", "subject", "time", "data", "specversion", "datacontenttype", "dataschema":
-		return errors.New("an extension attribute cannot be named " + s)
-	}
-	return nil
-}
-
 type function struct {
 	cfg     *Config
 	host    triggers.Host
@@ -87,7 +73,7 @@ func newFunction(cfg *Config, env triggers.Env) (*function, error) {
 		return nil, errors.New("publish needs a bus")
 	}
 	for name := range cfg.Extensions {
-		if err := extensionName(name); err != nil {
+		if err := triggers.ExtensionName(name); err != nil {
 			return nil, err
 		}
 	}
@@ -122,74 +108,30 @@ func (f *function) Invoke(ctx context.Context, c *triggers.Call) (triggers.Resul
 }
 
 func (f *function) event(c *triggers.Call) (*bus.Event, error) {
-	// The function's name stands in when no sensor called.
-	by := c.Sensor
-	if by == "" {
-		by = c.Function
-	}
-	ev := &bus.Event{
-		ID: c.Key + "/0", ProducerID: true, Time: time.Now().UTC(),
-		EventSource: bus.SourcePublish, EventName: by,
-		Hops: 1, Cause: c.Key,
-	}
-	if c.Key == "" || by == "" {
-		return nil, triggers.Permanentf("the call has no key or no name; it cannot be repeated safely")
-	}
+	var e triggers.Emission
 	var err error
-	if ev.Type, err = text(f.cfg.Type, c); err != nil {
+	if e.Type, err = text(f.cfg.Type, c); err != nil {
 		return nil, err
 	}
-	if ev.Type == "" {
-		return nil, triggers.Permanentf("type is empty; an event needs one")
-	}
-	if ev.Source, err = text(f.cfg.Source, c); err != nil {
+	if e.Source, err = text(f.cfg.Source, c); err != nil {
 		return nil, err
 	}
-	if ev.Source == "" {
-		ev.Source = "/sensors/" + by
-	}
-	if ev.Subject, err = text(f.cfg.Subject, c); err != nil {
+	if e.Subject, err = text(f.cfg.Subject, c); err != nil {
 		return nil, err
 	}
-	if in := c.Event; in != nil {
-		if ev.Hops = in.Hops + 1; ev.Hops > f.maxHops {
-			return nil, triggers.Permanentf(
-				"hop limit %d reached: %s publishes %s because of %s (event %s), which already passed through %d functions; this is a loop unless maxHops is too low: narrow the dependency of the sensor that listens to %s",
-				f.maxHops, caller(c), ev.Type, in.Type, in.ID, in.Hops, ev.Type)
-		}
-		for _, k := range [...]string{"traceparent", "tracestate"} {
-			if v, ok := in.Extensions[k]; ok {
-				setExtension(ev, k, v)
-			}
-		}
+	if len(f.cfg.Extensions) > 0 {
+		e.Extensions = make(map[string]string, len(f.cfg.Extensions))
 	}
 	for _, name := range slices.Sorted(maps.Keys(f.cfg.Extensions)) {
-		v, err := text(f.cfg.Extensions[name], c)
-		if err != nil {
+		if e.Extensions[name], err = text(f.cfg.Extensions[name], c); err != nil {
 			return nil, err
 		}
-		if v == "" {
-			delete(ev.Extensions, name)
-			continue
-		}
-		setExtension(ev, name, v)
+	}
+	ev, err := c.Derive(0, e, f.maxHops)
+	if err != nil {
+		return nil, err
 	}
 	return ev, f.data(ev, c)
-}
-
-// caller names who publishes, for people.
-func caller(c *triggers.Call) string {
-	if c.Sensor == "" {
-		return "function " + c.Function
-	}
-	return "trigger " + c.Trigger + " of sensor " + c.Sensor
-}
-
-func setExtension(ev *bus.Event, k, v string) {
-	if ev.Extensions == nil {
-		ev.Extensions = make(map[string]string, 2)
-	}
-	ev.Extensions[k] = v
 }
 
 // data fills data and content type in.

@@ -59,7 +59,7 @@ func TestEvent(t *testing.T) {
 		"text":           {"type: t\ncontentType: text/plain\ndata: id ${ data.id }", triggertest.NewCall("k"), `t /sensors/sensor  text/plain id 1234567890123456789 1`},
 		"null":           {"type: t\ndata: null", triggertest.NewCall("k"), `t /sensors/sensor    1`},
 		"hops":           {"type: t", deep, `t /sensors/sensor  application/json {"id":1234567890123456789} 4`},
-		"by hand":        {"type: t", &triggers.Call{Key: "k", Function: "f"}, `t /sensors/f    1`},
+		"by hand":        {"type: t", &triggers.Call{Key: "k", Function: "f"}, `t /functions/f    1`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ev, err := publish(t, tc.config, tc.call, &triggertest.Host{})

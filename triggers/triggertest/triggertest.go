@@ -144,8 +144,8 @@ func (s Suite) invoke(t *testing.T, ctx context.Context, f triggers.Function, v 
 	hung := time.AfterFunc(patience, func() { panic("triggertest: " + t.Name() + ": the call does not return") })
 	defer hung.Stop()
 	res, err := f.Invoke(ctx, c)
-	if len(res.Output) > triggers.MaxOutput || len(res.Logs) > triggers.MaxLogs {
-		t.Errorf("output of %d bytes and logs of %d are not capped", len(res.Output), len(res.Logs))
+	if len(res.Output) > triggers.MaxOutput || len(res.Logs.Stdout) > triggers.MaxLogs || len(res.Logs.Stderr) > triggers.MaxLogs {
+		t.Errorf("output of %d bytes and logs of %d and %d are not capped", len(res.Output), len(res.Logs.Stdout), len(res.Logs.Stderr))
 	}
 	for ref, value := range s.Secrets {
 		if err != nil && strings.Contains(err.Error(), value) || strings.Contains(res.Status, value) {
