@@ -332,6 +332,42 @@ func TestSpecTests(t *testing.T) {
 	}
 }
 
+// TestSpecTestsOfPages: a block marked `yaml test` is about the specs shown
+// before it, and passes.
+func TestSpecTestsOfPages(t *testing.T) {
+	for name, text := range pages(t) {
+		if name == "testing.md" { // has specs to all of its tests, and their output
+			continue
+		}
+		var before block
+		for _, b := range blocks(name, text) {
+			if b.info == "yaml" {
+				before = b
+			}
+			if b.info != "yaml test" {
+				continue
+			}
+			set := catalog.Loader().LoadBytes("specs.yaml", []byte(before.text)).Set()
+			files, found := catalog.Loader().LoadTestBytes("specs_test.yaml", []byte(b.text))
+			if len(found) > 0 || len(files) == 0 {
+				t.Fatal(b.place, found)
+			}
+			runner := spectest.New(set, engine.NewCompiler(catalog).Sensors(set), catalog.Sources)
+			for i := range files[0].Tests {
+				test := &files[0].Tests[i]
+				if found := runner.Check(test); len(found) > 0 {
+					t.Error(b.place, found)
+					continue
+				}
+				res, err := runner.Run(test)
+				if err != nil || len(res.Failures) > 0 {
+					t.Errorf("%s: %s: %v (error %v)", b.place, test.Name, res.Failures, err)
+				}
+			}
+		}
+	}
+}
+
 // TestCommands: the commands of the README exist, and so do the make targets,
 // flags and metrics that pages name.
 func TestCommands(t *testing.T) {

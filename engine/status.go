@@ -112,6 +112,11 @@ type SensorStatus struct {
 	Suppressed uint64 `json:"suppressed,omitempty"`
 	Debounced  uint64 `json:"debounced,omitempty"`
 	Skipped    uint64 `json:"skipped,omitempty"`
+	// Evicted is how many correlation keys were given up because the sensor kept
+	// more than it may; Keys and Bytes are what it keeps.
+	Evicted uint64 `json:"evicted,omitempty"`
+	Keys    uint64 `json:"keys,omitempty"`
+	Bytes   uint64 `json:"bytes,omitempty"`
 	// Problem is the last expression that failed or missed what it asked for,
 	// "" for none.
 	Problem string `json:"problem,omitempty"`

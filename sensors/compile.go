@@ -32,6 +32,7 @@ type Program struct {
 	routeNeed   need // what correlate reads
 	within      time.Duration
 	reset       schedule.Rule // nil for never
+	limits      Limits
 	triggers    []trigger
 	names       []string // of the triggers
 	fingerprint string
@@ -130,7 +131,7 @@ type template struct {
 // Compile compiles a sensor that is valid in itself. Diagnostics carry no
 // resource; the program is nil when there are errors.
 func Compile(name string, s *specs.Sensor) (*Program, specs.Diagnostics) {
-	c := &compilation{spec: s, program: &Program{name: name, within: s.Within.D()}}
+	c := &compilation{spec: s, program: &Program{name: name, within: s.Within.D(), limits: limits(s.Limits)}}
 	c.compile()
 	if c.found.HasErrors() {
 		return nil, c.found.Sort()

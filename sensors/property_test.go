@@ -69,6 +69,7 @@ type model struct {
 	odd    []bool // takes odd sequences only
 	counts []int
 	unique []bool // distinct values
+	most   int    // events that wait for one dependency
 	// absent is the number of the dependency after all others that is declared
 	// absent, -1 for none.
 	absent, after int
@@ -132,7 +133,11 @@ func (m *model) event(name, key, val string, seq uint64, now time.Time) (fired [
 				}
 			}
 			list = append(list, waiting{dep: d, seq: seq, at: now, val: val})
-			if n := m.waiting(list, d); m.picks[d] == specs.PickLatest && len(n) > m.counts[d] {
+			room := m.most
+			if m.picks[d] == specs.PickLatest {
+				room = m.counts[d]
+			}
+			if n := m.waiting(list, d); len(n) > room {
 				list = slices.DeleteFunc(list, func(w waiting) bool { return w == n[0] })
 			}
 			news = true
@@ -307,7 +312,8 @@ func TestStepAgainstModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		deps := rapid.IntRange(1, 3).Draw(t, "deps")
 		m := &model{wait: map[string][]waiting{}, fired: map[string]time.Time{}, gathered: map[string]*gathered{}, within: time.Duration(rapid.SampledFrom([]int{0, 3, 10}).Draw(t, "within")) * time.Minute}
-		s := &specs.Sensor{Within: specs.Duration(m.within)}
+		m.most = rapid.SampledFrom([]int{MaxKept, 3, 4}).Draw(t, "most")
+		s := &specs.Sensor{Within: specs.Duration(m.within), Limits: &specs.StateLimits{Events: m.most}}
 		for d := range deps {
 			m.names = append(m.names, rapid.SampledFrom([]string{"a", "b", "c", "*"}).Draw(t, "event"))
 			m.picks = append(m.picks, rapid.SampledFrom([]specs.Pick{specs.PickLatest, specs.PickFirst, specs.PickAll}).Draw(t, "pick"))

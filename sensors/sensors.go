@@ -80,6 +80,10 @@ const (
 	// Skipped: a step of a workflow does not fire, or a fan-out has no items;
 	// Detail says why.
 	Skipped
+	// Evicted: a key was given up with all that waited, because the sensor keeps
+	// as much as it may; Seq is the event after which it was not touched, Detail
+	// names the key, how many events waited, and the limit.
+	Evicted
 )
 
 // Verdict explains one decision about one event.

@@ -12,7 +12,8 @@ import (
 )
 
 // MaxKept is the most events that wait for one dependency of one trigger under
-// one correlation key. Beyond it the oldest is given up.
+// one correlation key, unless the sensor's [Limits] say less. Beyond it the
+// oldest is given up.
 const MaxKept = 10_000
 
 // KeyState is what a sensor keeps under one correlation key. The zero value is

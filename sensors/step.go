@@ -299,19 +299,18 @@ func (s *step) add(t *trigger, view triggerView, d int) (now triggerView, taken 
 			view = slices.Delete(view, same, same+1)
 		}
 	}
-	room := MaxKept
+	room := max(s.p.limits.Events, dep.count)
 	if dep.pick == specs.PickLatest {
 		room = dep.count
 	}
-	n, oldest := 0, -1
+	n := 0
 	for i := range view {
 		if view[i].dep == d {
-			if n++; oldest < 0 {
-				oldest = i
-			}
+			n++
 		}
 	}
-	if n >= room {
+	for ; n >= room; n-- { // more than one when the limit was higher before
+		oldest := slices.IndexFunc(view, func(k kept) bool { return k.dep == d })
 		s.superseded(t, d, view[oldest].seq)
 		view = slices.Delete(view, oldest, oldest+1)
 	}

@@ -443,6 +443,11 @@ func (d *decoder) dependencies(items []*node, s *Sensor) {
 		if dep.Absent != nil {
 			d.absent(n, path, dep, s)
 		}
+		if s.Limits != nil && s.Limits.Events > 0 && dep.Count > s.Limits.Events {
+			count := n.get("count")
+			d.errorf(count, join(path, "count"), CodeOutOfRange, "at most limits.events, "+strconv.Itoa(s.Limits.Events),
+				"%s is too large", count.describe())
+		}
 		if n.get("distinct") != nil && n.get("count") == nil && (dep.Pick == "" || dep.Pick == PickLatest) {
 			d.errorf(n.get("distinct"), join(path, "distinct"), CodeInvalidValue, "add count, pick: first or pick: all, or remove it",
 				"distinct changes nothing where only the latest event waits")

@@ -331,6 +331,14 @@ type Sensor struct {
 	Reset        *Reset       `yaml:"reset" doc:"When the events that wait are given up, whatever they wait for."`
 	Condition    Expr         `yaml:"condition" doc:"Expression over dependency names; default: all of them." example:"order && payment"`
 	Triggers     []Trigger    `yaml:"triggers" required:"true" doc:"What happens when the condition holds."`
+	Limits       *StateLimits `yaml:"limits" doc:"How much the sensor keeps at most."`
+}
+
+// StateLimits bound what one sensor keeps; 0 is the default.
+type StateLimits struct {
+	Keys   int  `yaml:"keys" min:"1" max:"100000000" doc:"Most correlation keys with state; default 1000000."`
+	Events int  `yaml:"events" min:"1" max:"10000" doc:"Most events that wait per correlation key, dependency and trigger; default 10000."`
+	Bytes  Size `yaml:"bytes" min:"1KiB" doc:"Most bytes of state, payloads not counted; default 256MiB." example:"64MiB"`
 }
 
 // Reset says at which points in time a sensor forgets the events that wait.

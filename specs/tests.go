@@ -95,7 +95,7 @@ type ExpectedFiring struct {
 // ExpectedVerdict is a verdict that a spec test expects.
 type ExpectedVerdict struct {
 	Sensor     string    `yaml:"sensor" required:"true" doc:"Name of the Sensor; that of a Subscription is subscription.NAME."`
-	Outcome    string    `yaml:"outcome" required:"true" enum:"missing,failed,superseded,expired,answered,suppressed,debounced,skipped,waiting" doc:"What the sensor says."`
+	Outcome    string    `yaml:"outcome" required:"true" enum:"missing,failed,superseded,expired,answered,suppressed,debounced,skipped,evicted,waiting" doc:"What the sensor says."`
 	Dependency string    `yaml:"dependency" doc:"Name of the dependency."`
 	Trigger    string    `yaml:"trigger" doc:"Name of the trigger."`
 	At         *Duration `yaml:"at" doc:"When, from the start of the test." example:"10m"`

@@ -148,8 +148,12 @@ func describe(w io.Writer, r *api.Resource) error {
 				{sn.Suppressed, "firings suppressed by a cooldown"},
 				{sn.Debounced, "conditions held again before it was quiet"},
 				{sn.Skipped, "steps of workflows skipped"},
+				{sn.Evicted, "correlation keys given up at a limit"},
 			} {
 				t.row(count(c.n), c.what)
+			}
+			if sn.Keys > 0 {
+				t.row(count(sn.Keys), fmt.Sprintf("correlation keys with state now, which count %d bytes", sn.Bytes))
 			}
 			if sn.Problem != "" {
 				t.row("last:", sn.Problem)

@@ -64,6 +64,9 @@ var (
 	descDebounced   = desc("sensor_debounced_total", "What held again before the quiet time of a trigger was over, which does not fire.", "sensor")
 	descSkipped     = desc("sensor_skipped_total", "Later steps of workflows that do not fire, and fan-outs without items.", "sensor")
 	descSuppressed  = desc("sensor_suppressed_total", "Firings within a trigger's cooldown, which call nothing.", "sensor")
+	descEvicted     = desc("sensor_evicted_total", "Correlation keys that were given up because the sensor kept more than its limits allow.", "sensor")
+	descKeys        = desc("sensor_keys", "Correlation keys with state.", "sensor")
+	descState       = desc("sensor_state_bytes", "What the state of a sensor counts, payloads not included.", "sensor")
 	descErrors      = desc("sensor_errors_total", "Expressions that asked for what is missing, or failed.", "sensor", "kind")
 	descCalls       = desc("trigger_calls_total", "Calls of a trigger's function by how they ended.", "sensor", "trigger", "result")
 	descRetried     = desc("trigger_retries_total", "Calls that will be repeated.", "sensor", "trigger")
@@ -87,7 +90,7 @@ var (
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descBuild, descReady, descBusOK, descBytes, descMaxBytes, descRecords, descUp, descRestarts, descEvents, descIntake, descLimited, descSourceLag, descLast, descPosition,
-		descCovered, descLag, descFailing, descUnmatched, descMatched, descFired, descSuperseded, descExpired, descSuppressed, descDebounced, descSkipped, descErrors, descCalls,
+		descCovered, descLag, descFailing, descUnmatched, descMatched, descFired, descSuperseded, descExpired, descSuppressed, descDebounced, descSkipped, descEvicted, descKeys, descState, descErrors, descCalls,
 		descRetried, descDuration, descRunning, descWaiting, descParked, descLetters, descDied, descRunsDropped, descGeneration,
 		descReloaded, descRefused, descFailed, descProblems, descResources, descAlarms,
 	} {
@@ -159,6 +162,9 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 			counter(descSuppressed, sn.Suppressed, r.RunsAs)
 			counter(descDebounced, sn.Debounced, r.RunsAs)
 			counter(descSkipped, sn.Skipped, r.RunsAs)
+			counter(descEvicted, sn.Evicted, r.RunsAs)
+			gauge(descKeys, float64(sn.Keys), r.RunsAs)
+			gauge(descState, float64(sn.Bytes), r.RunsAs)
 			counter(descErrors, sn.Missing, r.RunsAs, "missing")
 			counter(descErrors, sn.Failed, r.RunsAs, "failed")
 		}

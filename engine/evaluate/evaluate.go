@@ -7,8 +7,7 @@
 package evaluate
 
 import (
-	"cmp"
-	"container/heap"
+	"iter"
 	"strconv"
 	"time"
 
@@ -33,14 +32,24 @@ type Entry struct {
 	// Seen is the last event this state has seen.
 	Seen uint64
 	// Stored, Dirty and Epoch belong to who keeps the state elsewhere too.
-	Stored, Dirty bool
 	Epoch         uint64
+	Stored, Dirty bool
 
-	wake time.Time
+	waits  bool // until wake
+	queued bool // in the queue of deadlines, at latest for alarm
+	aged   bool // in the queue of its space
+	wake   int64
+	alarm  int64
+	size   int // what it counts in its space
 }
 
 // Wake is when the key must be stepped by time, zero for never.
-func (e *Entry) Wake() time.Time { return e.wake }
+func (e *Entry) Wake() time.Time {
+	if !e.waits {
+		return time.Time{}
+	}
+	return time.Unix(0, e.wake).UTC()
+}
 
 // Observer is told what the sensors, given by their index in [Evaluator.Use],
 // decide. What it is given belongs to the evaluator and is valid until the
@@ -52,8 +61,11 @@ type Observer interface {
 	Routed(sensor int, r sensors.Routing)
 	// Stepped is told how a step of a key went, before what it fires.
 	Stepped(sensor int, verdicts []sensors.Verdict)
-	// Changed is told of each key whose state was stepped; an empty state may
-	// be removed with [Evaluator.Drop].
+	// Evicted is told of each key that is given up because its sensor keeps more
+	// than it may. Its state is empty when Changed is told next.
+	Evicted(sensor int, ev Eviction)
+	// Changed is told of each key whose state was stepped or given up; an empty
+	// state may be removed with [Evaluator.Drop].
 	Changed(k Key, e *Entry)
 	// Fired is told of each firing, in their order.
 	Fired(sensor int, f *sensors.Firing)
@@ -72,8 +84,10 @@ type Evaluator struct {
 	index    *sensors.Index
 	byName   map[string]int
 	byRule   map[*sensors.Program]int
-	keys     map[Key]*Entry
-	wakes    wakeHeap
+	spaces   map[string]*space
+	keys     int
+	inForce  []*space // by the number of the sensor
+	wakes    deadlines
 	now      time.Time
 	position uint64
 
@@ -85,18 +99,20 @@ type Evaluator struct {
 // New returns an evaluator without sensors that stands behind the event at
 // position, with now as the log time.
 func New(o Observer, log string, position uint64, now time.Time) *Evaluator {
-	return &Evaluator{Log: log, observer: o, keys: map[Key]*Entry{}, position: position, now: now, index: sensors.NewIndex(nil)}
+	return &Evaluator{Log: log, observer: o, spaces: map[string]*space{}, position: position, now: now, index: sensors.NewIndex(nil)}
 }
 
 // Use puts sensors in force, whose names are unique. Of the events at one time
 // the first sensor decides first. The state of keys stays as it is; the caller
-// adapts it.
+// adapts it, and calls [Evaluator.Limit] then.
 func (e *Evaluator) Use(list []Sensor) {
 	e.sensors = list
 	e.byName, e.byRule = make(map[string]int, len(list)), make(map[*sensors.Program]int, len(list))
+	e.inForce = make([]*space, len(list))
 	programs := make([]*sensors.Program, len(list))
 	for i, s := range list {
 		e.byName[s.Name], e.byRule[s.Program], programs[i] = i, i, s.Program
+		e.inForce[i] = e.space(s.Name)
 	}
 	e.index = sensors.NewIndex(programs)
 }
@@ -118,59 +134,99 @@ func (e *Evaluator) Groups() []sensors.Group { return e.index.Groups() }
 // Now is the log time.
 func (e *Evaluator) Now() time.Time { return e.now }
 
-// Keys are the states by key. The caller may change what is in an entry and
-// calls [Evaluator.Schedule] then; it removes entries with [Evaluator.Drop].
-func (e *Evaluator) Keys() map[Key]*Entry { return e.keys }
-
-// Put sets the state of a key.
-func (e *Evaluator) Put(k Key, en *Entry) { e.keys[k] = en }
-
-// Drop forgets a key.
-func (e *Evaluator) Drop(k Key) { delete(e.keys, k) }
-
-// Schedule notes when a key, whose sensor is in force, must be stepped by time.
-func (e *Evaluator) Schedule(k Key) {
-	i, ok := e.byName[k.Sensor]
-	if en := e.keys[k]; ok && en != nil {
-		e.schedule(k, en, e.sensors[i].Program)
+// Keys are the states by key, in no order. The caller may change what is in an
+// entry and calls [Evaluator.Schedule] then; it removes entries with
+// [Evaluator.Drop], also while it ranges over them.
+func (e *Evaluator) Keys() iter.Seq2[Key, *Entry] {
+	return func(yield func(Key, *Entry) bool) {
+		for _, sp := range e.spaces {
+			for key, en := range sp.keys {
+				if !yield(Key{sp.sensor, key}, en) {
+					return
+				}
+			}
+		}
 	}
 }
 
-func (e *Evaluator) schedule(k Key, en *Entry, p *sensors.Program) {
-	at, ok := p.NextWake(en.State)
-	if !ok {
-		en.wake = time.Time{}
+// Len is the number of [Evaluator.Keys].
+func (e *Evaluator) Len() int { return e.keys }
+
+// Entry is the state of a key, nil for none.
+func (e *Evaluator) Entry(k Key) *Entry {
+	if sp := e.spaces[k.Sensor]; sp != nil {
+		return sp.keys[k.Key]
+	}
+	return nil
+}
+
+// Put sets the state of a key that has none. [Evaluator.Schedule] must follow.
+func (e *Evaluator) Put(k Key, en *Entry) { e.put(e.space(k.Sensor), k.Key, en) }
+
+// Drop forgets a key.
+func (e *Evaluator) Drop(k Key) {
+	en := e.Entry(k)
+	if en == nil {
 		return
 	}
-	if !at.Equal(en.wake) {
-		en.wake = at
-		heap.Push(&e.wakes, wakeItem{at, k})
+	sp := e.spaces[k.Sensor]
+	sp.count(en, 0)
+	e.wakes.none(en)
+	e.keys--
+	delete(sp.keys, k.Key)
+	if len(sp.keys) > 0 {
+		return
+	}
+	if sp.most > 1024 { // a map does not shrink
+		sp.keys, sp.most = map[string]*Entry{}, 0
+	}
+	if _, inForce := e.byName[k.Sensor]; !inForce {
+		delete(e.spaces, k.Sensor)
+	}
+}
+
+// Schedule takes notice of a state that the caller has changed, if its sensor
+// is in force: how much it counts and when it must be stepped by time.
+func (e *Evaluator) Schedule(k Key) {
+	i, ok := e.byName[k.Sensor]
+	if en := e.Entry(k); ok && en != nil {
+		e.take(e.inForce[i], k.Key, en, e.sensors[i].Program)
+	}
+}
+
+// take takes notice of the state of a key.
+func (e *Evaluator) take(sp *space, key string, en *Entry, p *sensors.Program) {
+	sp.count(en, p.Size(key, &en.State))
+	sp.age(key, en)
+	if at, ok := p.NextWake(en.State); ok {
+		e.wakes.at(at.UnixNano(), sp, key, en)
+	} else {
+		e.wakes.none(en)
+	}
+	if e.wakes.crowded() {
+		e.wakes.rebuild(e.spaces)
 	}
 }
 
 // NextWake is the earliest deadline; ok is false when there is none.
 func (e *Evaluator) NextWake() (at time.Time, ok bool) {
-	for len(e.wakes) > 0 {
-		w := e.wakes[0]
-		if en := e.keys[w.k]; en != nil && en.wake.Equal(w.at) {
-			return w.at, true
-		}
-		heap.Pop(&e.wakes)
+	d := e.wakes.first()
+	if d == nil {
+		return time.Time{}, false
 	}
-	return time.Time{}, false
+	return time.Unix(0, d.at).UTC(), true
 }
 
 // Deadlines steps all deadlines up to until, in the order (deadline, sensor,
 // key).
 func (e *Evaluator) Deadlines(until time.Time) {
 	for {
-		at, ok := e.NextWake()
-		if !ok || at.After(until) {
+		d := e.wakes.first()
+		if d == nil || d.at > until.UnixNano() {
 			return
 		}
-		k := e.wakes[0].k
-		heap.Pop(&e.wakes)
-		e.keys[k].wake = time.Time{}
+		at, k := time.Unix(0, d.at).UTC(), Key{d.space.sensor, d.key}
+		e.wakes.none(d.entry)
 		if at.After(e.now) {
 			e.now = at
 		}
@@ -233,59 +289,43 @@ func (e *Evaluator) match(sensor int, ev *bus.Event, matches []sensors.Match) {
 				e.deps = append(e.deps, o.Dep)
 			}
 		}
-		e.step(sensor, sensors.Input{LogID: id, Key: m.Key, Event: ev, Deps: e.deps, Time: e.now, Explain: e.Explain})
+		en := e.step(sensor, sensors.Input{LogID: id, Key: m.Key, Event: ev, Deps: e.deps, Time: e.now, Explain: e.Explain})
+		// A key that alone is more than the sensor may keep does not drive out the
+		// others.
+		if most := e.sensors[sensor].Program.Limits(); en != nil && en.size > most.Bytes && e.position > e.inForce[sensor].through {
+			e.evict(sensor, m.Key, en)
+		}
 	}
+	e.limit(sensor)
 }
 
-// step steps one key.
-func (e *Evaluator) step(sensor int, in sensors.Input) {
-	s := &e.sensors[sensor]
-	k := Key{s.Name, in.Key}
-	en := e.keys[k]
+// step steps one key, unless its state has seen the event before, and returns
+// the state, nil when there is none.
+func (e *Evaluator) step(sensor int, in sensors.Input) *Entry {
+	s, sp := &e.sensors[sensor], e.inForce[sensor]
+	en := sp.keys[in.Key]
 	var state sensors.KeyState
 	if en != nil {
 		if in.Event != nil && en.Seen >= in.Event.Seq {
-			return // stored with this event already, before a crash
+			return nil // stored with this event already, before a crash
 		}
 		state = en.State
 	}
 	state, firings, verdicts := s.Program.Step(state, in)
-	e.observer.Stepped(sensor, verdicts)
-	if en != nil || !state.Empty() {
-		if en == nil {
-			en = &Entry{}
-			e.keys[k] = en
-		}
+	if en == nil && !state.Empty() {
+		en = &Entry{}
+		e.put(sp, in.Key, en)
+	}
+	if en != nil {
 		en.State, en.Seen = state, e.position
-		e.schedule(k, en, s.Program)
-		e.observer.Changed(k, en)
+		e.take(sp, in.Key, en, s.Program)
+	}
+	e.observer.Stepped(sensor, verdicts)
+	if en != nil {
+		e.observer.Changed(Key{s.Name, in.Key}, en)
 	}
 	for i := range firings {
 		e.observer.Fired(sensor, &firings[i])
 	}
-}
-
-// wakeItem is a deadline of one key; it is void when the key's has changed.
-type wakeItem struct {
-	at time.Time
-	k  Key
-}
-
-type wakeHeap []wakeItem
-
-func (h wakeHeap) Len() int { return len(h) }
-func (h wakeHeap) Less(i, j int) bool {
-	return cmp.Or(h[i].at.Compare(h[j].at), cmp.Compare(h[i].k.Sensor, h[j].k.Sensor), cmp.Compare(h[i].k.Key, h[j].k.Key)) < 0
-}
-func (h wakeHeap) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
-
-// Push and Pop are for container/heap.
-func (h *wakeHeap) Push(x any) { *h = append(*h, x.(wakeItem)) }
-
-// Pop is for container/heap.
-func (h *wakeHeap) Pop() any {
-	old := *h
-	x := old[len(old)-1]
-	*h = old[:len(old)-1]
-	return x
+	return en
 }

@@ -42,6 +42,10 @@ func (l *log) Stepped(sensor int, vs []sensors.Verdict) {
 	}
 }
 
+func (l *log) Evicted(sensor int, ev evaluate.Eviction) {
+	l.add(sensor, "evicts %s, %d events, seen %d", ev.Key, ev.Events, ev.Seen)
+}
+
 func (l *log) Changed(k evaluate.Key, e *evaluate.Entry) {
 	if e.State.Empty() {
 		l.e.Drop(k)
@@ -103,8 +107,8 @@ func TestDeadlinesAreInOrder(t *testing.T) {
 		"10m0s y wants k\n10m0s x wants k\n10m0s z wants k")
 	l.event(4, 9*time.Minute, "a", `{"key": "k"}`)
 	l.is(t, "10m0s y wants k\n10m0s y fires k\n10m0s x wants k\n10m0s x fires k\n10m0s z wants k\n10m0s z fires k")
-	if len(l.e.Keys()) != 0 {
-		t.Errorf("keys are left: %v", l.e.Keys())
+	if n := l.e.Len(); n != 0 {
+		t.Errorf("%d keys are left", n)
 	}
 	l.e.Deadlines(l.start.Add(time.Hour))
 	if l.e.Now().Sub(l.start) != 10*time.Minute {
@@ -118,7 +122,7 @@ func TestSeenEventsAreSkipped(t *testing.T) {
 	l.event(1, 0, "a", `{"key": "k"}`)
 	k := evaluate.Key{Sensor: "x", Key: "k"}
 	again := newLog(program(t, "x", 0, ""))
-	again.e.Put(k, &evaluate.Entry{State: l.e.Keys()[k].State, Seen: 2})
+	again.e.Put(k, &evaluate.Entry{State: l.e.Entry(k).State, Seen: 2})
 	again.event(2, 0, "b", `{"key": "k"}`)
 	again.is(t, "0s x wants k")
 	again.event(3, 0, "b", `{"key": "k"}`)

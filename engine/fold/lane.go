@@ -1,6 +1,7 @@
 package fold
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/sensor-engine/engine/bus"
@@ -30,6 +31,7 @@ type lane struct {
 	// already.
 	trailing bool
 	dirty    []evaluate.Key
+	evicted  []evicted // since the last batch
 }
 
 // newLane returns a lane without sensors that stands behind the event at pos,
@@ -101,7 +103,38 @@ func (l *lane) Routed(sensor int, r sensors.Routing) {
 
 // Stepped counts how a step went.
 func (l *lane) Stepped(sensor int, verdicts []sensors.Verdict) {
-	l.running[sensor].stats.count(verdicts)
+	st := l.running[sensor].stats
+	st.count(verdicts)
+	st.uses(l.eval.Usage(sensor))
+}
+
+// Evicted takes notice of a key that was given up.
+func (l *lane) Evicted(sensor int, ev evaluate.Eviction) {
+	run := &l.running[sensor]
+	l.evicted = append(l.evicted, evicted{sensor: run.Name, Eviction: ev})
+	run.stats.evicted.Add(1)
+	run.stats.uses(l.eval.Usage(sensor))
+	if now := time.Now(); now.Sub(run.stats.told) >= evictionsTold {
+		run.stats.told = now
+		most := run.Program.Limits()
+		l.s.d.o.Alarm("state-evicted", fmt.Sprintf("sensor %s keeps as much as it may (%d keys, %d bytes) and gives up what was touched longest ago: %s",
+			run.Name, most.Keys, most.Bytes, ev.Verdict().Detail))
+	}
+}
+
+// limit sees to the limits of sensors that were put in force under a
+// checkpoint. After a crash before the next one, the rest is found out again.
+func (l *lane) limit() {
+	l.eval.Limit()
+	l.evicted = nil
+	l.measure()
+}
+
+// measure takes notice of what all sensors keep.
+func (l *lane) measure() {
+	for i := range l.running {
+		l.running[i].stats.uses(l.eval.Usage(i))
+	}
 }
 
 // Changed marks a key as changed in this batch.
@@ -142,13 +175,18 @@ func (l *lane) save(b *batch) {
 		l.saveKey(b, k)
 	}
 	l.dirty = l.dirty[:0]
+	for _, ev := range l.evicted {
+		ev.through = l.pos
+		b.evicted = append(b.evicted, ev)
+	}
+	l.evicted = l.evicted[:0]
 }
 
 // saveKey encodes the state of a key. An empty one is stored as a tombstone: a
 // recovery must know what it has seen, and that the key has nothing else.
 func (l *lane) saveKey(b *batch, k evaluate.Key) {
 	stones := &l.s.stones
-	en := l.eval.Keys()[k]
+	en := l.eval.Entry(k)
 	en.Dirty = false
 	empty := en.State.Empty()
 	if empty {

@@ -36,8 +36,10 @@ type session struct {
 	lastFound uint64              // the last of the firings found in JOBS
 	begun     time.Time           // when the session began
 	recoverTo uint64              // last position that left traces beyond the checkpoint
+	decided   map[string]uint64   // by sensor, the last position whose evictions were decided before
 	end       uint64              // last event known to be stored
 	gone      uint64              // last position that left traces and is not stored any more
+	changed   bool                // the rules are others than those of the checkpoint
 	recovered bool
 	batch     *batch
 	commits   chan *batch
@@ -52,9 +54,10 @@ type batch struct {
 	epoch    uint64            // the lowest of sensor state that counts
 	found    uint64            // a job found by the recovery, up to which all are covered
 	states   map[string][]byte // by STATE key
-	tombs    []string          // tombstones to delete under the checkpoint
-	urgent   bool              // do not wait for the checkpoint interval
-	stored   chan struct{}     // closed when the checkpoint covers it
+	evicted  []evicted
+	tombs    []string      // tombstones to delete under the checkpoint
+	urgent   bool          // do not wait for the checkpoint interval
+	stored   chan struct{} // closed when the checkpoint covers it
 
 	mu      sync.Mutex
 	pending int // firings not yet acknowledged, plus one while the fold adds
@@ -100,7 +103,7 @@ func (d *Dispatcher) session(parent context.Context) error {
 	// a last checkpoint, so the session's own context outlives it.
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(parent))
 	defer cancel(nil)
-	s := &session{d: d, ctx: ctx, begun: time.Now(), commits: make(chan *batch, 16)}
+	s := &session{d: d, ctx: ctx, begun: time.Now(), decided: map[string]uint64{}, commits: make(chan *batch, 16)}
 	if err := s.recover(parent); err != nil {
 		return err
 	}
@@ -179,6 +182,9 @@ func (s *session) recover(ctx context.Context) error {
 	if err := s.loadKeys(ctx, cp.Epoch); err != nil {
 		return fmt.Errorf("loading sensor state: %w", err)
 	}
+	if err := s.loadEvictions(ctx); err != nil {
+		return fmt.Errorf("loading what was evicted: %w", err)
+	}
 	if s.gone > 0 && cp.Log == info.ID {
 		d.o.Alarm("log-shortened", fmt.Sprintf("EVENTS ends at %d, and events up to %d were folded: %d are missing, for example after a restore or a power loss; sensor state that came of them is dropped", s.end, s.gone, s.gone-s.end))
 	}
@@ -190,6 +196,7 @@ func (s *session) recover(ctx context.Context) error {
 			return err
 		}
 	}
+	s.changed = rev != 0 && cp.Spec != s.rules.Hash
 	d.position.Store(pos)
 	d.covered.Store(pos)
 	d.o.Covered(pos, s.job)
@@ -277,7 +284,9 @@ func (s *session) loadKeys(ctx context.Context, floor uint64) error {
 			return nil
 		}
 		s.main.eval.Put(evaluate.Key{Sensor: st.sensor, Key: st.key}, &evaluate.Entry{State: state, Seen: st.seen, Stored: true, Epoch: st.epoch})
-		s.recoverTo = max(s.recoverTo, st.seen)
+		if st.seen > s.main.pos {
+			s.decided[st.sensor] = max(s.decided[st.sensor], st.seen)
+		}
 		return nil
 	})
 	if err != nil {
@@ -352,6 +361,7 @@ func (s *session) swap(rules *Rules) error {
 		case was == nil || is == nil || was.Program.StateFingerprint() != is.Program.StateFingerprint():
 			dropped[k.Sensor]++
 			en.State = sensors.KeyState{}
+			s.main.eval.Schedule(k)
 		case was.Hash == is.Hash:
 			continue
 		default:
@@ -360,6 +370,7 @@ func (s *session) swap(rules *Rules) error {
 		}
 		s.main.Changed(k, en)
 	}
+	s.main.limit()
 	for name, n := range dropped {
 		s.d.log.Info("sensor state dropped: its dependencies changed or it was removed", "sensor", name, "keys", n)
 	}
@@ -387,6 +398,9 @@ func (s *session) fold(stop context.Context) error {
 	defer rd.Close()
 	s.batch = newBatch()
 	defer func() { s.batch.ack(bus.Ack{}, nil) }()
+	if s.changed {
+		s.main.limit()
+	}
 	for {
 		// Calls from outside interrupt the wait for events.
 		ctx, cancel := context.WithCancel(stop)
@@ -424,6 +438,7 @@ func (s *session) endRecovery() {
 	s.recovered = true
 	s.d.setFailing(nil)
 	s.d.ready.Store(true)
+	s.main.measure()
 	for k, en := range s.main.eval.Keys() {
 		if en.State.Empty() {
 			s.main.Changed(k, en)
@@ -443,6 +458,9 @@ func (s *session) foldUntil(ctx context.Context, rd bus.Reader) error {
 		}
 		for i := range recs {
 			s.event(&recs[i])
+			if len(s.main.evicted) >= mostEvicted {
+				s.send(false)
+			}
 		}
 		s.send(false)
 		if recovering && s.main.pos >= s.recoverTo {
@@ -551,10 +569,10 @@ func (s *session) commit() error {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for b := range s.commits {
-		group := []*batch{b}
+		group, evicted := []*batch{b}, len(b.evicted)
 		urgent := b.urgent
 		for wait := s.d.o.CheckpointEvery - time.Since(last); ; wait = s.d.o.CheckpointEvery - time.Since(last) {
-			if urgent || wait <= 0 {
+			if urgent || wait <= 0 || evicted >= mostEvicted {
 				break
 			}
 			timer.Reset(wait)
@@ -565,7 +583,7 @@ func (s *session) commit() error {
 					break
 				}
 				group = append(group, more)
-				urgent = more.urgent
+				urgent, evicted = more.urgent, evicted+len(more.evicted)
 			case <-timer.C:
 			}
 		}
@@ -579,8 +597,8 @@ func (s *session) commit() error {
 
 // store makes one checkpoint that covers group.
 func (s *session) store(group []*batch) error {
-	store := s.d.o.Bus.State()
 	states := group[0].states
+	var evicted []evicted
 	var tombs []string
 	published := false
 	for i, b := range group {
@@ -594,7 +612,7 @@ func (s *session) store(group []*batch) error {
 		}
 		s.job = max(s.job, b.lastJob, b.found)
 		published = published || b.lastJob > 0
-		tombs = append(tombs, b.tombs...)
+		tombs, evicted = append(tombs, b.tombs...), append(evicted, b.evicted...)
 		if i == 0 || len(b.states) == 0 {
 			continue
 		}
@@ -611,7 +629,10 @@ func (s *session) store(group []*batch) error {
 			return fmt.Errorf("publishing firings: %w", err)
 		}
 	}
-	if err := s.storeKeys(store, states); err != nil {
+	if err := s.storeEvictions(evicted); err != nil {
+		return fmt.Errorf("storing what was evicted: %w", err)
+	}
+	if err := s.storeKeys(states); err != nil {
 		return fmt.Errorf("storing sensor state: %w", err)
 	}
 	// What came to life again after its tombstone was given up stays.
@@ -657,22 +678,26 @@ func (s *session) storeCheckpoint(ctx context.Context, cp checkpoint) error {
 	return nil
 }
 
-func (s *session) storeKeys(store bus.Store, states map[string][]byte) error {
-	if len(states) == 0 && len(s.tombs) == 0 {
+func (s *session) storeKeys(states map[string][]byte) error {
+	rest := slices.DeleteFunc(s.tombs, func(k string) bool { _, reborn := states[k]; return reborn })
+	return s.put(states, rest)
+}
+
+// put writes values into STATE by their key, removes others, and returns when
+// that is durable.
+func (s *session) put(values map[string][]byte, remove []string) error {
+	if len(values) == 0 && len(remove) == 0 {
 		return nil
 	}
-	acks := newBatch()
+	store, acks := s.d.o.Bus.State(), newBatch()
 	done := func(_ uint64, err error) { acks.ack(bus.Ack{}, err) }
-	for k, v := range states {
+	for k, v := range values {
 		acks.add()
 		if err := store.PutAsync(s.ctx, k, v, done); err != nil {
 			acks.ack(bus.Ack{}, err)
 		}
 	}
-	for _, k := range s.tombs {
-		if _, reborn := states[k]; reborn {
-			continue
-		}
+	for _, k := range remove {
 		acks.add()
 		if err := store.DeleteAsync(s.ctx, k, done); err != nil {
 			acks.ack(bus.Ack{}, err)

@@ -3,6 +3,7 @@ package fold
 import (
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"github.com/sensor-engine/engine/sensors"
 )
@@ -10,6 +11,9 @@ import (
 // Counts are the counters of one sensor since the start, at one moment.
 type Counts struct {
 	Matched, Fired, Missing, Failed, Superseded, Expired, Suppressed, Debounced, Skipped uint64
+	// Evicted is how many keys were given up because the sensor kept more than
+	// it may; Keys and Bytes are what it keeps.
+	Evicted, Keys, Bytes uint64
 	// Problem is the last expression that failed or missed what it asked for,
 	// "" for none.
 	Problem string
@@ -20,6 +24,8 @@ type Counts struct {
 type stats struct {
 	matched, fired, missing, failed, superseded, expired, suppressed, debounced, skipped atomic.Uint64
 	problem                                                                              atomic.Pointer[problem]
+	evicted, keys, bytes                                                                 atomic.Uint64
+	told                                                                                 time.Time // when an alarm told of evictions; the fold's
 	// shares are the groups of the index that decide for this sensor; the
 	// dispatcher's mu guards the slice.
 	shares []share
@@ -54,6 +60,16 @@ func (p *problem) text(dependency string) string {
 	return fmt.Sprintf("event %d, %s: %s%s", p.Seq, where, what, p.Detail)
 }
 
+// uses takes notice of what the sensor keeps.
+func (s *stats) uses(keys, bytes int) {
+	if n := uint64(keys); s.keys.Load() != n {
+		s.keys.Store(n)
+	}
+	if n := uint64(bytes); s.bytes.Load() != n {
+		s.bytes.Store(n)
+	}
+}
+
 // count takes verdicts about one sensor in.
 func (s *stats) count(vs []sensors.Verdict) {
 	for i := range vs {
@@ -74,7 +90,7 @@ func (s *stats) count(vs []sensors.Verdict) {
 			s.debounced.Add(1)
 		case sensors.Skipped:
 			s.skipped.Add(1)
-		case sensors.Yes, sensors.No, sensors.Waiting, sensors.Fired, sensors.Answered:
+		case sensors.Yes, sensors.No, sensors.Waiting, sensors.Fired, sensors.Answered, sensors.Evicted:
 		}
 	}
 }
@@ -95,6 +111,7 @@ func (s *stats) counts() Counts {
 		Matched: s.matched.Load(), Fired: s.fired.Load(), Missing: s.missing.Load(), Failed: s.failed.Load(),
 		Superseded: s.superseded.Load(), Expired: s.expired.Load(), Suppressed: s.suppressed.Load(),
 		Debounced: s.debounced.Load(), Skipped: s.skipped.Load(),
+		Evicted: s.evicted.Load(), Keys: s.keys.Load(), Bytes: s.bytes.Load(),
 	}
 	seq := uint64(0)
 	if p := s.problem.Load(); p != nil {

@@ -51,14 +51,13 @@ func (t *tombstones) found(epoch uint64) { t.epoch = max(t.epoch, epoch) }
 // epoch when there are no more.
 func (s *session) sweep(b *batch) {
 	t := &s.stones
-	keys := s.main.eval.Keys()
 	if !t.sweeping {
-		if len(t.names) < max(t.least, len(keys)) {
+		if len(t.names) < max(t.least, s.main.eval.Len()) {
 			return
 		}
 		t.sweeping = true
 		t.epoch++
-		for k, en := range keys {
+		for k, en := range s.main.eval.Keys() {
 			if en.Stored {
 				t.rest = append(t.rest, k)
 			}
@@ -66,7 +65,7 @@ func (s *session) sweep(b *batch) {
 	}
 	n := min(len(t.rest), sweepBatch)
 	for _, k := range t.rest[:n] {
-		if en := keys[k]; en != nil && en.Stored && en.Epoch < t.epoch {
+		if en := s.main.eval.Entry(k); en != nil && en.Stored && en.Epoch < t.epoch {
 			s.main.saveKey(b, k)
 		}
 	}

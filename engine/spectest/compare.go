@@ -15,7 +15,8 @@ import (
 // outcomes are the outcomes of verdicts by their names in tests.
 var outcomes = map[string]sensors.Outcome{
 	"missing": sensors.Missing, "failed": sensors.Failed, "superseded": sensors.Superseded,
-	"expired": sensors.Expired, "answered": sensors.Answered, "suppressed": sensors.Suppressed, "debounced": sensors.Debounced, "skipped": sensors.Skipped, "waiting": sensors.Waiting,
+	"expired": sensors.Expired, "answered": sensors.Answered, "suppressed": sensors.Suppressed, "debounced": sensors.Debounced, "skipped": sensors.Skipped,
+	"evicted": sensors.Evicted, "waiting": sensors.Waiting,
 }
 
 // missing finds the verdicts that were expected and not given. Each verdict

@@ -273,6 +273,11 @@ func (r *recorder) Stepped(sensor int, vs []sensors.Verdict) {
 	r.add(r.runner.sensors[sensor].Name, vs...)
 }
 
+// Evicted keeps what was given up.
+func (r *recorder) Evicted(sensor int, ev evaluate.Eviction) {
+	r.add(r.runner.sensors[sensor].Name, ev.Verdict())
+}
+
 // Changed forgets keys that wait for nothing.
 func (r *recorder) Changed(k evaluate.Key, e *evaluate.Entry) {
 	if e.State.Empty() {
