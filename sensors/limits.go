@@ -51,16 +51,11 @@ func (p *Program) Size(key string, s *KeyState) int {
 		n += p.sizeOf(v)
 	}
 	for _, h := range s.holds() {
-		for _, set := range h.sets {
-			n += p.sizeOf(set)
-		}
+		n += p.sizeOf(h.kept)
 	}
 	for i := range s.flows() {
 		f := &s.more.flows[i]
-		n += flowBytes
-		for _, set := range f.sets {
-			n += p.sizeOf(set)
-		}
+		n += flowBytes + p.sizeOf(f.kept)
 		for j := range f.steps {
 			n += refBytes * len(f.steps[j].answers)
 		}
