@@ -385,6 +385,13 @@ func TestExplain(t *testing.T) {
 	if len(vs) != 1 || vs[0].Outcome != Fired || vs[0].Detail != fs[0].Key {
 		t.Errorf("%+v", vs)
 	}
+	// A list that is not complete waits, too.
+	s := sensor("a", "t=a")
+	s.Dependencies[0].Count = 2
+	_, _, vs = compileOK(t, s).Step(KeyState{}, Input{Event: r.event("a", "", 0), Deps: []int{0}, Time: t0, Explain: true})
+	if len(vs) != 1 || vs[0].Outcome != Waiting || vs[0].Detail != "the condition does not hold; not arrived: a" {
+		t.Errorf("%+v", vs)
+	}
 }
 
 func TestFiring(t *testing.T) {

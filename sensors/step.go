@@ -264,7 +264,13 @@ func (s *step) work(i int, view triggerView) triggerView {
 	t := &s.p.triggers[i]
 	for {
 		used, have := s.choose(t, view)
-		if have == 0 || !s.decide(t, have, used) {
+		if have == 0 {
+			if len(view) > 0 { // a list that is not complete
+				s.waiting(t, have)
+			}
+			return view
+		}
+		if !s.decide(t, have, used) {
 			return view
 		}
 		s.fire(i, t, used)
