@@ -129,9 +129,13 @@ func (d *Dispatcher) floor(ctx context.Context) (uint64, error) {
 	_, covered := d.Position()
 	floor := covered + 1
 	err := d.do(ctx, func(s *session) error {
+		// What states do not refer to any more because it fired must be in JOBS.
+		if err := s.barrier(); err != nil {
+			return err
+		}
 		for _, en := range s.main.eval.Keys() {
-			for _, seq := range en.State.Refs() {
-				floor = min(floor, seq)
+			if least := en.State.MinRef(); least > 0 {
+				floor = min(floor, least)
 			}
 		}
 		return nil
