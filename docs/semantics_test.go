@@ -73,23 +73,11 @@ func TestSemantics(t *testing.T) {
 			want[r.file] = append(want[r.file], r.rows...)
 		}
 	}
-	l, err := catalog.Loader().Load(t.Context(), semantics)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tests, err := catalog.Loader().LoadTests(t.Context(), semantics)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := engine.NewCompiler(catalog)
-	if found := slices.Concat(l.Diagnostics, c.Check(l.Set(), l.Invalid...), tests.Diagnostics); len(found) > 0 {
-		t.Fatal(found)
-	}
-	runner := spectest.New(l.Set(), c.Sensors(l.Set()), catalog.Sources)
-	for i := range tests.Files {
-		file := filepath.Base(tests.Files[i].Pos.File)
-		for j := range tests.Files[i].Tests {
-			test := &tests.Files[i].Tests[j]
+	runner, files := semanticsTests(t)
+	for i := range files {
+		file := filepath.Base(files[i].Pos.File)
+		for j := range files[i].Tests {
+			test := &files[i].Tests[j]
 			if k := slices.Index(want[file], test.Name); k >= 0 {
 				want[file] = slices.Delete(want[file], k, k+1)
 			} else {
@@ -103,6 +91,24 @@ func TestSemantics(t *testing.T) {
 			t.Errorf("sensors.md: %s has no test with the name %q", file, row)
 		}
 	}
+}
+
+// semanticsTests loads the spec tests of the rules, and what runs them.
+func semanticsTests(t *testing.T) (*spectest.Runner, []specs.TestFile) {
+	t.Helper()
+	l, err := catalog.Loader().Load(t.Context(), semantics)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tests, err := catalog.Loader().LoadTests(t.Context(), semantics)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := engine.NewCompiler(catalog)
+	if found := slices.Concat(l.Diagnostics, c.Check(l.Set(), l.Invalid...), tests.Diagnostics); len(found) > 0 {
+		t.Fatal(found)
+	}
+	return spectest.New(l.Set(), c.Sensors(l.Set()), catalog.Sources), tests.Files
 }
 
 // passes runs a spec test.
