@@ -3,6 +3,7 @@ package sources
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"unicode"
 )
@@ -82,8 +83,9 @@ func identifier(name string) error {
 
 // Conflict reports whether two routes claim a request and neither is more
 // specific than the other, by the rules of net/http: `/orders/new` and
-// `/orders/{id}` live together, `/{shop}/new` and `/orders/{id}` do not. Routes
-// whose path does not parse conflict with nothing.
+// `/orders/{id}` live together, `/{shop}/new` and `/orders/{id}` do not; a
+// route for some hosts is more specific than one for all. Routes whose path
+// does not parse conflict with nothing.
 func Conflict(a, b Route) bool {
 	pa, err := ParsePath(a.Path)
 	if err != nil {
@@ -93,17 +95,24 @@ func Conflict(a, b Route) bool {
 	if err != nil {
 		return false
 	}
-	return Overlap(a.Methods, pa, b.Methods, pb)
+	return Overlap(a, pa, b, pb)
 }
 
 // Overlap is [Conflict] for paths that were parsed before.
-func Overlap(am []string, ap []Segment, bm []string, bp []Segment) bool {
+func Overlap(a Route, ap []Segment, b Route, bp []Segment) bool {
+	// A route for some hosts wins over one for all.
+	if (len(a.Hosts) == 0) != (len(b.Hosts) == 0) {
+		return false
+	}
+	if len(a.Hosts) > 0 && !slices.ContainsFunc(a.Hosts, func(h string) bool { return slices.Contains(b.Hosts, h) }) {
+		return false
+	}
 	paths := comparePaths(ap, bp)
 	if paths == disjoint {
 		return false
 	}
-	for _, m := range orAny(am) {
-		for _, n := range orAny(bm) {
+	for _, m := range orAny(a.Methods) {
+		for _, n := range orAny(b.Methods) {
 			switch methods := compareMethods(m, n); {
 			case methods == disjoint:
 			case methods == equal && (paths == equal || paths == overlaps),

@@ -159,6 +159,13 @@ type Route struct {
 	// Path is the pattern of the path as in net/http: `{name}` matches one
 	// segment, a final `{name...}` the rest.
 	Path string
+	// Hosts are the names under which it is served, in small letters and
+	// without a port; empty means all.
+	Hosts []string
+	// Preflight is true when the handler also answers OPTIONS, by which
+	// browsers ask before they send one of Methods to another origin. Routes
+	// of one path with other methods share that.
+	Preflight bool
 }
 
 // Factory makes sources of one type.

@@ -77,24 +77,30 @@ func FuzzParsePath(f *testing.F) {
 
 func TestConflict(t *testing.T) {
 	get, post := []string{"GET"}, []string{"POST"}
+	at := func(methods []string, path string, hosts ...string) Route {
+		return Route{Methods: methods, Path: path, Hosts: hosts}
+	}
 	for _, tt := range []struct {
 		a, b Route
 		want bool
 	}{
-		{Route{post, "/a"}, Route{post, "/a"}, true},
-		{Route{post, "/a"}, Route{get, "/a"}, false},
-		{Route{post, "/a"}, Route{nil, "/a"}, false},
-		{Route{[]string{"GET", "POST"}, "/a"}, Route{post, "/a"}, true},
-		{Route{post, "/a/{x}"}, Route{post, "/a/b"}, false},
-		{Route{post, "/a/{x}"}, Route{post, "/a/{y}"}, true},
-		{Route{post, "/a/{x}"}, Route{post, "/{y}/b"}, true},
-		{Route{post, "/a/{x}"}, Route{get, "/{y}/b"}, false},
-		{Route{post, "/a/{x}"}, Route{nil, "/a/b"}, true}, // POST /a/b: which one?
-		{Route{post, "/a/b"}, Route{nil, "/a/{x}"}, false},
-		{Route{post, "/a/"}, Route{post, "/a/{x...}"}, true},
-		{Route{post, "/a/"}, Route{post, "/a/{$}"}, false},
-		{Route{post, "/a/"}, Route{post, "/a"}, false},
-		{Route{post, "bad"}, Route{post, "bad"}, false},
+		{at(post, "/a"), at(post, "/a"), true},
+		{at(post, "/a"), at(get, "/a"), false},
+		{at(post, "/a"), at(nil, "/a"), false},
+		{at([]string{"GET", "POST"}, "/a"), at(post, "/a"), true},
+		{at(post, "/a/{x}"), at(post, "/a/b"), false},
+		{at(post, "/a/{x}"), at(post, "/a/{y}"), true},
+		{at(post, "/a/{x}"), at(post, "/{y}/b"), true},
+		{at(post, "/a/{x}"), at(get, "/{y}/b"), false},
+		{at(post, "/a/{x}"), at(nil, "/a/b"), true}, // POST /a/b: which one?
+		{at(post, "/a/b"), at(nil, "/a/{x}"), false},
+		{at(post, "/a/"), at(post, "/a/{x...}"), true},
+		{at(post, "/a/"), at(post, "/a/{$}"), false},
+		{at(post, "/a/"), at(post, "/a"), false},
+		{at(post, "bad"), at(post, "bad"), false},
+		{at(post, "/a", "x"), at(post, "/a"), false},
+		{at(post, "/a", "x"), at(post, "/a", "y"), false},
+		{at(post, "/a", "x", "y"), at(post, "/a", "y"), true},
 	} {
 		if got := Conflict(tt.a, tt.b); got != tt.want || Conflict(tt.b, tt.a) != tt.want {
 			t.Errorf("Conflict(%v, %v) = %v, want %v in both directions", tt.a, tt.b, got, tt.want)

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net"
 	"net/http"
 	"net/url"
 	"runtime/debug"
@@ -71,10 +72,11 @@ func (e *ConflictError) Error() string {
 }
 
 func describe(r sources.Route) string {
+	path := strings.Join(r.Hosts, ",") + r.Path
 	if len(r.Methods) == 0 {
-		return r.Path
+		return path
 	}
-	return strings.Join(r.Methods, ",") + " " + r.Path
+	return strings.Join(r.Methods, ",") + " " + path
 }
 
 // Handle serves r with h until remove is called, which may be done twice.
@@ -98,7 +100,7 @@ func (t *Table) Handle(owner string, r sources.Route, h http.Handler) (remove fu
 	defer t.mu.Unlock()
 	replaced := false
 	for _, o := range t.routes {
-		if !sources.Overlap(o.route.Methods, o.segs, r.Methods, segs) {
+		if !sources.Overlap(o.route, o.segs, r, segs) {
 			continue
 		}
 		if o.owner != owner {
@@ -108,7 +110,7 @@ func (t *Table) Handle(owner string, r sources.Route, h http.Handler) (remove fu
 	}
 	if replaced {
 		t.routes = slices.DeleteFunc(t.routes, func(o *entry) bool {
-			return o.owner == owner && sources.Overlap(o.route.Methods, o.segs, r.Methods, segs)
+			return o.owner == owner && sources.Overlap(o.route, o.segs, r, segs)
 		})
 	}
 	t.routes = append(t.routes, e)
@@ -181,7 +183,7 @@ func (t *Table) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		opened := t.opened.Load()
 		tr := t.current()
 		var space [8]string
-		if e, values := tr.lookup(r.Method, r.URL, space[:0]); e != nil {
+		if e, values := tr.lookup(r, space[:0]); e != nil {
 			t.serve(e, values, w, r)
 			return
 		}
@@ -229,7 +231,7 @@ func (t *Table) comesBack(r *http.Request) bool {
 	t.prune()
 	var until time.Time
 	for _, d := range t.leaving {
-		if e, _ := d.tree.lookup(r.Method, r.URL, nil); e != nil {
+		if e, _ := d.tree.lookup(r, nil); e != nil {
 			until = d.until
 		}
 	}
@@ -259,7 +261,7 @@ func (t *Table) comesBack(r *http.Request) bool {
 func refuse(tr *tree, opened bool, w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
 	status, text := http.StatusNotFound, "nothing is served at this path"
-	if allowed := tr.allowed(r.URL); len(allowed) > 0 {
+	if allowed := tr.allowed(r); len(allowed) > 0 {
 		h.Set("Allow", strings.Join(allowed, ", "))
 		status, text = http.StatusMethodNotAllowed, "this path does not take the method"
 	} else if !opened {
@@ -271,10 +273,14 @@ func refuse(tr *tree, opened bool, w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write([]byte(`{"error":"` + text + "\"}\n"))
 }
 
-// tree is an immutable set of routes, by method; "" is any method.
+// tree is an immutable set of routes: those for all hosts, and those of some.
 type tree struct {
-	methods map[string]*methodTree
+	all   methods
+	hosts map[string]methods
 }
+
+// methods are routes by method; "" is any method.
+type methods map[string]*methodTree
 
 type methodTree struct {
 	exact map[string]*entry // by path, those without wildcards
@@ -290,33 +296,57 @@ type node struct {
 }
 
 func build(routes []*entry) *tree {
-	t := &tree{methods: map[string]*methodTree{}}
-	for _, e := range routes {
-		methods := e.route.Methods
-		if len(methods) == 0 {
-			methods = []string{""}
+	t := &tree{all: methods{}}
+	each := func(e *entry, do func(methods)) {
+		if len(e.route.Hosts) == 0 {
+			do(t.all)
 		}
-		for _, m := range methods {
-			mt := t.methods[m]
-			if mt == nil {
-				mt = &methodTree{exact: map[string]*entry{}}
-				t.methods[m] = mt
+		for _, h := range e.route.Hosts {
+			if t.hosts == nil {
+				t.hosts = map[string]methods{}
 			}
-			mt.add(e)
+			if t.hosts[h] == nil {
+				t.hosts[h] = methods{}
+			}
+			do(t.hosts[h])
+		}
+	}
+	for _, e := range routes {
+		each(e, func(ms methods) {
+			for _, m := range e.route.Methods {
+				ms.tree(m).add(e)
+			}
+			if len(e.route.Methods) == 0 {
+				ms.tree("").add(e)
+			}
+		})
+	}
+	for _, e := range routes { // where nothing else takes OPTIONS
+		if e.route.Preflight {
+			each(e, func(ms methods) { ms.tree(http.MethodOptions).add(e) })
 		}
 	}
 	return t
 }
 
-func (mt *methodTree) add(e *entry) {
-	if len(e.names) == 0 {
-		mt.exact[strings.TrimSuffix(e.route.Path, "{$}")] = e
+func (ms methods) tree(method string) *methodTree {
+	mt := ms[method]
+	if mt == nil {
+		mt = &methodTree{exact: map[string]*entry{}}
+		ms[method] = mt
 	}
+	return mt
+}
+
+// add makes e the route of its path, unless there is one.
+func (mt *methodTree) add(e *entry) {
 	n := &mt.root
 	for _, s := range e.segs {
 		switch {
 		case s.Rest:
-			n.rest = e
+			if n.rest == nil {
+				n.rest = e
+			}
 			return
 		case s.Wild:
 			if n.wild == nil {
@@ -335,21 +365,52 @@ func (mt *methodTree) add(e *entry) {
 			n = next
 		}
 	}
+	if n.end != nil {
+		return
+	}
 	n.end = e
+	if len(e.names) == 0 {
+		mt.exact[strings.TrimSuffix(e.route.Path, "{$}")] = e
+	}
 }
 
 // lookup returns the route of a request and appends the values of its
 // wildcards to values.
-func (t *tree) lookup(method string, u *url.URL, values []string) (*entry, []string) {
-	if e, v := t.methods[method].lookup(u, values); e != nil {
-		return e, v
-	}
-	if method == http.MethodHead {
-		if e, v := t.methods[http.MethodGet].lookup(u, values); e != nil {
+func (t *tree) lookup(r *http.Request, values []string) (*entry, []string) {
+	if len(t.hosts) > 0 {
+		if e, v := t.hosts[hostOf(r)].lookup(r, values); e != nil {
 			return e, v
 		}
 	}
-	return t.methods[""].lookup(u, values)
+	return t.all.lookup(r, values)
+}
+
+// hostOf is the host a request names, in small letters and without its port.
+func hostOf(r *http.Request) string {
+	host := r.Host
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	return strings.ToLower(strings.TrimSuffix(host, "."))
+}
+
+func (ms methods) lookup(r *http.Request, values []string) (*entry, []string) {
+	if e, v := ms[r.Method].lookup(r.URL, values); e != nil {
+		if r.Method == http.MethodOptions && e.route.Preflight {
+			// Of the routes of one path, that of the method it is about.
+			if asked, _ := ms[r.Header.Get("Access-Control-Request-Method")].lookup(r.URL, values); asked != nil && asked.route.Preflight {
+				return asked, nil
+			}
+			return e, nil
+		}
+		return e, v
+	}
+	if r.Method == http.MethodHead {
+		if e, v := ms[http.MethodGet].lookup(r.URL, values); e != nil {
+			return e, v
+		}
+	}
+	return ms[""].lookup(r.URL, values)
 }
 
 func (mt *methodTree) lookup(u *url.URL, values []string) (*entry, []string) {
@@ -427,13 +488,15 @@ func clean(path string) bool {
 }
 
 // allowed returns the methods that the path takes, sorted.
-func (t *tree) allowed(u *url.URL) []string {
+func (t *tree) allowed(r *http.Request) []string {
 	found := map[string]bool{}
-	for m, mt := range t.methods {
-		if e, _ := mt.lookup(u, nil); e != nil {
-			found[m] = true
-			if m == http.MethodGet {
-				found[http.MethodHead] = true
+	for _, ms := range []methods{t.all, t.hosts[hostOf(r)]} {
+		for m, mt := range ms {
+			if e, _ := mt.lookup(r.URL, nil); e != nil {
+				found[m] = true
+				if m == http.MethodGet {
+					found[http.MethodHead] = true
+				}
 			}
 		}
 	}

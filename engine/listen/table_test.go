@@ -115,6 +115,83 @@ func TestLookup(t *testing.T) {
 	}
 }
 
+func TestHosts(t *testing.T) {
+	table := &Table{}
+	table.Open()
+	for owner, r := range map[string]sources.Route{
+		"all": {Methods: []string{"GET", "POST"}, Path: "/x"}, "a": {Methods: []string{"POST"}, Path: "/x", Hosts: []string{"a.test"}},
+		"only": {Methods: []string{"PUT"}, Path: "/y", Hosts: []string{"a.test"}},
+	} {
+		if _, err := table.Handle(owner, r, named(owner)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := table.Handle("b", sources.Route{Path: "/x", Methods: []string{"POST"}, Hosts: []string{"b.test", "a.test"}}, named("b")); err == nil {
+		t.Error("two routes of one host were taken")
+	}
+	for _, tt := range []struct {
+		method, target string
+		status         int
+		want           string
+	}{
+		{"POST", "http://a.test/x", 200, "a"},
+		{"POST", "http://A.TEST.:8080/x", 200, "a"},
+		{"GET", "http://a.test/x", 200, "all"},
+		{"POST", "http://127.0.0.1:80/x", 200, "all"},
+		{"POST", "http://[::1]:80/x", 200, "all"},
+		{"PUT", "http://a.test/y", 200, "only"},
+		{"PUT", "http://b.test/y", 404, ""},
+		{"DELETE", "http://a.test/y", 405, "PUT"},
+	} {
+		w := get(table, tt.method, tt.target)
+		got, _, _ := strings.Cut(w.Body.String(), " ")
+		if w.Code == 405 {
+			got = w.Header().Get("Allow")
+		}
+		if w.Code != tt.status || tt.status != 404 && got != tt.want {
+			t.Errorf("%s %s = %d %q, want %d %q", tt.method, tt.target, w.Code, got, tt.status, tt.want)
+		}
+	}
+}
+
+// Routes of one path that answer preflights live together; each answers for
+// its own methods.
+func TestPreflight(t *testing.T) {
+	table := &Table{}
+	table.Open()
+	for _, r := range []sources.Route{
+		{Methods: []string{"GET"}, Path: "/x", Preflight: true},
+		{Methods: []string{"POST"}, Path: "/x", Preflight: true},
+		{Methods: []string{"PUT"}, Path: "/x"},
+		{Methods: []string{"GET"}, Path: "/own/{a}", Preflight: true},
+		{Methods: []string{"OPTIONS"}, Path: "/own/{a}"},
+		{Path: "/"},
+		{Methods: []string{"PUT"}, Path: "/none"},
+	} {
+		if _, err := table.Handle(describe(r), r, named(describe(r))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tt := range []struct{ asked, path, want string }{
+		{"POST", "/x", "POST /x"},
+		{"GET", "/x", "GET /x"},
+		{"", "/x", "GET /x"},
+		{"PUT", "/x", "GET /x"}, // which says that PUT may not
+		{"GET", "/own/1", "OPTIONS /own/{a}"},
+		{"PUT", "/none", "/"},
+	} {
+		r := httptest.NewRequest("OPTIONS", tt.path, nil)
+		if tt.asked != "" {
+			r.Header.Set("Access-Control-Request-Method", tt.asked)
+		}
+		w := httptest.NewRecorder()
+		table.ServeHTTP(w, r)
+		if got, _, _ := strings.Cut(w.Body.String(), " a="); got != tt.want {
+			t.Errorf("OPTIONS %s for %q is answered by %q, want %q", tt.path, tt.asked, got, tt.want)
+		}
+	}
+}
+
 func TestConflict(t *testing.T) {
 	table := &Table{}
 	add(t, table, "EventSource/shop orders", "POST /orders/{a}", named("1"))
@@ -256,7 +333,8 @@ func TestLikeServeMux(t *testing.T) {
 			parts[i] = p
 		}
 		methods := rapid.SampledFrom([][]string{nil, {"GET"}, {"POST"}, {"HEAD"}, {"GET", "POST"}}).Draw(t, "methods")
-		return sources.Route{Methods: methods, Path: "/" + strings.Join(parts, "/")}
+		hosts := rapid.SampledFrom([][]string{nil, nil, {"a.test"}, {"b.test"}, {"a.test", "b.test"}}).Draw(t, "hosts")
+		return sources.Route{Methods: methods, Hosts: hosts, Path: "/" + strings.Join(parts, "/")}
 	})
 	target := rapid.Custom(func(t *rapid.T) string {
 		parts := rapid.SliceOfN(rapid.SampledFrom([]string{"x", "y", "z", "x%2Fy", "%78"}), 0, 4).Draw(t, "parts")
@@ -287,6 +365,7 @@ func TestLikeServeMux(t *testing.T) {
 		for range 20 {
 			method := rapid.SampledFrom([]string{"GET", "POST", "HEAD", "PUT"}).Draw(t, "method")
 			path := target.Draw(t, "target")
+			path = "http://" + rapid.SampledFrom([]string{"a.test", "b.test:8080", "c.test"}).Draw(t, "host") + path
 			want, got := get(mux, method, path), get(table, method, path)
 			if want.Code >= 300 && want.Code < 400 {
 				continue // to the path with a slash, which the table does not do
@@ -304,11 +383,17 @@ func TestLikeServeMux(t *testing.T) {
 
 func register(mux *http.ServeMux, r sources.Route, h http.Handler) (panicked bool) {
 	defer func() { panicked = recover() != nil }()
-	if len(r.Methods) == 0 {
-		mux.Handle(r.Path, h)
+	hosts := r.Hosts
+	if len(hosts) == 0 {
+		hosts = []string{""}
 	}
-	for _, m := range r.Methods {
-		mux.Handle(m+" "+r.Path, h)
+	for _, host := range hosts {
+		if len(r.Methods) == 0 {
+			mux.Handle(host+r.Path, h)
+		}
+		for _, m := range r.Methods {
+			mux.Handle(m+" "+host+r.Path, h)
+		}
 	}
 	return false
 }

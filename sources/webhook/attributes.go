@@ -8,6 +8,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/ingress"
 	"github.com/sensor-engine/engine/sources"
 	"github.com/sensor-engine/engine/specs"
 	"github.com/sensor-engine/engine/specs/expression"
@@ -79,13 +80,13 @@ func compileAttributes(c *Config, path func(field string) string) (attributes, s
 
 // set sets id, type, source and subject. What an expression does not find in
 // the event falls back to the default.
-func (h *handler) set(ev *bus.Event, r *http.Request) *refusal {
+func (h *handler) set(ev *bus.Event, r *http.Request) *ingress.Refusal {
 	a := &h.attrs
 	ev.Type, ev.Source, ev.Subject = a.typ.text, a.source.text, a.subject.text
 	if a.idHeader != "" {
 		if v := r.Header[a.idHeader]; len(v) > 0 && v[0] != "" {
 			if !utf8.ValidString(v[0]) {
-				return refuse(http.StatusBadRequest, "the id of the event is not UTF-8")
+				return ingress.Refuse(http.StatusBadRequest, "the id of the event is not UTF-8")
 			}
 			ev.ID, ev.ProducerID = v[0], true
 		}
@@ -101,16 +102,16 @@ func (h *handler) set(ev *bus.Event, r *http.Request) *refusal {
 	return nil
 }
 
-func (h *handler) evaluate(ev *bus.Event, r *http.Request) *refusal {
+func (h *handler) evaluate(ev *bus.Event, r *http.Request) *ingress.Refusal {
 	a := &h.attrs
 	stored := ev.Request
 	if a.needRequest && stored == nil {
-		ev.Request = h.request(r)
+		ev.Request = ingress.AppendRequest(make([]byte, 0, 512), r, h.params, h.auth)
 	}
 	env, err := ev.Attributes(a.needData, a.needRequest)
 	ev.Request = stored
 	if err != nil {
-		return refuse(http.StatusBadRequest, "the body cannot be read as data")
+		return ingress.Refuse(http.StatusBadRequest, "the body cannot be read as data")
 	}
 	for _, t := range []struct {
 		name string
@@ -124,7 +125,7 @@ func (h *handler) evaluate(ev *bus.Event, r *http.Request) *refusal {
 		switch {
 		case missing(err):
 		case err != nil:
-			return refuse(http.StatusBadRequest, "the %s of the event cannot be made of this request", t.name)
+			return ingress.Refuse(http.StatusBadRequest, "the %s of the event cannot be made of this request", t.name)
 		case s != "":
 			*t.to = s
 		}
@@ -149,7 +150,7 @@ func (h *handler) evaluate(ev *bus.Event, r *http.Request) *refusal {
 		err = errors.ErrUnsupported
 	}
 	if err != nil {
-		return refuse(http.StatusBadRequest, "the id of the event cannot be made of this request")
+		return ingress.Refuse(http.StatusBadRequest, "the id of the event cannot be made of this request")
 	}
 	ev.ProducerID = ev.ID != ""
 	return nil

@@ -18,6 +18,7 @@ import (
 	"github.com/cloudevents/sdk-go/v2/types"
 
 	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/ingress"
 )
 
 const (
@@ -27,7 +28,7 @@ const (
 
 // binary fills ev with the attributes in the ce-* headers of a request in the
 // binary content mode.
-func binary(ev *bus.Event, headers http.Header) *refusal {
+func binary(ev *bus.Event, headers http.Header) *ingress.Refusal {
 	version := ""
 	for name, lines := range headers {
 		attr, ok := strings.CutPrefix(name, "Ce-")
@@ -36,13 +37,13 @@ func binary(ev *bus.Event, headers http.Header) *refusal {
 		}
 		value, ok := decodeHeader(lines[0])
 		if !ok || len(lines) > 1 {
-			return refuse(http.StatusBadRequest, "the header %s is not a CloudEvents attribute", quote(name))
+			return ingress.Refuse(http.StatusBadRequest, "the header %s is not a CloudEvents attribute", quote(name))
 		}
 		switch attr = strings.ToLower(attr); attr {
 		case "specversion":
 			version = value
 		case "datacontenttype":
-			return refuse(http.StatusBadRequest, "in a binary CloudEvent, Content-Type takes the place of ce-datacontenttype")
+			return ingress.Refuse(http.StatusBadRequest, "in a binary CloudEvent, Content-Type takes the place of ce-datacontenttype")
 		default:
 			if ref := setAttribute(ev, attr, value); ref != nil {
 				return ref
@@ -53,18 +54,18 @@ func binary(ev *bus.Event, headers http.Header) *refusal {
 }
 
 // structured reads the event of a structured request, or those of a batch.
-func (h *handler) structured(mt string, body []byte) ([]*bus.Event, *refusal) {
+func (h *handler) structured(mt string, body []byte) ([]*bus.Event, *ingress.Refusal) {
 	switch mt {
 	case structuredType:
 		ev, ref := parseEvent(body)
 		return []*bus.Event{ev}, ref
 	case batchType:
 	default:
-		return nil, refuse(http.StatusUnsupportedMediaType, "the CloudEvents format %s is not supported, send %s or %s", quote(mt), structuredType, batchType)
+		return nil, ingress.Refuse(http.StatusUnsupportedMediaType, "the CloudEvents format %s is not supported, send %s or %s", quote(mt), structuredType, batchType)
 	}
 	var raw []json.RawMessage
 	if err := json.Unmarshal(body, &raw); err != nil || raw == nil {
-		return nil, refuse(http.StatusBadRequest, "the body is not a JSON array of CloudEvents")
+		return nil, ingress.Refuse(http.StatusBadRequest, "the body is not a JSON array of CloudEvents")
 	}
 	evs := make([]*bus.Event, len(raw))
 	for i, one := range raw {
@@ -77,19 +78,19 @@ func (h *handler) structured(mt string, body []byte) ([]*bus.Event, *refusal) {
 	return evs, nil
 }
 
-func inBatch(ref *refusal, batch bool, i int) *refusal {
+func inBatch(ref *ingress.Refusal, batch bool, i int) *ingress.Refusal {
 	if batch {
-		ref.text = "event " + strconv.Itoa(i) + " of the batch: " + ref.text
+		ref.Text = "event " + strconv.Itoa(i) + " of the batch: " + ref.Text
 	}
 	return ref
 }
 
 // parseEvent reads an event in the JSON format. The SDK's reader is not used:
 // it stops at an empty key, truncates numbers and ignores what follows.
-func parseEvent(body []byte) (*bus.Event, *refusal) {
+func parseEvent(body []byte) (*bus.Event, *ingress.Refusal) {
 	var members map[string]json.RawMessage
 	if err := json.Unmarshal(body, &members); err != nil || members == nil {
-		return nil, refuse(http.StatusBadRequest, "not a JSON object in the CloudEvents format")
+		return nil, ingress.Refuse(http.StatusBadRequest, "not a JSON object in the CloudEvents format")
 	}
 	ev := &bus.Event{}
 	version := ""
@@ -100,13 +101,13 @@ func parseEvent(body []byte) (*bus.Event, *refusal) {
 		value, ok, err := scalar(raw)
 		switch {
 		case err != nil:
-			return nil, refuse(http.StatusBadRequest, "the attribute %s %v", quote(name), err)
+			return nil, ingress.Refuse(http.StatusBadRequest, "the attribute %s %v", quote(name), err)
 		case !ok: // null is the same as absent
 		case name == "specversion":
 			version = value
 		default:
 			if known(name) && raw[0] != '"' {
-				return nil, refuse(http.StatusBadRequest, "the attribute %s must be a string", quote(name))
+				return nil, ingress.Refuse(http.StatusBadRequest, "the attribute %s must be a string", quote(name))
 			}
 			if ref := setAttribute(ev, name, value); ref != nil {
 				return nil, ref
@@ -119,29 +120,29 @@ func parseEvent(body []byte) (*bus.Event, *refusal) {
 	return ev, finish(ev, version)
 }
 
-func setData(ev *bus.Event, data, encoded json.RawMessage) *refusal {
+func setData(ev *bus.Event, data, encoded json.RawMessage) *ingress.Refusal {
 	given := len(data) > 0 && !bytes.Equal(data, []byte("null"))
 	switch {
 	case len(encoded) > 0 && !bytes.Equal(encoded, []byte("null")):
 		var text string
 		if json.Unmarshal(encoded, &text) != nil || given {
-			return refuse(http.StatusBadRequest, "an event has either data or data_base64, the latter a string")
+			return ingress.Refuse(http.StatusBadRequest, "an event has either data or data_base64, the latter a string")
 		}
 		raw, err := base64.StdEncoding.DecodeString(text)
 		if err != nil {
-			return refuse(http.StatusBadRequest, "data_base64 is not base64")
+			return ingress.Refuse(http.StatusBadRequest, "data_base64 is not base64")
 		}
 		if len(raw) > 0 {
 			ev.Data = raw
 		}
 		if ev.DataContentType != "" && len(raw) > 0 && bus.IsJSON(ev.DataContentType) && !bus.ValidJSON(raw) {
-			return refuse(http.StatusBadRequest, "data_base64 is not the JSON its datacontenttype claims")
+			return ingress.Refuse(http.StatusBadRequest, "data_base64 is not the JSON its datacontenttype claims")
 		}
 	case !given:
 	case data[0] == '"' && !bus.IsJSON(ev.DataContentType):
 		var text string
 		if err := json.Unmarshal(data, &text); err != nil {
-			return refuse(http.StatusBadRequest, "data is not a JSON value")
+			return ingress.Refuse(http.StatusBadRequest, "data is not a JSON value")
 		}
 		ev.Data = []byte(text)
 	default:
@@ -178,7 +179,7 @@ func known(name string) bool {
 }
 
 // setAttribute sets a context attribute or extension.
-func setAttribute(ev *bus.Event, name, value string) *refusal {
+func setAttribute(ev *bus.Event, name, value string) *ingress.Refusal {
 	switch name {
 	case "id":
 		ev.ID = value
@@ -195,18 +196,18 @@ func setAttribute(ev *bus.Event, name, value string) *refusal {
 	case "time":
 		t, err := time.Parse(time.RFC3339Nano, value)
 		if err != nil || t.Year() < 1 || t.Year() > 9999 {
-			return refuse(http.StatusBadRequest, "the attribute time must be a timestamp of RFC 3339")
+			return ingress.Refuse(http.StatusBadRequest, "the attribute time must be a timestamp of RFC 3339")
 		}
 		ev.Time = t
 		return nil
 	default:
 		for i := 0; i < len(name); i++ {
 			if c := name[i]; (c < 'a' || c > 'z') && (c < '0' || c > '9') {
-				return refuse(http.StatusBadRequest, "the attribute name %s may have small letters and digits only", quote(name))
+				return ingress.Refuse(http.StatusBadRequest, "the attribute name %s may have small letters and digits only", quote(name))
 			}
 		}
 		if name == "" || name == "data" {
-			return refuse(http.StatusBadRequest, "an attribute cannot have the name %s", quote(name))
+			return ingress.Refuse(http.StatusBadRequest, "an attribute cannot have the name %s", quote(name))
 		}
 		if ev.Extensions == nil {
 			ev.Extensions = make(map[string]string, 4)
@@ -215,15 +216,15 @@ func setAttribute(ev *bus.Event, name, value string) *refusal {
 		return nil
 	}
 	if value == "" {
-		return refuse(http.StatusBadRequest, "the attribute %s must not be empty", name)
+		return ingress.Refuse(http.StatusBadRequest, "the attribute %s must not be empty", name)
 	}
 	return nil
 }
 
 // finish checks the event as a whole, by the rules of the SDK.
-func finish(ev *bus.Event, version string) *refusal {
+func finish(ev *bus.Event, version string) *ingress.Refusal {
 	if version != event.CloudEventsVersionV1 {
-		return refuse(http.StatusBadRequest, "specversion must be 1.0, is %s", quote(version))
+		return ingress.Refuse(http.StatusBadRequest, "specversion must be 1.0, is %s", quote(version))
 	}
 	ev.ProducerID = true
 	cx := event.EventContextV1{ID: ev.ID, Type: ev.Type}
@@ -235,7 +236,7 @@ func finish(ev *bus.Event, version string) *refusal {
 	}
 	if ev.DataSchema != "" {
 		if cx.DataSchema = types.ParseURI(ev.DataSchema); cx.DataSchema == nil {
-			return refuse(http.StatusBadRequest, "dataschema is not a URI")
+			return ingress.Refuse(http.StatusBadRequest, "dataschema is not a URI")
 		}
 	}
 	if ev.Subject != "" {
@@ -244,7 +245,7 @@ func finish(ev *bus.Event, version string) *refusal {
 	wrong := cx.Validate()
 	for _, name := range []string{"id", "source", "type", "datacontenttype", "dataschema", "subject"} {
 		if err := wrong[name]; err != nil {
-			return refuse(http.StatusBadRequest, "the attribute %s is missing or not valid", name)
+			return ingress.Refuse(http.StatusBadRequest, "the attribute %s is missing or not valid", name)
 		}
 	}
 	return nil

@@ -17,7 +17,7 @@ func TestContract(t *testing.T) {
 		Config: func() any {
 			return config(func(c *Config) {
 				c.ID = &ID{Header: "Idempotency-Key"}
-				c.Auth = &Auth{Bearer: &specs.SecretRef{Name: "shop", Key: "token"}}
+				c.Auth = &specs.Auth{Bearer: &specs.SecretRef{Name: "shop", Key: "token"}}
 			})
 		},
 		Secrets: map[string]string{"shop/token": "s3cret"},

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/sources"
 	"github.com/sensor-engine/engine/sources/sourcetest"
 	"github.com/sensor-engine/engine/specs"
 )
@@ -32,7 +33,7 @@ func FuzzRequest(f *testing.F) {
 			c.MaxBody, c.Request = 4<<10, "always"
 			c.ID = &ID{Expression: specs.Expr{Source: "data.id"}}
 			c.Subject = specs.Text{Value: "${ data.order }"}
-		}))
+		}), sources.Env{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -82,7 +83,7 @@ func FuzzRequest(f *testing.F) {
 				t.Errorf("answered %q, stored %v", id, stored)
 			}
 		}
-		if n := s.held.Load() + s.inFlight.Load(); n != 0 {
+		if n := s.bodies.Held() + s.inFlight.Load(); n != 0 {
 			t.Errorf("%d bytes or requests still accounted for", n)
 		}
 	})

@@ -1,24 +1,23 @@
 package webhook
 
 import (
-	"bytes"
-	"compress/gzip"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
-	"os"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
 	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/ingress"
 	"github.com/sensor-engine/engine/sources"
+	"github.com/sensor-engine/engine/specs"
 )
 
 const (
@@ -27,28 +26,21 @@ const (
 	// most 64 KiB of headers.
 	maxAttribute  = 4 << 10
 	maxAttributes = 60 << 10
-	// smallBody is what a request may hold without asking, largeBodies what
-	// all larger ones of a webhook may hold together.
-	smallBody = 64 << 10
-	// firstBuffer is for a body of unknown length.
-	firstBuffer = 4 << 10
-	largeBodies = 128 << 20
 )
 
 // source is one webhook.
 type source struct {
-	cfg       *Config
-	route     sources.Route
-	params    []string // names of the path parameters
-	attrs     attributes
-	head      bool  // HEAD is one of the methods
-	bodies    int64 // limit of held
-	inFlight  atomic.Int64
-	held      atomic.Int64 // bytes of large bodies
-	inflaters sync.Pool    // of *gzip.Reader
+	cfg      *Config
+	route    sources.Route
+	params   []string // names of the path parameters
+	attrs    attributes
+	head     bool     // HEAD is one of the methods
+	keys     []string // of the Secret with API keys
+	bodies   *ingress.Bodies
+	inFlight atomic.Int64
 }
 
-func newSource(c *Config) (*source, error) {
+func newSource(c *Config, env sources.Env) (*source, error) {
 	segs, err := sources.ParsePath(c.Path)
 	if err != nil {
 		return nil, err
@@ -57,7 +49,10 @@ func newSource(c *Config) (*source, error) {
 	if err := ds.Err(); err != nil {
 		return nil, err
 	}
-	s := &source{cfg: c, route: c.route(), attrs: attrs, bodies: max(largeBodies, 4*int64(c.MaxBody))}
+	s := &source{cfg: c, route: c.route(), attrs: attrs, bodies: ingress.NewBodies(int64(c.MaxBody))}
+	if c.Auth != nil && c.Auth.APIKeys != nil && env.Resource != nil {
+		s.keys = ingress.Keys(env.Resource(specs.Ref{Kind: specs.KindSecret, Name: c.Auth.APIKeys.Secret}))
+	}
 	for _, seg := range segs {
 		if seg.Wild && seg.Text != "" {
 			s.params = append(s.params, seg.Text)
@@ -69,7 +64,7 @@ func newSource(c *Config) (*source, error) {
 
 // Run serves the webhook until ctx ends. Requests answered 202 are stored.
 func (s *source) Run(ctx context.Context, h sources.Host) error {
-	auth, err := newAuthenticator(s.cfg.Auth, h)
+	auth, err := ingress.NewAuth(s.cfg.Auth, s.keys, h)
 	if err != nil {
 		return err
 	}
@@ -87,19 +82,7 @@ func (s *source) Run(ctx context.Context, h sources.Host) error {
 type handler struct {
 	*source
 	host sources.Host
-	auth *authenticator
-}
-
-// refusal is an answer other than 202.
-type refusal struct {
-	status int
-	text   string
-	// retry is the Retry-After in seconds, "" for none.
-	retry string
-}
-
-func refuse(status int, format string, args ...any) *refusal {
-	return &refusal{status: status, text: fmt.Sprintf(format, args...)}
+	auth *ingress.Auth
 }
 
 // ServeHTTP answers after the events of the request were stored, or says why
@@ -111,19 +94,19 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	n := h.inFlight.Add(1)
 	defer h.inFlight.Add(-1)
 	if n > int64(h.cfg.MaxInFlight) {
-		h.fail(w, &refusal{http.StatusTooManyRequests, "too many requests at the same time", "1"})
+		h.fail(w, &ingress.Refusal{Status: http.StatusTooManyRequests, Text: "too many requests at the same time", Retry: "1"})
 		return
 	}
-	body := hold{h: h}
-	defer body.release()
-	if ref := h.receive(r, &body); ref != nil {
-		if ref.status == http.StatusRequestEntityTooLarge && r.Close {
-			half(w, r)
+	var body ingress.Body
+	defer body.Release()
+	if _, ref := h.bodies.Receive(r, h.auth, &body); ref != nil {
+		if ref.Status == http.StatusRequestEntityTooLarge && r.Close {
+			ingress.Half(w, r)
 		}
 		h.fail(w, ref)
 		return
 	}
-	one, batch, ref := h.events(r, body.data)
+	one, batch, ref := h.events(r, body.Data)
 	if ref != nil {
 		h.fail(w, ref)
 		return
@@ -133,7 +116,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			h.fail(w, notStored(err))
 			return
 		}
-		h.accept(w, appendString(append(make([]byte, 0, 64), `{"id":`...), one.ID))
+		h.accept(w, ingress.AppendString(append(make([]byte, 0, 64), `{"id":`...), one.ID))
 		return
 	}
 	if len(batch) > 0 {
@@ -147,7 +130,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if i > 0 {
 			answer = append(answer, ',')
 		}
-		answer = appendString(answer, ev.ID)
+		answer = ingress.AppendString(answer, ev.ID)
 	}
 	h.accept(w, append(answer, ']'))
 }
@@ -159,143 +142,47 @@ func (h *handler) accept(w http.ResponseWriter, answer []byte) {
 	_, _ = w.Write(append(answer, '}', '\n')) // the producer may be gone
 }
 
-func (h *handler) fail(w http.ResponseWriter, ref *refusal) {
+func (h *handler) fail(w http.ResponseWriter, ref *ingress.Refusal) {
 	hdr := w.Header()
 	hdr["Content-Type"] = []string{"application/json"}
-	switch {
-	case ref.status == http.StatusUnauthorized:
-		hdr.Set("WWW-Authenticate", h.auth.challenge)
-	case ref.status == http.StatusUnsupportedMediaType:
-		hdr.Set("Accept-Encoding", "gzip, identity")
-	case ref.status == http.StatusRequestEntityTooLarge:
-		// Without it, the server reads on before it answers.
-		hdr.Set("Connection", "close")
-	case ref.retry != "":
-		hdr.Set("Retry-After", ref.retry)
-	}
-	w.WriteHeader(ref.status)
-	_, _ = w.Write(append(appendString([]byte(`{"error":`), ref.text), '}', '\n'))
-}
-
-// half makes the server close only its side of a connection that ends anyway,
-// and wait: a reset would swallow the answer to a body that is not read.
-// Reaching the limit of a body is what tells it so.
-func half(w http.ResponseWriter, r *http.Request) {
-	if http.NewResponseController(w).SetReadDeadline(time.Now().Add(100*time.Millisecond)) == nil {
-		_, _ = http.MaxBytesReader(w, r.Body, 0).Read(make([]byte, 1))
-	}
+	ref.Headers(hdr, h.auth)
+	w.WriteHeader(ref.Status)
+	_, _ = w.Write(append(ingress.AppendString([]byte(`{"error":`), ref.Text), '}', '\n'))
 }
 
 // notStored is the answer to a failed Emit. All but a too large event may be
 // sent again: what was stored of a batch is recognised by its ids.
-func notStored(err error) *refusal {
+func notStored(err error) *ingress.Refusal {
 	if limit, ok := errors.AsType[*sources.LimitError](err); ok {
 		seconds := (limit.RetryAfter + time.Second - 1) / time.Second
-		return &refusal{http.StatusTooManyRequests, "the rate limit of this event is reached", strconv.Itoa(int(max(seconds, 1)))}
+		return &ingress.Refusal{Status: http.StatusTooManyRequests, Text: "the rate limit of this event is reached", Retry: strconv.Itoa(int(max(seconds, 1)))}
 	}
 	switch {
 	case errors.Is(err, bus.ErrTooLarge):
-		return refuse(http.StatusRequestEntityTooLarge, "the event is larger than the bus allows")
+		return ingress.Refuse(http.StatusRequestEntityTooLarge, "the event is larger than the bus allows")
 	case errors.Is(err, bus.ErrFull):
-		return &refusal{http.StatusServiceUnavailable, "the event log is full, try again later", "5"}
+		return &ingress.Refusal{Status: http.StatusServiceUnavailable, Text: "the event log is full, try again later", Retry: "5"}
 	}
-	return &refusal{http.StatusServiceUnavailable, "the event could not be stored, try again", "1"}
-}
-
-// receive checks the request and reads its body, decompressed, into b.
-func (h *handler) receive(r *http.Request, b *hold) *refusal {
-	if h.auth != nil && !h.auth.checkHeader(r) {
-		return refuse(http.StatusUnauthorized, "authentication is missing or wrong")
-	}
-	compressed := false
-	if enc := r.Header["Content-Encoding"]; len(enc) > 0 {
-		switch e := strings.ToLower(strings.Join(enc, ",")); e {
-		case "identity", "":
-		case "gzip", "x-gzip":
-			compressed = true
-		default:
-			return refuse(http.StatusUnsupportedMediaType, "content encoding %q is not supported, send gzip or none", e)
-		}
-	}
-	limit := int(h.cfg.MaxBody)
-	switch n := r.ContentLength; {
-	case n > int64(limit):
-		return h.tooLarge()
-	case n >= 0 && n <= smallBody: // exactly sized, the usual case
-		if n > 0 {
-			b.data = make([]byte, n)
-			if _, err := io.ReadFull(r.Body, b.data); err != nil {
-				return badRead(err)
-			}
-		}
-	case n > 0:
-		if ref := b.read(r.Body, int(n), b.first(int(n)), 4); ref != nil {
-			return ref
-		}
-	default:
-		if ref := b.read(r.Body, limit, firstBuffer, 2); ref != nil {
-			return ref
-		}
-	}
-	if h.auth != nil && !h.auth.checkBody(r, b.data) {
-		return refuse(http.StatusUnauthorized, "the signature is wrong or too old")
-	}
-	if !compressed || len(b.data) == 0 {
-		return nil
-	}
-	return h.inflate(b)
-}
-
-func (h *handler) tooLarge() *refusal {
-	return refuse(http.StatusRequestEntityTooLarge, "the body is larger than %d bytes", int64(h.cfg.MaxBody))
-}
-
-func badRead(err error) *refusal {
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return refuse(http.StatusRequestTimeout, "the body did not arrive in time")
-	}
-	return refuse(http.StatusBadRequest, "the body ended before its end")
-}
-
-// inflate replaces the body by its decompressed form.
-func (h *handler) inflate(b *hold) *refusal {
-	src := bytes.NewReader(b.data)
-	var err error
-	z, _ := h.inflaters.Get().(*gzip.Reader)
-	if z == nil {
-		z, err = gzip.NewReader(src)
-	} else {
-		err = z.Reset(src)
-	}
-	if err != nil {
-		return refuse(http.StatusBadRequest, "the body is not gzip")
-	}
-	defer h.inflaters.Put(z)
-	b.data = nil
-	ref := b.read(z, int(h.cfg.MaxBody), firstBuffer, 2)
-	if ref != nil && ref.status == http.StatusBadRequest {
-		ref.text = "the body is not gzip"
-	}
-	return ref
+	return &ingress.Refusal{Status: http.StatusServiceUnavailable, Text: "the event could not be stored, try again", Retry: "1"}
 }
 
 // events makes the events of a request: one, or those of a batch.
-func (h *handler) events(r *http.Request, body []byte) (*bus.Event, []*bus.Event, *refusal) {
+func (h *handler) events(r *http.Request, body []byte) (*bus.Event, []*bus.Event, *ingress.Refusal) {
 	contentType := ""
 	if v := r.Header["Content-Type"]; len(v) > 0 {
 		contentType = v[0]
 	}
 	if !utf8.ValidString(contentType) {
-		return nil, nil, refuse(http.StatusBadRequest, "the content type is not valid")
+		return nil, nil, ingress.Refuse(http.StatusBadRequest, "the content type is not valid")
 	}
 	mt := mediaType(contentType)
 	var request []byte
 	if h.cfg.Request == "always" || h.host.RequestWanted() {
-		request = h.request(r)
+		request = ingress.AppendRequest(make([]byte, 0, 512), r, h.params, h.auth)
 	}
 	switch {
 	case strings.HasPrefix(mt, "multipart/"):
-		return nil, nil, refuse(http.StatusUnsupportedMediaType, "multipart bodies are not supported")
+		return nil, nil, ingress.Refuse(http.StatusUnsupportedMediaType, "multipart bodies are not supported")
 	case strings.HasPrefix(mt, "application/cloudevents"):
 		evs, ref := h.structured(mt, body)
 		if ref != nil {
@@ -329,7 +216,7 @@ func (h *handler) events(r *http.Request, body []byte) (*bus.Event, []*bus.Event
 			ev.DataContentType = ""
 		}
 	} else if contentType != "" && bus.IsJSON(ev.DataContentType) && !bus.ValidJSON(ev.Data) {
-		return nil, nil, refuse(http.StatusBadRequest, "the body is not the JSON its content type %s claims", strconv.Quote(contentType))
+		return nil, nil, ingress.Refuse(http.StatusBadRequest, "the body is not the JSON its content type %s claims", strconv.Quote(contentType))
 	}
 	if !cloud {
 		if ref := h.set(ev, r); ref != nil {
@@ -339,8 +226,31 @@ func (h *handler) events(r *http.Request, body []byte) (*bus.Event, []*bus.Event
 	return ev, nil, tooLong(ev)
 }
 
+// form replaces a form by a JSON object whose values are strings, or lists of
+// strings for fields that occur more than once. A body that is JSON all the
+// same is taken as such: it is what `curl -d` sends without a content type.
+func form(ev *bus.Event) *ingress.Refusal {
+	if c := ev.Data[0]; (c == '{' || c == '[') && bus.ValidJSON(ev.Data) {
+		ev.DataContentType = "application/json"
+		return nil
+	}
+	fields, err := url.ParseQuery(string(ev.Data))
+	if err != nil {
+		return ingress.Refuse(http.StatusBadRequest, "the body is not a form")
+	}
+	object, ok := ingress.Fields(fields)
+	if !ok {
+		return ingress.Refuse(http.StatusBadRequest, "the form is not UTF-8")
+	}
+	if ev.Data, err = json.Marshal(object); err != nil {
+		return ingress.Refuse(http.StatusBadRequest, "the body is not a form")
+	}
+	ev.DataContentType = "application/json"
+	return nil
+}
+
 // tooLong refuses attributes that would not fit into the headers of a record.
-func tooLong(ev *bus.Event) *refusal {
+func tooLong(ev *bus.Event) *ingress.Refusal {
 	n := escapedLen(ev.ID) + escapedLen(ev.Source) + escapedLen(ev.Type) + escapedLen(ev.Subject) +
 		escapedLen(ev.DataContentType) + escapedLen(ev.DataSchema)
 	for k, v := range ev.Extensions {
@@ -348,9 +258,9 @@ func tooLong(ev *bus.Event) *refusal {
 	}
 	switch {
 	case n > maxAttributes:
-		return refuse(http.StatusBadRequest, "the attributes of the event are longer than %d bytes", maxAttributes)
+		return ingress.Refuse(http.StatusBadRequest, "the attributes of the event are longer than %d bytes", maxAttributes)
 	case n+len(ev.Request) > maxAttributes:
-		return refuse(http.StatusRequestHeaderFieldsTooLarge, "path, query and headers are longer than %d bytes", maxAttributes)
+		return ingress.Refuse(http.StatusRequestHeaderFieldsTooLarge, "path, query and headers are longer than %d bytes", maxAttributes)
 	}
 	return nil
 }

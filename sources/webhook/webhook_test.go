@@ -29,6 +29,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/ingress"
 	"github.com/sensor-engine/engine/sources"
 	"github.com/sensor-engine/engine/sources/sourcetest"
 	"github.com/sensor-engine/engine/specs"
@@ -49,12 +50,14 @@ func config(change func(*Config)) *Config {
 // start runs a webhook and returns its host.
 func start(t testing.TB, c *Config, prepare func(*sourcetest.Host)) *sourcetest.Host {
 	t.Helper()
-	s, err := Factory().Make(c, sources.Env{})
+	s, err := Factory().Make(c, sources.Env{Resource: func(specs.Ref) *specs.Resource {
+		return &specs.Resource{Spec: &specs.Secret{Env: map[string]string{"token": "A"}, Files: map[string]string{"partner": "b"}}}
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	h := sourcetest.NewHost(t, DefaultType)
-	h.Secrets = map[string]string{"shop/token": "s3cret"}
+	h.Secrets = map[string]string{"shop/token": "s3cret", "shop/partner": "t0ken"}
 	if prepare != nil {
 		prepare(h)
 	}
@@ -183,7 +186,7 @@ func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 func TestSizes(t *testing.T) {
 	const limit = 200 << 10
-	for _, size := range []int{0, 1, 4095, 4096, 4097, smallBody, smallBody + 1, limit - 1, limit} {
+	for _, size := range []int{0, 1, 4095, 4096, 4097, 64 << 10, 64<<10 + 1, limit - 1, limit} {
 		for _, chunked := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%d chunked=%v", size, chunked), func(t *testing.T) {
 				h := start(t, config(func(c *Config) { c.MaxBody = limit }), nil)
@@ -226,7 +229,7 @@ func TestSizes(t *testing.T) {
 		}
 	})
 	t.Run("cut", func(t *testing.T) {
-		for _, size := range []int64{10, smallBody + 10} {
+		for _, size := range []int64{10, 64<<10 + 10} {
 			h := start(t, config(nil), nil)
 			r := httptest.NewRequest(http.MethodPost, "/in", iotest.ErrReader(io.ErrUnexpectedEOF))
 			r.ContentLength = size
@@ -285,29 +288,30 @@ func TestAuth(t *testing.T) {
 	old := strconv.FormatInt(now.Add(-6*time.Minute).Unix(), 10)
 	future := strconv.FormatInt(now.Add(6*time.Minute).Unix(), 10)
 	hexOf := func(key, text string) string { return hex.EncodeToString(sign(key, text)) }
-	bearer := &Auth{Bearer: &ref}
-	basic := &Auth{Basic: &Basic{Username: "joe", Password: ref}}
-	github := &Auth{HMAC: &HMAC{Header: "x-hub-signature-256", Secret: ref, Prefix: "sha256="}}
-	b64 := &Auth{HMAC: &HMAC{Header: "X-Sig", Secret: ref, Encoding: "base64"}}
-	legacy := &Auth{HMAC: &HMAC{Header: "X-Sig", Secret: ref, Algorithm: "sha1"}}
-	slack := &Auth{HMAC: &HMAC{
+	bearer := &specs.Auth{Bearer: &ref}
+	basic := &specs.Auth{Basic: &specs.BasicAuth{Username: "joe", Password: ref}}
+	github := &specs.Auth{HMAC: &specs.HMACAuth{Header: "x-hub-signature-256", Secret: ref, Prefix: "sha256="}}
+	b64 := &specs.Auth{HMAC: &specs.HMACAuth{Header: "X-Sig", Secret: ref, Encoding: "base64"}}
+	legacy := &specs.Auth{HMAC: &specs.HMACAuth{Header: "X-Sig", Secret: ref, Algorithm: "sha1"}}
+	slack := &specs.Auth{HMAC: &specs.HMACAuth{
 		Header: "X-Slack-Signature", Secret: ref, Prefix: "v0=",
-		Timestamp: &Timestamp{Header: "X-Slack-Request-Timestamp", Format: "v0:{timestamp}:{body}"},
+		Timestamp: &specs.SignedTime{Header: "X-Slack-Request-Timestamp", Format: "v0:{timestamp}:{body}"},
 	}}
-	stripe := &Auth{HMAC: &HMAC{
+	stripe := &specs.Auth{HMAC: &specs.HMACAuth{
 		Header: "Stripe-Signature", Secret: ref, Prefix: "v1=",
-		Timestamp: &Timestamp{Header: "Stripe-Signature", Prefix: "t=", Tolerance: specs.Duration(time.Minute)},
+		Timestamp: &specs.SignedTime{Header: "Stripe-Signature", Prefix: "t=", Tolerance: specs.Duration(time.Minute)},
 	}}
-	bodyFirst := &Auth{HMAC: &HMAC{
-		Header: "X-Sig", Secret: ref, Timestamp: &Timestamp{Header: "X-Time", Format: "{body}|{timestamp}"},
+	bodyFirst := &specs.Auth{HMAC: &specs.HMACAuth{
+		Header: "X-Sig", Secret: ref, Timestamp: &specs.SignedTime{Header: "X-Time", Format: "{body}|{timestamp}"},
 	}}
+	keys := &specs.Auth{APIKeys: &specs.APIKeys{Header: "x-api-key", Secret: "shop"}}
 	sha1mac := hmac.New(sha1.New, []byte("s3cret"))
 	sha1mac.Write([]byte("body"))
 	basicOf := func(s string) string { return "Basic " + base64.StdEncoding.EncodeToString([]byte(s)) }
 
 	for _, tt := range []struct {
 		name    string
-		auth    *Auth
+		auth    *specs.Auth
 		headers []string
 		ok      bool
 	}{
@@ -346,6 +350,13 @@ func TestAuth(t *testing.T) {
 		{"stripe, other scheme", stripe, []string{"Stripe-Signature", "t=" + unix + ",v0=" + hexOf("s3cret", unix+".body")}, false},
 		{"body first", bodyFirst, []string{"X-Sig", hexOf("s3cret", "body|"+unix), "X-Time", unix}, true},
 		{"body first, RFC 3339", bodyFirst, []string{"X-Sig", hexOf("s3cret", "body|"+now.Format(time.RFC3339)), "X-Time", now.Format(time.RFC3339)}, true},
+		{"api key", keys, []string{"X-API-Key", "s3cret"}, true},
+		{"api key of another client", keys, []string{"X-Api-Key", "t0ken"}, true},
+		{"api key wrong", keys, []string{"X-Api-Key", "s3cre"}, false},
+		{"api key empty", keys, []string{"X-Api-Key", ""}, false},
+		{"api key in another header", keys, []string{"Authorization", "s3cret"}, false},
+		{"api keys, two", keys, []string{"X-Api-Key", "x", "X-Api-Key", "s3cret"}, false},
+		{"api key missing", keys, nil, false},
 		{"none asked for", nil, nil, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -368,15 +379,15 @@ func TestAuth(t *testing.T) {
 
 func TestSecretRotates(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := start(t, config(func(c *Config) { c.Auth = &Auth{Bearer: &specs.SecretRef{Name: "shop", Key: "token"}} }), nil)
+		h := start(t, config(func(c *Config) { c.Auth = &specs.Auth{Bearer: &specs.SecretRef{Name: "shop", Key: "token"}} }), nil)
 		try := func(token string) int { return post(h, "x", "Authorization", "Bearer "+token).Code }
 		h.SetSecret("shop/token", "new")
-		time.Sleep(secretLife + time.Second)
+		time.Sleep(11 * time.Second)
 		if a, b := try("new"), try("s3cret"); a != 202 || b != 401 {
 			t.Errorf("after a rotation: new %d, old %d; want 202, 401", a, b)
 		}
 		h.SetSecret("shop/token", "") // for the moment unreadable
-		time.Sleep(secretLife + time.Second)
+		time.Sleep(11 * time.Second)
 		if a, b := try("new"), try(""); a != 202 || b != 401 {
 			t.Errorf("after the secret went away: last %d, empty %d; want 202, 401", a, b)
 		}
@@ -385,7 +396,7 @@ func TestSecretRotates(t *testing.T) {
 
 func TestSecretMissing(t *testing.T) {
 	for _, value := range []string{"-", ""} {
-		s, err := Factory().Make(config(func(c *Config) { c.Auth = &Auth{Bearer: &specs.SecretRef{Name: "shop", Key: "none"}} }), sources.Env{})
+		s, err := Factory().Make(config(func(c *Config) { c.Auth = &specs.Auth{Bearer: &specs.SecretRef{Name: "shop", Key: "none"}} }), sources.Env{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -595,7 +606,7 @@ func TestAttributes(t *testing.T) {
 			}
 		})
 	}
-	if _, err := newSource(config(func(c *Config) { c.ID = &ID{Expression: specs.Expr{Source: "data."}} })); err == nil {
+	if _, err := newSource(config(func(c *Config) { c.ID = &ID{Expression: specs.Expr{Source: "data."}} }), sources.Env{}); err == nil {
 		t.Error("a broken expression was taken")
 	}
 }
@@ -604,7 +615,7 @@ func TestRequest(t *testing.T) {
 	c := config(func(c *Config) {
 		c.Path, c.Request = "/shops/{shop}/{rest...}", "always"
 		c.Methods = []string{"GET", "POST"}
-		c.Auth = &Auth{HMAC: &HMAC{Header: "X-Sum", Secret: specs.SecretRef{Name: "shop", Key: "token"}}}
+		c.Auth = &specs.Auth{HMAC: &specs.HMACAuth{Header: "X-Sum", Secret: specs.SecretRef{Name: "shop", Key: "token"}}}
 	})
 	h := start(t, c, nil)
 	w := do(h, "GET", "/shops/ams/a/b?q=1&tag=x&tag=y%22", nil, "X-Sum", hex.EncodeToString(sign("s3cret", "")),
@@ -667,15 +678,15 @@ func TestTooManyInFlight(t *testing.T) {
 }
 
 func TestLargeBodiesAreBounded(t *testing.T) {
-	s, err := newSource(config(nil))
+	s, err := newSource(config(nil), sources.Env{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.bodies = 300 << 10
+	s.bodies.Limit = 300 << 10
 	h := sourcetest.NewHost(t, DefaultType)
 	h.Start(s)
 	refused(t, h, post(h, strings.Repeat("x", 500<<10)), http.StatusTooManyRequests)
-	if n := s.held.Load(); n != 0 {
+	if n := s.bodies.Held(); n != 0 {
 		t.Errorf("%d bytes still accounted for after the answer", n)
 	}
 	if w := post(h, strings.Repeat("x", 100<<10)); w.Code != 202 {
@@ -687,11 +698,11 @@ func TestLargeBodiesAreBounded(t *testing.T) {
 // a quarter of what there is, and no one else is refused for them.
 func TestAnnouncedBodies(t *testing.T) {
 	const size = 100 << 10
-	s, err := newSource(config(nil))
+	s, err := newSource(config(nil), sources.Env{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.bodies = 10 * size
+	s.bodies.Limit = 10 * size
 	h := sourcetest.NewHost(t, DefaultType)
 	h.Start(s)
 	read, leave, answered := make(chan bool), make(chan bool), make(chan int, 20)
@@ -710,7 +721,7 @@ func TestAnnouncedBodies(t *testing.T) {
 			t.Errorf("one who announces got %d before anything was read", code)
 		}
 	}
-	if n := s.held.Load(); n == 0 || n > s.bodies/4 {
+	if n := s.bodies.Held(); n == 0 || n > s.bodies.Limit/4 {
 		t.Errorf("%d bytes are held for bodies that were only announced", n)
 	}
 	if w := post(h, strings.Repeat("y", size)); w.Code != http.StatusAccepted {
@@ -718,7 +729,7 @@ func TestAnnouncedBodies(t *testing.T) {
 	}
 	close(leave)
 	wg.Wait()
-	if n := s.held.Load(); n != 0 {
+	if n := s.bodies.Held(); n != 0 {
 		t.Errorf("%d bytes still accounted for", n)
 	}
 }
@@ -798,23 +809,23 @@ func BenchmarkHandler(b *testing.B) {
 	sum := hex.EncodeToString(sign("s3cret", string(payload)))
 	for _, bb := range []struct {
 		name    string
-		auth    *Auth
+		auth    *specs.Auth
 		request string
 		headers []string
 	}{
 		{"json", nil, "", nil},
 		{"cloudevent", nil, "", []string{"Ce-Specversion", "1.0", "Ce-Id", "1", "Ce-Source", "/s", "Ce-Type", "t"}},
-		{"hmac", &Auth{HMAC: &HMAC{Header: "X-Sig", Secret: specs.SecretRef{Name: "shop", Key: "token"}}}, "", []string{"X-Sig", sum}},
+		{"hmac", &specs.Auth{HMAC: &specs.HMACAuth{Header: "X-Sig", Secret: specs.SecretRef{Name: "shop", Key: "token"}}}, "", []string{"X-Sig", sum}},
 		{"request", nil, "always", nil},
 	} {
 		b.Run(bb.name, func(b *testing.B) {
-			s, err := newSource(config(func(c *Config) { c.Auth, c.Request = bb.auth, bb.request }))
+			s, err := newSource(config(func(c *Config) { c.Auth, c.Request = bb.auth, bb.request }), sources.Env{})
 			if err != nil {
 				b.Fatal(err)
 			}
 			host := discard{sourcetest.NewHost(b, DefaultType)}
 			host.SetSecret("shop/token", "s3cret")
-			auth, err := newAuthenticator(bb.auth, host)
+			auth, err := ingress.NewAuth(bb.auth, nil, host)
 			if err != nil {
 				b.Fatal(err)
 			}

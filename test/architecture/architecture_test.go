@@ -26,7 +26,7 @@ type pkg struct {
 }
 
 // roots are the contracts that everything above them may know.
-var roots = []string{"specs", "specs/expression", "specs/jsonschema", "specs/schedule", "bus", "sources", "sensors", "triggers"}
+var roots = []string{"specs", "specs/expression", "specs/jsonschema", "specs/schedule", "bus", "sources", "sensors", "triggers", "ingress"}
 
 // mayImport tells whether production code of from may import to, both below
 // the module.
@@ -47,13 +47,16 @@ func mayImport(from, to string) bool {
 		case "all": // the list of every type
 			return within(to, room)
 		}
-		// Its root and what it keeps below itself, never a sibling; and how
-		// programs are started, which both rooms do.
+		// Its root and what it keeps below itself, never a sibling; how programs
+		// are started, which both rooms do; and how requests are received.
 		return contracts || to == room || within(to, from) || to == "process" ||
+			room == "sources" && to == "ingress" ||
 			// What the kinds that keep processes waiting share.
 			room == "triggers" && to == "triggers/worker"
 	case "process":
 		return false
+	case "ingress":
+		return to == "specs"
 	case "engine":
 		return slices.Contains(roots, to) || within(to, "engine")
 	case "cmd":
@@ -215,6 +218,10 @@ func TestViolationsAreCaught(t *testing.T) {
 		{"sources/driver", "process", true},
 		{"sources/driver", "triggers/worker", false},
 		{"process", "specs", false},
+		{"sources/webhook", "ingress", true},
+		{"triggers/http", "ingress", false},
+		{"ingress", "specs", true},
+		{"ingress", "sources", false},
 		{"triggers/http", "bus", true},
 		{"triggers/http", "bus/jetstream", false},
 		{"engine", "sources", true},
