@@ -37,6 +37,9 @@ const (
 	// CodeUnknownField marks an expression that reads a field which the data of
 	// the events it is about never has.
 	CodeUnknownField specs.Code = "unknown-field"
+	// CodeResultLoop marks a dependency on results of calls that its own sensor
+	// causes.
+	CodeResultLoop specs.Code = "result-loop"
 	// CodeEventTooLarge marks a source that accepts larger events than the bus.
 	CodeEventTooLarge specs.Code = "event-too-large"
 )
@@ -115,6 +118,7 @@ func (c *Compiler) Check(set *specs.Set, invalid ...specs.Ref) specs.Diagnostics
 		found = append(found, c.calls(set, ref, r)...)
 	}
 	found = append(found, c.routes(set)...)
+	found = append(found, c.loops(set)...)
 	return found.Sort()
 }
 
@@ -156,7 +160,7 @@ func (c *Compiler) events(set *specs.Set, ref specs.Ref, r *specs.Resource, es *
 		if f != nil && f.Payload != nil {
 			for _, r := range intake.FieldReads() {
 				if !slices.Contains(f.Payload, r.Field) {
-					found = append(found, unknownField(ref, r, f))
+					found = append(found, unknownField(ref, r, payload{f.Name, f.Payload}))
 				}
 			}
 		}
@@ -177,17 +181,17 @@ func (c *Compiler) fields(set *specs.Set, ref specs.Ref, cs compiledSensor) spec
 	if cs.program == nil {
 		return nil
 	}
-	declared := make([]*sources.Factory, len(cs.spec.Dependencies))
+	declared := make([]payload, len(cs.spec.Dependencies))
 	for i := range cs.spec.Dependencies {
 		declared[i] = c.declared(set, &cs.spec.Dependencies[i])
 	}
 	var found specs.Diagnostics
 	cs.program.FieldReads(func(dep int, r expression.FieldRead) {
-		f := declared[dep]
-		if f == nil || slices.Contains(f.Payload, r.Field) {
+		p := declared[dep]
+		if p.fields == nil || slices.Contains(p.fields, r.Field) {
 			return
 		}
-		d := unknownField(ref, r, f)
+		d := unknownField(ref, r, p)
 		if !slices.ContainsFunc(found, func(o specs.Diagnostic) bool { return o.Pos == d.Pos && o.Path == d.Path }) {
 			found = append(found, d)
 		}
@@ -195,35 +199,44 @@ func (c *Compiler) fields(set *specs.Set, ref specs.Ref, cs compiledSensor) spec
 	return found
 }
 
-// declared is the source type that declares the data of the events a
-// dependency wants, or nil.
-func (c *Compiler) declared(set *specs.Set, d *specs.Dependency) *sources.Factory {
+// payload is what is known of the data of certain events: of what, and the
+// fields it may have, nil when they are not known.
+type payload struct {
+	of     string
+	fields []string
+}
+
+// declared is what is known of the data of the events a dependency wants.
+func (c *Compiler) declared(set *specs.Set, d *specs.Dependency) payload {
+	if d.Function != "" {
+		return payload{"function's result", sensors.ResultFields()}
+	}
 	r := set.Resources[specs.Ref{Kind: specs.KindEventSource, Name: d.Source}]
 	if r == nil {
-		return nil
+		return payload{}
 	}
 	es, ok := r.Spec.(*specs.EventSource)
 	if !ok {
-		return nil
+		return payload{}
 	}
 	i := slices.IndexFunc(es.Events, func(ev specs.SourceEvent) bool { return ev.Name == d.Event })
 	if i < 0 || es.Events[i].Intake.Data.Set { // the intake makes other data
-		return nil
+		return payload{}
 	}
 	f := c.catalog.Sources.Lookup(es.Events[i].Type)
-	if f == nil || f.Payload == nil {
-		return nil
+	if f == nil {
+		return payload{}
 	}
-	return f
+	return payload{f.Name, f.Payload}
 }
 
-func unknownField(ref specs.Ref, r expression.FieldRead, f *sources.Factory) specs.Diagnostic {
+func unknownField(ref specs.Ref, r expression.FieldRead, p payload) specs.Diagnostic {
 	d := specs.Diagnostic{
 		Pos: r.Pos, Severity: specs.Error, Code: CodeUnknownField, Ref: ref, Path: r.Path,
-		Message: fmt.Sprintf("the data of a %s has no field %q", f.Name, r.Field),
-		Hint:    "it has " + strings.Join(f.Payload, ", "),
+		Message: fmt.Sprintf("the data of a %s has no field %q", p.of, r.Field),
+		Hint:    "it has " + strings.Join(p.fields, ", "),
 	}
-	if near := expression.Nearest(r.Field, f.Payload); near != "" {
+	if near := expression.Nearest(r.Field, p.fields); near != "" {
 		d.Hint = "did you mean " + near + "?"
 	}
 	return d
@@ -325,21 +338,10 @@ func (c *Compiler) Sensors(set *specs.Set) []evaluate.Sensor { return c.rules(se
 // rules compiles the sensors of a checked set.
 func (c *Compiler) rules(set *specs.Set) *fold.Rules {
 	rules := &fold.Rules{}
-	refs := make([]specs.Ref, 0, len(set.Resources))
-	for ref := range set.Resources {
-		refs = append(refs, ref)
-	}
-	slices.SortFunc(refs, func(a, b specs.Ref) int { return strings.Compare(a.String(), b.String()) })
-	hashes := make([]string, 0, len(refs))
-	for _, ref := range refs {
-		r := set.Resources[ref]
-		if !isSensor(r) {
-			continue
-		}
-		if cs := c.sensor(ref, r); cs.program != nil {
-			rules.Sensors = append(rules.Sensors, fold.Sensor{Name: cs.name, Hash: r.Hash, Program: cs.program})
-			hashes = append(hashes, cs.name+"="+r.Hash)
-		}
+	var hashes []string
+	for _, s := range c.placed(set) {
+		rules.Sensors = append(rules.Sensors, fold.Sensor{Name: s.name, Hash: s.hash, Program: s.program})
+		hashes = append(hashes, s.name+"="+s.hash)
 	}
 	sum := sha256.Sum256([]byte(strings.Join(hashes, "\n")))
 	rules.Hash = hex.EncodeToString(sum[:8])
@@ -409,6 +411,7 @@ func (c *callees) outdated(set *specs.Set) []string {
 // keeps its function. A function that cannot be made is an error, and nothing
 // of the new table stays behind.
 func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, error) {
+	asked := c.compiler.asked(set)
 	next := map[string]madeCallee{}
 	var fresh []*jobs.Callee
 	table := map[jobs.TriggerRef]*jobs.Trigger{}
@@ -471,7 +474,7 @@ func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, erro
 		for i := range cs.spec.Triggers {
 			t := &cs.spec.Triggers[i]
 			d := t.Delivery
-			name, hash, call, pos := ref.Name+"."+t.Name, set.HashOf(ref), t.Inline, r.Pos
+			name, hash, call, pos := calleeName(ref, t), set.HashOf(ref), t.Inline, r.Pos
 			var fn *specs.Function
 			var compiled compiledFunction
 			if call == nil {
@@ -482,7 +485,7 @@ func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, erro
 				}
 				fn = fr.Spec.(*specs.Function)
 				d = inherit(d, fn.Delivery)
-				name, hash, call, pos = t.Function, set.HashOf(fref), &fn.Call, fr.Pos
+				hash, call, pos = set.HashOf(fref), &fn.Call, fr.Pos
 				compiled = c.compiler.function(fref, fr, fn)
 			}
 			if d.Concurrency == 0 {
@@ -500,7 +503,7 @@ func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, erro
 			jt := &jobs.Trigger{
 				Ref: jobs.TriggerRef{Sensor: cs.name, Trigger: t.Name}, Callee: callee,
 				Timeout: d.Timeout.D(), Concurrency: d.Concurrency, Policy: triggers.PolicyOf(d.Retry), Block: d.Overflow == "block",
-				InputPath: program.InputPath(i),
+				InputPath: program.InputPath(i), Tell: asked.Wants(name, cs.name, t.Name),
 				Render: func(events []sensors.Contributing, item int) (map[string]any, error) {
 					return program.RenderTrigger(i, events, item)
 				},

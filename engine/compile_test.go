@@ -13,6 +13,17 @@ func TestChecksOfTheWholeSet(t *testing.T) {
 	source := func(name, events string) string {
 		return head + "kind: EventSource\nmetadata: {name: " + name + "}\nspec:\n  webhook:\n" + events
 	}
+	function := func(name string) string {
+		return head + "kind: Function\nmetadata: {name: " + name + "}\nspec: {log: {}}\n---\n"
+	}
+	sensor := func(name, dependency, triggers string) string {
+		return head + "kind: Sensor\nmetadata: {name: " + name + "}\nspec:\n  dependencies:\n    - " +
+			strings.Replace(dependency, "{", "{name: d, ", 1) + "\n  triggers: " + triggers + "\n"
+	}
+	loop := func(place, path, way, function string) string {
+		return "s.yaml:" + place + ": warning[result-loop] " + path + ": it takes results of calls that this sensor causes itself (" + way +
+			`): a loop, which ends after 16 functions with a dead letter (narrow it, for example with when: data.function != "` + function + `")`
+	}
 	for _, tt := range []struct {
 		name, spec string
 		max        int
@@ -121,6 +132,62 @@ spec: {eventType: t, function: f, secrets: [s]}
 				"s.yaml:11:12: error[invalid-value] spec.secrets: functions of kind log are not handed secrets by name (write {secret: {name, key}} where a value belongs)",
 				"s.yaml:16:7: error[invalid-value] spec.secrets: functions of kind log are not handed secrets by name (write {secret: {name, key}} where a value belongs)",
 			},
+		},
+		{
+			name: "fields that results do not have",
+			spec: function("build") + sensor("s", "{function: build, when: data.outptu.ok}", `[{name: t, input: "${ d.data.error ?? d.data.output.x }", log: {}}]`),
+			want: []string{
+				`s.yaml:11:45: error[unknown-field] spec.dependencies[0].when: the data of a function's result has no field "outptu" (did you mean output?)`,
+			},
+		},
+		{
+			name: "a sensor that waits for what it calls",
+			spec: function("build") + sensor("again", "{function: build, outcome: failed}", "[{name: t, function: build}]"),
+			want: []string{loop("11:7", "spec.dependencies[0]", "trigger t of sensor again calls build", "build")},
+		},
+		{
+			name: "by way of another sensor, inline and with a glob",
+			spec: function("build") +
+				sensor("a", `{function: "b.*"}`, "[{name: t, function: build}]") + "---\n" +
+				sensor("b", "{function: build}", "[{name: u, log: {}}]") + "---\n" +
+				sensor("c", "{function: b.u}", "[{name: v, log: {}}]"),
+			want: []string{
+				loop("11:7", "spec.dependencies[0]", "trigger t of sensor a calls build; trigger u of sensor b calls b.u", "b.u"),
+				loop("19:7", "spec.dependencies[0]", "trigger u of sensor b calls b.u; trigger t of sensor a calls build", "build"),
+			},
+		},
+		{
+			name: "a Subscription to all failures",
+			spec: function("build") + head + "kind: Subscription\nmetadata: {name: alarm}\nspec: {eventType: engine.function.failed, function: build}\n",
+			want: []string{loop("9:7", "spec.eventType", "trigger call of sensor subscription.alarm calls build", "build")},
+		},
+		{
+			name: "with its own failures left out",
+			spec: function("build") + head + "kind: Subscription\nmetadata: {name: alarm}\nspec: {eventType: engine.function.failed, function: build, when: data.function != \"build\"}\n",
+		},
+		{
+			name: "a filter that needs an output may let it pass",
+			spec: function("build") + sensor("again", "{function: build, when: data.output.code == 7}", "[{name: t, function: build}]"),
+			want: []string{loop("11:7", "spec.dependencies[0]", "trigger t of sensor again calls build", "build")},
+		},
+		{
+			name: "everything, and nobody asks",
+			spec: function("build") + sensor("all", `{source: "*"}`, "[{name: t, function: build}]"),
+		},
+		{
+			name: "everything, and another one asks",
+			spec: function("build") + sensor("all", `{source: "*"}`, "[{name: t, function: build}]") + "---\n" +
+				sensor("other", "{function: build}", "[{name: t, log: {}}]"),
+			want: []string{loop("11:7", "spec.dependencies[0]", "trigger t of sensor all calls build", "build")},
+		},
+		{
+			name: "everything, and a workflow of its own",
+			spec: sensor("all", `{source: "*"}`, "[{name: t, log: {}}, {name: u, after: [t], log: {}}]"),
+			want: []string{loop("6:7", "spec.dependencies[0]", "trigger t of sensor all calls all.t", "all.t")},
+		},
+		{
+			name: "a workflow alone",
+			spec: sensor("flow", `{source: _emit}`, "[{name: t, log: {}}, {name: u, after: [t], log: {}}]"),
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

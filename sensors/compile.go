@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/specs"
 	"github.com/sensor-engine/engine/specs/expression"
 	"github.com/sensor-engine/engine/specs/schedule"
@@ -321,6 +322,15 @@ func (c *compilation) dependency(i int, d *specs.Dependency) {
 		name: d.Name, ident: expression.Ident(d.Name), pick: d.Pick,
 		source: newPattern(d.Source), event: newPattern(d.Event), kind: newPattern(d.Type), subject: newPattern(d.Subject),
 	}
+	if d.Function != "" {
+		out.source, out.event = newPattern(bus.SourceFunction), newPattern(d.Function)
+		switch d.Outcome {
+		case specs.OutcomeSucceeded:
+			out.kind = newPattern(bus.TypeFunctionSucceeded)
+		case specs.OutcomeFailed:
+			out.kind = newPattern(bus.TypeFunctionFailed)
+		}
+	}
 	if out.pick == "" {
 		out.pick = specs.PickLatest
 	}
@@ -616,6 +626,11 @@ func fingerprint(s *specs.Sensor) string {
 		}
 		// Only what is given counts, so that a sensor without it keeps its state
 		// when the engine is replaced by one that knows it.
+		if d.Function != "" {
+			put("\x00function")
+			put(d.Function)
+			put(string(d.Outcome))
+		}
 		if !d.Transform.IsZero() {
 			put("\x00transform")
 			put(d.Transform.Source)

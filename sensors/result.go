@@ -3,6 +3,7 @@ package sensors
 import (
 	"bytes"
 	"encoding/json"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -85,7 +86,7 @@ func (r *Result) Event(limit int) *bus.Event {
 		ev.ID += "/" + strconv.Itoa(r.Redrive)
 	}
 	if r.Sensor != "" {
-		ev.Subject = r.Sensor + "/" + r.Trigger
+		ev.Subject = resultSubject(r.Sensor, r.Trigger)
 	}
 	set := func(name, v string) {
 		if v != "" {
@@ -154,3 +155,60 @@ func encode(v any) ([]byte, error) {
 	}
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
 }
+
+// ResultFields are the fields that the data of such an event may have.
+func ResultFields() []string {
+	return []string{"function", "sensor", "trigger", "key", "firing", "outcome", "output", "error", "attempts", "redrive", "truncated"}
+}
+
+// Asked tells of which calls programs ask for the results. It is not changed
+// after it was made and is safe for concurrent use.
+type Asked struct {
+	exact map[string][]*dependency // by the function they name
+	globs []*dependency
+}
+
+// NewAsked returns what programs ask for. A dependency asks for results when
+// the text of its source or type fits them; one that takes events of any source
+// and type does not ask, but gets them when another one does.
+func NewAsked(programs []*Program) *Asked {
+	a := &Asked{exact: map[string][]*dependency{}}
+	for _, p := range programs {
+		for i := range p.deps {
+			d := &p.deps[i]
+			switch {
+			case !d.asksForResults():
+			case d.event.exact():
+				a.exact[d.event.text] = append(a.exact[d.event.text], d)
+			default:
+				a.globs = append(a.globs, d)
+			}
+		}
+	}
+	return a
+}
+
+// asksForResults reports whether a dependency is about results of functions.
+func (d *dependency) asksForResults() bool {
+	return d.source.match(bus.SourceFunction) && (d.kind.match(bus.TypeFunctionSucceeded) || d.kind.match(bus.TypeFunctionFailed)) &&
+		(d.source.says() || d.kind.says())
+}
+
+// says reports whether a pattern has any text of its own.
+func (p pattern) says() bool { return strings.Trim(p.text, "*?") != "" }
+
+// Wants reports whether somebody asks for the results of the calls of a
+// function by a trigger.
+func (a *Asked) Wants(function, sensor, trigger string) bool {
+	fits := func(d *dependency) bool {
+		return d.subject.text == "" || d.subject.match(resultSubject(sensor, trigger))
+	}
+	return slices.ContainsFunc(a.exact[function], fits) ||
+		slices.ContainsFunc(a.globs, func(d *dependency) bool { return d.event.match(function) && fits(d) })
+}
+
+func resultSubject(sensor, trigger string) string { return sensor + "/" + trigger }
+
+// Followed reports whether other triggers of the sensor follow a trigger, so
+// that the results of its calls are told.
+func (p *Program) Followed(trigger int) bool { return p.triggers[trigger].followed }

@@ -8,8 +8,8 @@ import (
 )
 
 // Check finds what is wrong between the resources of a set: references to
-// Functions, EventSources, their events, Secrets and their keys that are not
-// in it. Each diagnostic's Ref is the resource that references. Resources in
+// Functions, EventSources, their events, Secrets and their keys, and triggers
+// of Sensors that are not in it. Each diagnostic's Ref is the resource that references. Resources in
 // invalid are known to exist with errors of their own, which is said then.
 func (l Loader) Check(set *Set, invalid ...Ref) Diagnostics {
 	c := checker{set: set, invalid: invalid}
@@ -59,6 +59,22 @@ func (c *checker) use(r *Resource, u use) {
 		}
 		if !slices.Contains(names, u.part) {
 			c.report(r, u, CodeUnknownEvent, didYouMean(u.part, names), "EventSource %q has no event %q", u.ref.Name, u.part)
+		}
+	case *Sensor:
+		var names []string
+		for i := range spec.Triggers {
+			t := &spec.Triggers[i]
+			if t.Name == u.part && t.Function != "" {
+				c.report(r, u, CodeUnknownReference, "write "+t.Function, "trigger %s of Sensor %q calls Function %q, whose name its results have",
+					t.Name, u.ref.Name, t.Function)
+				return
+			}
+			if t.Inline != nil {
+				names = append(names, t.Name)
+			}
+		}
+		if !slices.Contains(names, u.part) {
+			c.report(r, u, CodeUnknownReference, didYouMean(u.part, names), "Sensor %q has no trigger %q", u.ref.Name, u.part)
 		}
 	case *Secret:
 		var keys []string

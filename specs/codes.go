@@ -83,7 +83,8 @@ const (
 	CodeWorkflowCycle Code = "workflow-cycle"
 	// CodeDuplicateResource: a resource is defined twice.
 	CodeDuplicateResource Code = "duplicate-resource"
-	// CodeUnknownReference: a Function, EventSource or Secret that does not exist.
+	// CodeUnknownReference: a Function, EventSource, Secret or trigger that does
+	// not exist.
 	CodeUnknownReference Code = "unknown-reference"
 	// CodeUnknownEvent: an EventSource has no event of this name.
 	CodeUnknownEvent Code = "unknown-event"

@@ -67,7 +67,7 @@ func (d *decoder) resource(n *node, text string) document {
 	r.Hash = hash(n.canonical(nil))
 	r.Source = text
 	r.uses = d.uses
-	r.Uses = refs(d.uses)
+	r.Uses = slices.DeleteFunc(refs(d.uses), func(u Ref) bool { return u == r.Ref() })
 	doc.resource = r
 	return doc
 }
@@ -433,13 +433,14 @@ func (d *decoder) dependencies(items []*node, s *Sensor) {
 		path := "spec.dependencies[" + strconv.Itoa(i) + "]"
 		dep := &s.Dependencies[i]
 		d.dependencyName(n.get("name"), join(path, "name"), seen)
-		if n.get("source") == nil && n.get("event") == nil && n.get("type") == nil && n.get("subject") == nil {
-			d.errorf(n, path, CodeEmptyDependency, `give source, event, type or subject; source: "*" for every event`,
+		if n.get("source") == nil && n.get("event") == nil && n.get("type") == nil && n.get("subject") == nil && n.get("function") == nil {
+			d.errorf(n, path, CodeEmptyDependency, `give source, event, type, subject or function; source: "*" for every event`,
 				"the dependency does not say which events")
 		}
-		for _, key := range []string{"source", "event", "type", "subject"} {
+		for _, key := range []string{"source", "event", "type", "subject", "function"} {
 			d.glob(n.get(key), join(path, key), key)
 		}
+		d.result(n, path, dep)
 		if dep.Absent != nil {
 			d.absent(n, path, dep, s)
 		}
@@ -459,6 +460,31 @@ func (d *decoder) dependencies(items []*node, s *Sensor) {
 			}
 		}
 	}
+}
+
+// result checks a dependency on results of a function.
+func (d *decoder) result(n *node, path string, dep *Dependency) {
+	fn := n.get("function")
+	if fn == nil {
+		if o := n.get("outcome"); o != nil {
+			d.errorf(o, join(path, "outcome"), CodeInvalidValue, "name the function, or ask for type: engine.function."+string(OutcomeSucceeded),
+				"only the result of a function has an outcome")
+		}
+		return
+	}
+	for _, key := range []string{"source", "event", "type"} {
+		if k := n.get(key); k != nil {
+			d.errorf(k, join(path, key), CodeInvalidValue, "keep one of them", "function is given, and %s too", key)
+		}
+	}
+	if fn.kind != scalarNode || dep.Function == "" || IsGlob(dep.Function) {
+		return
+	}
+	u := use{Ref{KindFunction, dep.Function}, "", d.place(fn), join(path, "function")}
+	if sensor, trigger, inline := strings.Cut(dep.Function, "."); inline {
+		u.ref, u.part = Ref{KindSensor, sensor}, trigger
+	}
+	d.uses = append(d.uses, u)
 }
 
 // absent checks a dependency that is declared absent.
@@ -581,7 +607,7 @@ func (d *decoder) glob(n *node, path, key string) {
 		return
 	}
 	bad := " \t\n"
-	if key == "source" || key == "event" {
+	if key == "source" || key == "event" || key == "function" {
 		bad = " \t\n[]{}\\"
 	}
 	switch i := strings.IndexAny(n.value, bad); {

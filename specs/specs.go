@@ -357,6 +357,8 @@ type Dependency struct {
 	Event     string  `yaml:"event" doc:"Name of the event, or a glob." example:"orders"`
 	Type      string  `yaml:"type" doc:"CloudEvents type, or a glob." example:"com.example.*"`
 	Subject   string  `yaml:"subject" doc:"CloudEvents subject, or a glob."`
+	Function  string  `yaml:"function" doc:"Name of a Function, SENSOR.TRIGGER for one that is written inline, or a glob: the event is the result of its calls. Instead of source, event and type." example:"build"`
+	Outcome   Outcome `yaml:"outcome" enum:"succeeded,failed" doc:"How the calls of the function ended; default: either way."`
 	Transform Expr    `yaml:"transform" doc:"Expression over the event that gives the data this sensor sees instead of its own; before when." example:"data.order"`
 	When      Expr    `yaml:"when" doc:"Expression over the event that must be true." example:"data.total > 100"`
 	Pick      Pick    `yaml:"pick" enum:"latest,first,all" doc:"Which of several waiting events is used; default latest."`
@@ -365,6 +367,15 @@ type Dependency struct {
 	Absent    *Absent `yaml:"absent" doc:"Ask whether the event stays away, as absent(name), instead of waiting for it."`
 	Pos       Pos     `yaml:"-"`
 }
+
+// Outcome is how a call ended for good.
+type Outcome string
+
+// The outcomes.
+const (
+	OutcomeSucceeded Outcome = "succeeded"
+	OutcomeFailed    Outcome = "failed"
+)
 
 // Absent says when the event of a dependency counts as absent.
 type Absent struct {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/engine"
 	"github.com/sensor-engine/engine/engine/api"
 )
@@ -129,7 +131,11 @@ func describe(w io.Writer, r *api.Resource) error {
 		out.add("Dependencies", func(t *table) {
 			t.row("NAME", "SOURCE", "EVENT", "TYPE", "WHEN")
 			for _, d := range r.Dependencies {
-				t.row(d.Name, dash(d.Source), dash(d.Event), dash(d.Type), dash(d.When))
+				source, event, typ := d.Source, d.Event, d.Type
+				if d.Function != "" {
+					source, event, typ = bus.SourceFunction, d.Function, "engine.function."+cmp.Or(string(d.Outcome), "*")
+				}
+				t.row(d.Name, dash(source), dash(event), dash(typ), dash(d.When))
 			}
 		})
 	}

@@ -11,17 +11,19 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/sensor-engine/engine/bus"
 )
 
 // cloudEvent is what is shown of an event.
 type cloudEvent struct {
-	ID, Type, Source string
-	Data             json.RawMessage
-	DataBase64       string    `json:"data_base64"`
-	EventSource      string    `json:"enginesource"`
-	Event            string    `json:"engineevent"`
-	Seq              string    `json:"engineseq"`
-	Stored           time.Time `json:"enginestored"`
+	ID, Type, Source, Subject string
+	Data                      json.RawMessage
+	DataBase64                string    `json:"data_base64"`
+	EventSource               string    `json:"enginesource"`
+	Event                     string    `json:"engineevent"`
+	Seq                       string    `json:"engineseq"`
+	Stored                    time.Time `json:"enginestored"`
 }
 
 // text is the event on one line.
@@ -30,7 +32,30 @@ func (ev *cloudEvent) text() string {
 	if data == "" && ev.DataBase64 != "" {
 		data = "base64:" + ev.DataBase64
 	}
+	if ev.EventSource == bus.SourceFunction {
+		data = ev.result()
+	}
 	return fmt.Sprintf("%-12s  %-24s  %-24s  %-26s  %s", clock(ev.Stored), clean(ev.EventSource+"/"+ev.Event), clean(ev.Type), clean(ev.ID), short(data, 100))
+}
+
+// result is what the event of a function's result says beside its type: who
+// called, and what came of it.
+func (ev *cloudEvent) result() string {
+	var r struct {
+		Output    json.RawMessage
+		Error     string
+		Truncated bool
+	}
+	if err := json.Unmarshal(ev.Data, &r); err != nil {
+		return string(ev.Data)
+	}
+	switch {
+	case r.Error != "":
+		return ev.Subject + ": " + r.Error
+	case r.Truncated:
+		return ev.Subject + ": the output is left out, it is too large"
+	}
+	return ev.Subject + ": " + string(r.Output)
 }
 
 func (e *env) eventsVerb() *cobra.Command {

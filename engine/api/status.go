@@ -109,7 +109,10 @@ type Dependency struct {
 	Event   string `json:"event,omitempty"`
 	Type    string `json:"type,omitempty"`
 	Subject string `json:"subject,omitempty"`
-	When    string `json:"when,omitempty"`
+	// Function and Outcome are given instead of source, event and type.
+	Function string        `json:"function,omitempty"`
+	Outcome  specs.Outcome `json:"outcome,omitempty"`
+	When     string        `json:"when,omitempty"`
 }
 
 // Pending is a correlation key that waits for more events.
@@ -157,7 +160,7 @@ func (s *server) resource(w http.ResponseWriter, r *http.Request) error {
 	}
 	if name, spec := res.Sensor(); spec != nil {
 		for _, d := range spec.Dependencies {
-			out.Dependencies = append(out.Dependencies, Dependency{d.Name, d.Source, d.Event, d.Type, d.Subject, d.When.Source})
+			out.Dependencies = append(out.Dependencies, Dependency{d.Name, d.Source, d.Event, d.Type, d.Subject, d.Function, d.Outcome, d.When.Source})
 		}
 		// Not worth waiting for while the fold recovers.
 		soon, cancel := context.WithTimeout(ctx, time.Second)
