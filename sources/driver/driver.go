@@ -19,9 +19,9 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/sensor-engine/engine/process"
 	"github.com/sensor-engine/engine/sources"
 	"github.com/sensor-engine/engine/specs"
+	"github.com/sensor-engine/engine/triggers/process"
 )
 
 // flush is how long events that a driver brought may take to be stored after

@@ -11,7 +11,7 @@ import (
 	"time"
 	"unicode"
 
-	"github.com/sensor-engine/engine/process"
+	"github.com/sensor-engine/engine/triggers/process"
 )
 
 const (

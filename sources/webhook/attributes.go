@@ -8,8 +8,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/sensor-engine/engine/bus"
-	"github.com/sensor-engine/engine/ingress"
 	"github.com/sensor-engine/engine/sources"
+	"github.com/sensor-engine/engine/sources/ingress"
 	"github.com/sensor-engine/engine/specs"
 	"github.com/sensor-engine/engine/specs/expression"
 )

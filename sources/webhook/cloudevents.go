@@ -18,7 +18,7 @@ import (
 	"github.com/cloudevents/sdk-go/v2/types"
 
 	"github.com/sensor-engine/engine/bus"
-	"github.com/sensor-engine/engine/ingress"
+	"github.com/sensor-engine/engine/sources/ingress"
 )
 
 const (

@@ -15,8 +15,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/sensor-engine/engine/bus"
-	"github.com/sensor-engine/engine/ingress"
 	"github.com/sensor-engine/engine/sources"
+	"github.com/sensor-engine/engine/sources/ingress"
 	"github.com/sensor-engine/engine/specs"
 )
 

@@ -29,8 +29,8 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/sensor-engine/engine/bus"
-	"github.com/sensor-engine/engine/ingress"
 	"github.com/sensor-engine/engine/sources"
+	"github.com/sensor-engine/engine/sources/ingress"
 	"github.com/sensor-engine/engine/sources/sourcetest"
 	"github.com/sensor-engine/engine/specs"
 )

@@ -22,9 +22,9 @@ import (
 	"unicode/utf8"
 
 	"github.com/sensor-engine/engine/bus"
-	"github.com/sensor-engine/engine/process"
 	"github.com/sensor-engine/engine/specs"
 	"github.com/sensor-engine/engine/triggers"
+	"github.com/sensor-engine/engine/triggers/process"
 )
 
 // Config is the config of an `exec` function.
