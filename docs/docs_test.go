@@ -23,7 +23,8 @@ var update = flag.Bool("update", false, "write the generated parts of the pages"
 
 var catalog = engine.Catalog{Sources: sourcetypes.All(), Functions: functionkinds.All()}
 
-// pages are the README and everything in this directory, by path from here.
+// pages are everything in this directory and the pages for readers elsewhere, by
+// path from here.
 func pages(t *testing.T) map[string]string {
 	t.Helper()
 	names, err := filepath.Glob("*.md")
@@ -31,6 +32,11 @@ func pages(t *testing.T) map[string]string {
 		t.Fatal(err)
 	}
 	out := map[string]string{}
+	examples, err := filepath.Glob("../examples/*/README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names = append(names, examples...)
 	for _, name := range append(names, "../README.md", "../CONTRIBUTING.md", "../CHANGELOG.md") {
 		b, err := os.ReadFile(name)
 		if err != nil {
