@@ -57,7 +57,7 @@ type dependency struct {
 	// transform gives the data that when, correlate and all after them see, nil
 	// for the event's own; raw is what it reads. It is deterministic, so what it
 	// gave is not kept but made again.
-	transform *expression.Program
+	transform transformer
 	raw       need
 	when      *expression.Program
 	need      need // what transform, when and guards read
@@ -338,11 +338,9 @@ func (c *compilation) dependency(i int, d *specs.Dependency) {
 	if out.count > 1 {
 		c.program.several |= 1 << i
 	}
-	if !d.Transform.IsZero() {
-		if out.transform = c.expr(d.Transform, path+".transform", expression.EventScope(d.Name), expression.WantAny); out.transform != nil {
-			out.raw.add(out.transform)
-			out.need.add(out.transform)
-		}
+	if out.transform = c.transform(d, path+".transform"); out.transform != nil {
+		out.raw.add(out.transform)
+		out.need.add(out.transform)
 	}
 	if !d.When.IsZero() {
 		if out.when = c.expr(d.When, path+".when", expression.EventScope(d.Name), expression.WantBool); out.when != nil {
@@ -631,9 +629,13 @@ func fingerprint(s *specs.Sensor) string {
 			put(d.Function)
 			put(string(d.Outcome))
 		}
-		if !d.Transform.IsZero() {
+		if !d.Transform.JQ.IsZero() {
+			put("\x00jq")
+			put(d.Transform.JQ.Source)
+		}
+		if !d.Transform.Expr.IsZero() {
 			put("\x00transform")
-			put(d.Transform.Source)
+			put(d.Transform.Expr.Source)
 		}
 		if d.Count > 0 {
 			put("\x00count")
@@ -693,7 +695,7 @@ func (n *need) add(r reader) {
 }
 
 // addFields adds the fields of data that p reads.
-func (n *need) addFields(p *expression.Program) {
+func (n *need) addFields(p interface{ DataFields() ([]string, bool) }) {
 	fields, whole := p.DataFields()
 	n.whole = n.whole || whole
 	n.fields = union(n.fields, fields)

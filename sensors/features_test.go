@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/sensor-engine/engine/specs"
+	"github.com/sensor-engine/engine/specs/expression"
 )
 
 // play is a run of a script and what is to be seen.
@@ -42,7 +43,11 @@ func with(s *specs.Sensor, change func(*specs.Sensor)) *specs.Sensor {
 // TestTransform has a case for each rule of docs/sensors.md about transform.
 func TestTransform(t *testing.T) {
 	transform := func(s *specs.Sensor, src string) *specs.Sensor {
-		s.Dependencies[0].Transform = expr(src)
+		s.Dependencies[0].Transform = specs.Transform{Expr: expr(src)}
+		return s
+	}
+	program := func(s *specs.Sensor, src string) *specs.Sensor {
+		s.Dependencies[0].Transform = specs.Transform{JQ: expr(src)}
 		return s
 	}
 	playAll(t, []play{
@@ -59,6 +64,15 @@ func TestTransform(t *testing.T) {
 		{"failed", `a{"n":0}`, transform(sensor("a", "t=a"), "1 % data.n"), "", "failed a 1 runtime error: integer divide by zero"},
 		{"of one dependency only", `a{"n":1} b{"n":1}`, transform(sensor("a b", "t=a && b && a.data == b.data.n"), "data.n"), "t(a1 b2)", ""},
 		{"lists", `a{"n":1} a{"n":2}`, transform(sensor("a:all", "t=sum(a, .data) == 3"), "data.n"), "t(a1 a2)", ""},
+		{"jq", `a{"o":{"id":"x"}} b{"id":"x"}`, with(program(sensor("a b", "t=a && b && a.data.t == 't.a'"), ".data.o + {t: .type}"), func(s *specs.Sensor) {
+			s.Correlate = expr("data.id")
+		}), "t(a1 b2)@x", ""},
+		{"jq, exact integers", `a{"n":9007199254740993}`, program(sensor("a", "t=a.data == 9007199254740993"), ".data.n"), "t(a1)", ""},
+		{"jq, no value", `a{"n":1} a{"n":5}`, program(sensor("a", "t=a"), ".data | select(.n > 1)"), "t(a2)", "no a 1"},
+		{"jq, two values", `a{"n":[1,2]}`, program(sensor("a", "t=a"), ".data.n[]"), "", "failed a 1 the jq program gave more than one value; put them into a list: […]"},
+		{"jq, failed", `a{"n":0}`, program(sensor("a", "t=a"), "1 / .data.n"), "", "failed a 1 cannot divide number (1) by: number (0)"},
+		{"jq, the budget", `a{"n":0}`, program(sensor("a", "t=a"), "def f: f; f"), "", "failed a 1 " + expression.ErrBudget.Error()},
+		{"jq, lists", `a{"n":1} a{"n":2}`, program(sensor("a:all", "t=sum(a, .data) == 3"), ".data.n"), "t(a1 a2)", ""},
 	})
 
 	s := transform(sensor("a", "t=a"), "{v: data.n, subject: request}")
@@ -81,7 +95,7 @@ func TestTransform(t *testing.T) {
 // for in the event itself.
 func TestTransformIsBeforeIndex(t *testing.T) {
 	s := sensor("a", "t=a")
-	s.Dependencies[0].Transform = expr("{kind: data.was}")
+	s.Dependencies[0].Transform = specs.Transform{Expr: expr("{kind: data.was}")}
 	s.Dependencies[0].Type = "t.a"
 	s.Dependencies[0].When = expr("data.kind == 'push'")
 	r := newRun(t, compileOK(t, s))
@@ -145,7 +159,7 @@ func TestDistinct(t *testing.T) {
 			s.Dependencies[0].Distinct = expr("1 % data.v")
 		}), "", "failed a 1 runtime error: integer divide by zero"},
 		{"after the transform", `a{"w":"x"} a{"w":"y"}`, with(distinct(sensor("a", "t=a"), 2), func(s *specs.Sensor) {
-			s.Dependencies[0].Transform = expr("{v: data.w}")
+			s.Dependencies[0].Transform = specs.Transform{Expr: expr("{v: data.w}")}
 		}), "t(a1 a2)", ""},
 		{"the newer is not kept", x + "b +6m " + `a{"v":"z"} +5m ` + x + `a{"v":"z"}`, with(distinct(sensor("a:first b", "t=b && len(a) < 1; u=a && b && len(a) > 5"), 9), func(s *specs.Sensor) {
 			s.Within = specs.Duration(10 * time.Minute)

@@ -326,7 +326,10 @@ func TestStepAgainstModel(t *testing.T) {
 			}
 			m.odd = append(m.odd, rapid.Bool().Draw(t, "transform"))
 			if m.odd[d] {
-				s.Dependencies[d].Transform, s.Dependencies[d].When = expr("{parity: id}"), expr("data.parity == 'odd'")
+				s.Dependencies[d].Transform, s.Dependencies[d].When = specs.Transform{Expr: expr("{parity: id}")}, expr("data.parity == 'odd'")
+				if rapid.Bool().Draw(t, "jq") {
+					s.Dependencies[d].Transform = specs.Transform{JQ: expr("{parity: .id}")}
+				}
 			}
 		}
 		if m.reset = rapid.SampledFrom([]int{0, 0, 5, 7}).Draw(t, "reset"); m.reset > 0 {

@@ -5,7 +5,6 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
-	"maps"
 	"math"
 	"strconv"
 	"strings"
@@ -13,6 +12,7 @@ import (
 
 	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/specs/expression"
+	"github.com/sensor-engine/engine/specs/jq"
 )
 
 // Route tells for which dependencies and correlation key the program wants the
@@ -113,21 +113,12 @@ func verdictOf(err error, dep string, seq uint64) Verdict {
 	case err == nil:
 	case errors.As(err, &missing):
 		out.Outcome, out.Detail = Missing, missing.Path
+	case errors.Is(err, jq.ErrNothing):
+		out.Detail = err.Error()
 	default:
 		out.Outcome, out.Detail = Failed, err.Error()
 	}
 	return out
-}
-
-// transformed is an environment with the data that the transform gives.
-func (d *dependency) transformed(env map[string]any) (map[string]any, error) {
-	data, err := d.transform.Eval(env)
-	if err != nil {
-		return nil, err
-	}
-	env = maps.Clone(env)
-	env["data"] = data
-	return env, nil
 }
 
 // correlation is the key of the event for a dependency that wants it.

@@ -691,7 +691,8 @@ func TestAdopt(t *testing.T) {
 	for _, change := range []func(*specs.Sensor){
 		func(s *specs.Sensor) { s.Correlate = expr("id") },
 		func(s *specs.Sensor) { s.Dependencies[0].When = expr("true") },
-		func(s *specs.Sensor) { s.Dependencies[0].Transform = expr("data") },
+		func(s *specs.Sensor) { s.Dependencies[0].Transform = specs.Transform{Expr: expr("data")} },
+		func(s *specs.Sensor) { s.Dependencies[0].Transform = specs.Transform{JQ: expr(".data")} },
 		func(s *specs.Sensor) { s.Dependencies[0].Count = 1 },
 		func(s *specs.Sensor) { s.Dependencies[0].Count = 2 },
 		func(s *specs.Sensor) { s.Dependencies[0].Distinct = expr("id") },

@@ -449,6 +449,10 @@ func (d *decoder) dependencies(items []*node, s *Sensor) {
 			d.errorf(count, join(path, "count"), CodeOutOfRange, "at most limits.events, "+strconv.Itoa(s.Limits.Events),
 				"%s is too large", count.describe())
 		}
+		if t := n.get("transform"); t != nil && t.kind == mapNode && (t.get("expr") == nil) == (t.get("jq") == nil) {
+			d.errorf(t, join(path, "transform"), CodeInvalidValue, "for example transform: {jq: '.data | {id: .order.id}'}",
+				"needs exactly one of expr and jq")
+		}
 		if n.get("distinct") != nil && n.get("count") == nil && (dep.Pick == "" || dep.Pick == PickLatest) {
 			d.errorf(n.get("distinct"), join(path, "distinct"), CodeInvalidValue, "add count, pick: first or pick: all, or remove it",
 				"distinct changes nothing where only the latest event waits")

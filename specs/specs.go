@@ -352,20 +352,20 @@ type Reset struct {
 
 // Dependency selects events.
 type Dependency struct {
-	Name      string  `yaml:"name" required:"true" doc:"Name by which expressions know it, a DNS label; '-' is written '_' in expressions."`
-	Source    string  `yaml:"source" doc:"Name of the EventSource, or a glob." example:"shop"`
-	Event     string  `yaml:"event" doc:"Name of the event, or a glob." example:"orders"`
-	Type      string  `yaml:"type" doc:"CloudEvents type, or a glob." example:"com.example.*"`
-	Subject   string  `yaml:"subject" doc:"CloudEvents subject, or a glob."`
-	Function  string  `yaml:"function" doc:"Name of a Function, SENSOR.TRIGGER for one that is written inline, or a glob: the event is the result of its calls. Instead of source, event and type." example:"build"`
-	Outcome   Outcome `yaml:"outcome" enum:"succeeded,failed" doc:"How the calls of the function ended; default: either way."`
-	Transform Expr    `yaml:"transform" doc:"Expression over the event that gives the data this sensor sees instead of its own; before when." example:"data.order"`
-	When      Expr    `yaml:"when" doc:"Expression over the event that must be true." example:"data.total > 100"`
-	Pick      Pick    `yaml:"pick" enum:"latest,first,all" doc:"Which of several waiting events is used; default latest."`
-	Count     int     `yaml:"count" min:"1" max:"10000" doc:"Number of events that must wait before the dependency has arrived; expressions then see a list."`
-	Distinct  Expr    `yaml:"distinct" doc:"Expression over the event: of waiting events with the same value only one counts." example:"data.host"`
-	Absent    *Absent `yaml:"absent" doc:"Ask whether the event stays away, as absent(name), instead of waiting for it."`
-	Pos       Pos     `yaml:"-"`
+	Name      string    `yaml:"name" required:"true" doc:"Name by which expressions know it, a DNS label; '-' is written '_' in expressions."`
+	Source    string    `yaml:"source" doc:"Name of the EventSource, or a glob." example:"shop"`
+	Event     string    `yaml:"event" doc:"Name of the event, or a glob." example:"orders"`
+	Type      string    `yaml:"type" doc:"CloudEvents type, or a glob." example:"com.example.*"`
+	Subject   string    `yaml:"subject" doc:"CloudEvents subject, or a glob."`
+	Function  string    `yaml:"function" doc:"Name of a Function, SENSOR.TRIGGER for one that is written inline, or a glob: the event is the result of its calls. Instead of source, event and type." example:"build"`
+	Outcome   Outcome   `yaml:"outcome" enum:"succeeded,failed" doc:"How the calls of the function ended; default: either way."`
+	Transform Transform `yaml:"transform" short:"expr" doc:"Expression over the event that gives the data this sensor sees instead of its own, or {jq: program}; before when." example:"data.order"`
+	When      Expr      `yaml:"when" doc:"Expression over the event that must be true." example:"data.total > 100"`
+	Pick      Pick      `yaml:"pick" enum:"latest,first,all" doc:"Which of several waiting events is used; default latest."`
+	Count     int       `yaml:"count" min:"1" max:"10000" doc:"Number of events that must wait before the dependency has arrived; expressions then see a list."`
+	Distinct  Expr      `yaml:"distinct" doc:"Expression over the event: of waiting events with the same value only one counts." example:"data.host"`
+	Absent    *Absent   `yaml:"absent" doc:"Ask whether the event stays away, as absent(name), instead of waiting for it."`
+	Pos       Pos       `yaml:"-"`
 }
 
 // Outcome is how a call ended for good.
@@ -376,6 +376,16 @@ const (
 	OutcomeSucceeded Outcome = "succeeded"
 	OutcomeFailed    Outcome = "failed"
 )
+
+// Transform gives the data a sensor sees instead of an event's own: one of an
+// expression and a jq program.
+type Transform struct {
+	Expr Expr `yaml:"expr" doc:"Expression over the event; transform: data.order is short for it." example:"data.order"`
+	JQ   Expr `yaml:"jq" doc:"jq program whose input is the event as an object of its attributes, and which gives one value." example:"'.data | {id: .order.id}'"`
+}
+
+// IsZero reports whether no transform was given.
+func (t Transform) IsZero() bool { return t.Expr.IsZero() && t.JQ.IsZero() }
 
 // Absent says when the event of a dependency counts as absent.
 type Absent struct {
