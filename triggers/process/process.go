@@ -143,14 +143,14 @@ func Outcome(state *os.ProcessState) (code int, signal string) {
 	return state.ExitCode(), ""
 }
 
-// Ended is [Outcome] as words: "exited with code 1", "killed by SIGKILL".
+// Ended is [Outcome] as words: "exited with code 1", "was killed by SIGKILL".
 func Ended(state *os.ProcessState) string {
 	if state == nil {
 		return "ended"
 	}
 	code, signal := Outcome(state)
 	if signal != "" {
-		return "killed by " + signal
+		return "was killed by " + signal
 	}
 	return "exited with code " + strconv.Itoa(code)
 }

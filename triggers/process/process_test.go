@@ -67,9 +67,9 @@ func TestGroupEndsWithProgram(t *testing.T) {
 
 func TestTerminate(t *testing.T) {
 	for script, want := range map[string]string{
-		"echo $$; exec sleep 1000":                                              "killed by SIGTERM",
+		"echo $$; exec sleep 1000":                                              "was killed by SIGTERM",
 		"trap 'exit 7' TERM; echo $$; while :; do sleep 0.01; done":             "exited with code 7",
-		"trap '' TERM; echo $$; while :; do sleep 0.01; done":                   "killed by SIGKILL",
+		"trap '' TERM; echo $$; while :; do sleep 0.01; done":                   "was killed by SIGKILL",
 		"trap 'exit 7' TERM; echo $$; kill -STOP $$; while :; do sleep 1; done": "exited with code 7",
 	} {
 		p, _ := start(t, sh(script))

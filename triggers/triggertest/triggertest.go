@@ -107,10 +107,7 @@ func Run(t *testing.T, s Suite) {
 	}
 }
 
-func permanent(err error) bool {
-	var p *triggers.PermanentError
-	return errors.As(err, &p)
-}
+func permanent(err error) bool { return triggers.Permanent(err) }
 
 // function makes a function that is closed when the test ends, and checks that
 // nothing of it remains.

@@ -1,0 +1,68 @@
+package worker
+
+import (
+	"bytes"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// kin watches the children of a worker. What a call leaves running would write
+// into the logs of later calls, so its worker is replaced.
+type kin struct {
+	f     *os.File
+	first []string // children it had when it was ready
+	room  [512]byte
+}
+
+// watchKin begins to watch; where the kernel does not tell, there is nothing to
+// see.
+func watchKin(pid int) *kin {
+	id := strconv.Itoa(pid)
+	f, err := os.Open("/proc/" + id + "/task/" + id + "/children")
+	if err != nil {
+		return nil
+	}
+	k := &kin{f: f}
+	k.first = k.children()
+	return k
+}
+
+func (k *kin) children() []string {
+	n, err := k.f.ReadAt(k.room[:], 0)
+	if n == 0 {
+		return nil
+	}
+	if n == len(k.room) && err == nil { // more than its first ones do not matter
+		n = bytes.LastIndexByte(k.room[:], ' ') + 1
+	}
+	return strings.Fields(string(k.room[:n]))
+}
+
+// grown reports whether there are children that run and were not there when
+// the worker was ready.
+func (k *kin) grown() bool {
+	if k == nil {
+		return false
+	}
+	return slices.ContainsFunc(k.children(), func(pid string) bool {
+		return !slices.Contains(k.first, pid) && !over(pid)
+	})
+}
+
+// over reports whether a process is one that nobody has awaited yet.
+func over(pid string) bool {
+	stat, err := os.ReadFile("/proc/" + pid + "/stat")
+	if err != nil {
+		return true
+	}
+	_, rest, ok := bytes.Cut(stat, []byte(") "))
+	return !ok || len(rest) == 0 || rest[0] == 'Z' || rest[0] == 'X'
+}
+
+func (k *kin) close() {
+	if k != nil {
+		_ = k.f.Close()
+	}
+}

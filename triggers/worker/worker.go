@@ -1,0 +1,316 @@
+// Package worker owns processes that wait for calls: a pool that starts them on
+// demand and stops them when they are idle, the protocol they speak, what they
+// write to their streams, and that a worker that misbehaves hurts its own call
+// only. The kinds say what program runs. It must not know languages, configs,
+// retries or sensors.
+package worker
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+	"unicode"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sensor-engine/engine/process"
+	"github.com/sensor-engine/engine/triggers"
+)
+
+// Answer is what one call gave.
+type Answer struct {
+	// Payload is the output, JSON.
+	Payload []byte
+	Events  []triggers.Emission
+	Logs    triggers.Logs
+}
+
+const (
+	// grace is how long a worker may take to end when it is asked to.
+	grace = 2 * time.Second
+	// maxExcerpt is how much of what a worker wrote an error repeats, in bytes.
+	maxExcerpt = 200
+	// smallRequest is the size up to which the room for a request is kept.
+	smallRequest = 256 << 10
+)
+
+// worker is one process.
+type worker struct {
+	proc *process.Process
+	talk protocol
+	// in takes requests, answers gives answers through reader.
+	in, answers *os.File
+	answersFD   int // of answers, as long as the worker is not ended
+	reader      *bufio.Reader
+	out, err    *stream // out is nil where stdout carries the answers
+	kin         *kin
+	calls       uint64
+	request     []byte
+	idleSince   time.Time
+}
+
+// pipes are the ends of a worker's pipes: its own, then ours.
+type pipes struct{ files []*os.File }
+
+func (p *pipes) make() (r, w *os.File, err error) {
+	if r, w, err = os.Pipe(); err == nil {
+		p.files = append(p.files, r, w)
+	}
+	return r, w, err
+}
+
+func (p *pipes) close() {
+	for _, f := range p.files {
+		_ = f.Close()
+	}
+}
+
+// launch starts the process of a command and makes it ready. mark is an entry
+// of its environment that nothing else has. It blocks until the worker is
+// ready, has failed, or ctx ends.
+func launch(ctx context.Context, cmd *exec.Cmd, hello [][]byte, lines bool, mark string) (*worker, error) {
+	var all pipes
+	var err error
+	open := func() (r, w *os.File) {
+		if err == nil {
+			r, w, err = all.make()
+		}
+		return r, w
+	}
+	theirIn, in := open()
+	answers, theirAnswers := open()
+	stderr, theirErr := open()
+	var stdout, theirOut *os.File
+	if !lines {
+		stdout, theirOut = open()
+	}
+	if err != nil {
+		all.close()
+		return nil, err
+	}
+	cmd.Stderr = theirErr
+	if lines {
+		cmd.Stdin, cmd.Stdout = theirIn, theirAnswers
+	} else {
+		cmd.Stdout, cmd.ExtraFiles = theirOut, []*os.File{theirIn, theirAnswers}
+	}
+	cmd.Env = append(cmd.Env, mark)
+	w := &worker{talk: frames{}, in: in, answers: answers, reader: bufio.NewReaderSize(answers, 16<<10), err: newStream(stderr)}
+	if conn, err := answers.SyscallConn(); err == nil {
+		_ = conn.Control(func(fd uintptr) { w.answersFD = int(fd) })
+	}
+	if lines {
+		w.talk = ndjson{}
+	} else {
+		w.out = newStream(stdout)
+	}
+	w.proc, err = process.Start(cmd, func() {
+		process.Sweep(mark)
+		// Who waits for an answer gets what the process still wrote, and no more.
+		_ = answers.SetReadDeadline(time.Now().Add(drain))
+		_ = in.Close()
+	})
+	if err != nil {
+		all.close()
+		return nil, err
+	}
+	for _, f := range []*os.File{theirIn, theirAnswers, theirErr, theirOut} {
+		if f != nil {
+			_ = f.Close()
+		}
+	}
+	w.err.begin()
+	if w.out != nil {
+		w.out.begin()
+	}
+	if err := w.greet(ctx, hello); err != nil {
+		w.proc.Kill()
+		w.end()
+		return nil, err
+	}
+	w.kin = watchKin(w.proc.Pid())
+	return w, nil
+}
+
+// drain is how long an answer is awaited whose worker has ended.
+const drain = 50 * time.Millisecond
+
+// greet tells a worker what to be and waits until it is.
+func (w *worker) greet(ctx context.Context, hello [][]byte) error {
+	if len(hello) == 0 {
+		return nil
+	}
+	stop := context.AfterFunc(ctx, w.proc.Kill)
+	defer stop()
+	for _, h := range hello {
+		if _, err := w.in.Write(appendFrame(nil, h)); err != nil {
+			return w.died(ctx, err)
+		}
+	}
+	a, err := frames{}.read(w.reader, 0)
+	switch {
+	case err != nil:
+		return w.died(ctx, err)
+	case a.err != nil:
+		return a.err
+	}
+	return nil
+}
+
+// died explains why a worker did not become ready.
+func (w *worker) died(ctx context.Context, err error) error {
+	if _, ok := errors.AsType[*protocolError](err); ok {
+		return err
+	}
+	w.proc.Kill()
+	<-w.proc.Done()
+	if ctx.Err() != nil {
+		return errors.New("it did not become ready in time")
+	}
+	logs := w.take()
+	return fmt.Errorf("it %s before it was ready%s", process.Ended(w.proc.State()), excerpt(logs.Stderr))
+}
+
+// call makes one call. usable tells whether the worker can take another one;
+// when it cannot, its process has ended.
+func (w *worker) call(ctx context.Context, build func(b []byte) []byte) (a Answer, usable bool, err error) {
+	w.calls++
+	if w.calls > 1 {
+		w.take() // written between the calls: it belongs to none
+	}
+	if w.dirty() {
+		w.proc.Kill()
+		return Answer{}, false, errNotTaken
+	}
+	stop := context.AfterFunc(ctx, w.proc.Kill)
+	w.request = w.talk.request(w.request[:0], w.calls, build)
+	var got answer
+	_, writeErr := w.in.Write(w.request)
+	if cap(w.request) > smallRequest {
+		w.request = nil
+	}
+	got, err = w.talk.read(w.reader, w.calls)
+	if err == nil {
+		err = writeErr
+	}
+	interrupted := !stop()
+	if err != nil || interrupted {
+		w.proc.Kill()
+		<-w.proc.Done()
+	}
+	a = Answer{Payload: got.payload, Events: got.events, Logs: w.take()}
+	switch {
+	case interrupted:
+		return Answer{Logs: a.Logs}, false, interruption(ctx)
+	case errors.Is(writeErr, syscall.EPIPE) || errors.Is(writeErr, os.ErrClosed):
+		return Answer{Logs: a.Logs}, false, errNotTaken
+	case err != nil:
+		return Answer{Logs: a.Logs}, false, w.failure(err, a.Logs)
+	case got.err != nil:
+		return a, !w.kin.grown(), got.err
+	}
+	return a, !w.kin.grown(), nil
+}
+
+// errNotTaken says that the worker has not seen the whole request, so that
+// another one may.
+var errNotTaken = errors.New("the worker ended before it took the call")
+
+// dirty reports whether the worker wrote an answer nobody asked for, or closed
+// the pipe.
+func (w *worker) dirty() bool {
+	if w.reader.Buffered() > 0 {
+		return true
+	}
+	fds := [1]unix.PollFd{{Fd: int32(w.answersFD), Events: unix.POLLIN}}
+	n, err := unix.Poll(fds[:], 0)
+	return err == nil && n > 0
+}
+
+// interruption is the error of a call whose context has ended.
+func interruption(ctx context.Context) error {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return &triggers.Error{Class: triggers.FunctionError, Message: "Function execution exceeded the timeout", Err: ctx.Err()}
+	}
+	return &triggers.Error{Class: triggers.SystemError, Message: "the call was cancelled", Err: ctx.Err()}
+}
+
+// failure explains why there is no answer.
+func (w *worker) failure(err error, logs triggers.Logs) error {
+	if wrong, ok := errors.AsType[*protocolError](err); ok {
+		return triggers.Errorf(triggers.SystemError, "the worker wrote something that is no answer: %s", wrong.text)
+	}
+	if e, ok := errors.AsType[*triggers.Error](err); ok {
+		return e
+	}
+	return triggers.Errorf(triggers.SystemError, "the worker %s during the call%s", process.Ended(w.proc.State()), excerpt(logs.Stderr))
+}
+
+// take returns what the worker wrote to its streams since the last time.
+func (w *worker) take() triggers.Logs {
+	var l triggers.Logs
+	if w.out != nil {
+		l.Stdout, l.Truncated = w.out.take()
+	}
+	var cut bool
+	l.Stderr, cut = w.err.take()
+	l.Truncated = l.Truncated || cut
+	return l
+}
+
+// alive reports whether the process runs.
+func (w *worker) alive() bool {
+	select {
+	case <-w.proc.Done():
+		return false
+	default:
+		return true
+	}
+}
+
+// end asks the worker to end by closing its input, makes it end after the
+// grace, and frees what belongs to it. It blocks until the process is gone.
+func (w *worker) end() {
+	_ = w.in.Close()
+	timer := time.NewTimer(grace)
+	defer timer.Stop()
+	select {
+	case <-w.proc.Done():
+	case <-timer.C:
+		w.proc.Kill()
+		<-w.proc.Done()
+	}
+	_ = w.answers.Close()
+	w.err.close()
+	if w.out != nil {
+		w.out.close()
+	}
+	w.kin.close()
+}
+
+// excerpt is the last line of a log, fit for one line of another.
+func excerpt(log []byte) string {
+	line := strings.TrimSpace(strings.ToValidUTF8(string(log[max(0, len(log)-4*maxExcerpt):]), "?"))
+	line = strings.TrimSpace(line[strings.LastIndexByte(line, '\n')+1:])
+	more := ""
+	if len(line) > maxExcerpt {
+		// Cut between words: half a secret could not be masked any more.
+		line, more = line[:max(strings.LastIndexByte(line[:maxExcerpt], ' '), 0)], "…"
+	}
+	line = strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, line)
+	if line == "" {
+		return ""
+	}
+	return ": " + line + more
+}
