@@ -17,9 +17,9 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/sensor-engine/engine/process"
 	"github.com/sensor-engine/engine/specs"
 	"github.com/sensor-engine/engine/triggers"
+	"github.com/sensor-engine/engine/triggers/process"
 	"github.com/sensor-engine/engine/triggers/worker"
 )
 

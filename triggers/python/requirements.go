@@ -18,7 +18,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/sensor-engine/engine/process"
+	"github.com/sensor-engine/engine/triggers/process"
 	"github.com/sensor-engine/engine/specs"
 	"github.com/sensor-engine/engine/triggers"
 	"github.com/sensor-engine/engine/triggers/worker"
