@@ -396,6 +396,34 @@ func TestBombs(t *testing.T) {
 	}
 }
 
+// TestDeepSources: sources as long and as deep as they may be are compiled or
+// refused, and evaluated, without a panic.
+func TestDeepSources(t *testing.T) {
+	for name, src := range map[string]string{
+		"parentheses": strings.Repeat("(", MaxSource/2-1) + "1" + strings.Repeat(")", MaxSource/2-1),
+		"lists":       strings.Repeat("[", 4000) + strings.Repeat("]", 4000),
+		"signs":       strings.Repeat("-", 4000) + "1",
+		"negations":   strings.Repeat("!", 4000) + "true",
+		"members":     "data" + strings.Repeat(".a", 4000),
+		"optional":    "data" + strings.Repeat("?.a", 4000) + " ?? 1",
+		"branches":    strings.Repeat("true ? ", 1300) + "1" + strings.Repeat(" : 1", 1300),
+		"lets":        strings.Repeat("let a = 1; ", 1000) + "a",
+		"predicates":  strings.Repeat("map([1], ", 1300) + "#" + strings.Repeat(")", 1300),
+		"defaults":    strings.Repeat("(data.a ?? ", 1300) + "1" + strings.Repeat(")", 1300),
+		"and":         strings.Repeat("true && ", 2000) + "true",
+	} {
+		t.Run(name, func(t *testing.T) {
+			p, ds := Compile(at(src), "p", EventScope(), WantAny)
+			if (p == nil) != ds.HasErrors() {
+				t.Fatalf("program %v with %v", p, ds)
+			}
+			if p != nil {
+				agrees(t, p, event(map[string]any{}))
+			}
+		})
+	}
+}
+
 func TestConcurrentUse(t *testing.T) {
 	p := compileOK(t, `any(data.l, # > 2) && upper(data.s) + "x" == "Ax"`, EventScope(), WantBool)
 	env := event(map[string]any{"l": []any{int64(1), int64(3)}, "s": "a"})
@@ -490,7 +518,11 @@ func FuzzCompile(f *testing.F) {
 				if p == nil {
 					continue
 				}
+				begin := time.Now()
 				agrees(t, p, env)
+				if d := time.Since(begin); d > 10*time.Second { // far beyond what a busy machine explains
+					t.Fatalf("it took %v", d)
+				}
 				v1, err1 := p.Eval(env)
 				v2, err2 := p.Eval(env)
 				v3, err3 := p.Eval(narrowed(p, sc, env))

@@ -166,3 +166,45 @@ func FuzzTemplate(f *testing.F) {
 		}
 	})
 }
+
+// FuzzRender: compiling and rendering any text ends within the budget,
+// without a panic and with the same result each time; places lie inside the
+// text.
+func FuzzRender(f *testing.F) {
+	for _, s := range []string{
+		"plain", "${ a.data.n }", "x ${ a.data.s } y ${ a.data.n + 1 }", "$${ a }", "${ a", "${ {x: a.data.l} }", "${ '}' }", "${ `}` }", "${ a /* } */ }",
+		"${ a.data.x.y ?? 'none' }", "${ l }${ l[0].id }", "${ a.data }", "${}", "${ repeat('x', 1000000) }", "${ map(1..100000, #) }", "${ // }\n a }", "${ \"\\\"}\" }",
+	} {
+		f.Add(s)
+	}
+	sc := FiringScope(Dep{Name: "a"}, Dep{Name: "l", List: true}, Dep{Name: "b"})
+	a := event(map[string]any{"n": int64(5), "s": "x", "l": []any{int64(1), nil, 1.5}})
+	env := map[string]any{"a": a, "l": []any{a, a}}
+	f.Fuzz(func(t *testing.T, src string) {
+		text := specs.Text{Value: src, Path: "p", Pos: at(src).Pos}
+		tm, ds := CompileText(text, sc)
+		if (tm == nil) != ds.HasErrors() {
+			t.Fatalf("template %v with %v", tm, ds)
+		}
+		for _, d := range ds {
+			if d.Pos.Line < 10 || d.Pos.Col < 1 || d.Pos.Line > 10+strings.Count(src, "\n") {
+				t.Fatalf("place outside the text: %s", d)
+			}
+		}
+		if tm == nil {
+			return
+		}
+		begin := time.Now()
+		s1, err1 := tm.RenderString(env)
+		if d := time.Since(begin); d > 5*time.Second { // far beyond what a busy machine explains
+			t.Fatalf("it took %v", d)
+		}
+		s2, err2 := tm.RenderString(env)
+		if s1 != s2 || (err1 == nil) != (err2 == nil) {
+			t.Fatalf("%q, %v; then %q, %v", s1, err1, s2, err2)
+		}
+		if len(s1) > 32*Budget {
+			t.Fatalf("it gives %d bytes", len(s1))
+		}
+	})
+}

@@ -74,7 +74,7 @@ func (p *Program) Trace(env map[string]any) Trace { return p.trace(env, nil) }
 func (p *Program) TraceFilter(env map[string]any) Trace { return p.trace(env, p.guards) }
 
 func (p *Program) trace(env map[string]any, guards []Guard) Trace {
-	tr := &tracing{points: map[ast.Node]*point{}, shown: preview{all: maxShownAll}}
+	tr := &tracing{source: p.expr.Source, points: map[ast.Node]*point{}, shown: preview{all: maxShownAll}}
 	c := &compilation{expr: p.expr, scope: p.scope, want: p.want, trace: tr}
 	traced := c.compile()
 	for i := range guards {
@@ -110,6 +110,7 @@ func outcomeOf(err error) (Outcome, string) {
 // tracing finds out what the parts of an expression give while it is
 // evaluated once.
 type tracing struct {
+	source string
 	root   *point
 	points map[ast.Node]*point // by the node that gives the value
 	count  int
@@ -130,7 +131,7 @@ type point struct {
 func (tr *tracing) plan(root ast.Node) { tr.root = tr.point(root) }
 
 func (tr *tracing) point(n ast.Node) *point {
-	pt := &point{text: clip(n.String())}
+	pt := &point{text: tr.text(n)}
 	tr.points[n] = pt
 	tr.count++
 	if b, ok := n.(*ast.BinaryNode); ok {
@@ -145,6 +146,23 @@ func (tr *tracing) point(n ast.Node) *point {
 	}
 	pt.parts = tr.inner(n)
 	return pt
+}
+
+// text is the source of a part. Of a large part only the beginning is shown,
+// so it is not written out in full, which takes long.
+func (tr *tracing) text(n ast.Node) string {
+	nodes := 0
+	ast.Walk(&n, visitFunc(func(*ast.Node) { nodes++ }))
+	if nodes <= maxText {
+		return clip(n.String())
+	}
+	from := leftmost(n).From
+	for i := range tr.source {
+		if from--; from < 0 {
+			return clip(tr.source[i:])
+		}
+	}
+	return "…"
 }
 
 // noteGuards finds the guards of a rewritten tree.
