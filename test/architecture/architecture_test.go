@@ -57,8 +57,8 @@ func mayImport(from, to string) bool {
 		// are started, which both rooms do; and how requests are received.
 		return contracts || to == room || within(to, from) || to == "triggers/process" ||
 			room == "sources" && to == "sources/ingress" ||
-			// What the kinds that keep processes waiting share.
-			room == "triggers" && to == "triggers/worker"
+			// What the kinds that run programs and keep processes waiting share.
+			room == "triggers" && (to == "triggers/worker" || to == "triggers/program")
 	case "engine":
 		return slices.Contains(roots, to) || within(to, "engine")
 	case "cmd":
@@ -216,6 +216,7 @@ func TestViolationsAreCaught(t *testing.T) {
 		{"triggers/http", "triggers/exec", false},
 		{"triggers/exec", "triggers/process", true},
 		{"triggers/exec", "triggers/worker", true},
+		{"triggers/wasm", "triggers/program", true},
 		{"triggers/worker", "triggers/exec", false},
 		{"sources/driver", "triggers/process", true},
 		{"sources/driver", "triggers/worker", false},

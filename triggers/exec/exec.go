@@ -8,23 +8,18 @@ package exec
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
-	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
-	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/specs"
 	"github.com/sensor-engine/engine/triggers"
 	"github.com/sensor-engine/engine/triggers/process"
+	"github.com/sensor-engine/engine/triggers/program"
 )
 
 // Config is the config of an `exec` function.
@@ -36,22 +31,12 @@ type Config struct {
 	Stdin      string                        `yaml:"stdin" enum:"data,event,input,none" doc:"What the program reads: the event's data untouched, the whole event as CloudEvents JSON, the trigger's input as JSON, or nothing. Default: the input if there is one, else data."`
 }
 
-// Choices of Config.Stdin.
-const (
-	stdinData  = "data"
-	stdinEvent = "event"
-	stdinInput = "input"
-	stdinNone  = "none"
-)
-
 const (
 	// grace is the time between SIGTERM and SIGKILL.
 	grace = 2 * time.Second
 	// pipeDelay is how long output is awaited after the whole group is dead,
 	// because a process that left the group may hold the pipes.
 	pipeDelay = time.Second
-	// maxExcerpt is how much of stderr an error repeats, in bytes.
-	maxExcerpt = 200
 )
 
 // Factory returns the kind `exec`.
@@ -76,7 +61,6 @@ type function struct {
 	dir  string
 	// root is the directory of the spec's file, to which the program is relative.
 	root string
-	vars []string // names of cfg.Env, sorted
 }
 
 func newFunction(cfg *Config, env triggers.Env) (*function, error) {
@@ -95,9 +79,7 @@ func newFunction(cfg *Config, env triggers.Env) (*function, error) {
 		if _, constant := triggers.Literal(v.Text); !constant && sensitive(name) {
 			return nil, fmt.Errorf("env.%s: %s", name, sensitiveText)
 		}
-		f.vars = append(f.vars, name)
 	}
-	slices.Sort(f.vars)
 	return f, nil
 }
 
@@ -115,7 +97,7 @@ func (f *function) Invoke(ctx context.Context, c *triggers.Call) (triggers.Resul
 	if err := ctx.Err(); err != nil {
 		return triggers.Result{}, err
 	}
-	program, err := process.Find(f.cfg.Command[0], f.root)
+	path, err := process.Find(f.cfg.Command[0], f.root)
 	if err != nil {
 		return triggers.Result{}, &triggers.PermanentError{Err: err}
 	}
@@ -123,13 +105,13 @@ func (f *function) Invoke(ctx context.Context, c *triggers.Call) (triggers.Resul
 	if err != nil {
 		return triggers.Result{}, err
 	}
-	in, err := f.stdin(c)
+	in, err := program.Stdin(f.cfg.Stdin, c)
 	if err != nil {
 		return triggers.Result{}, err
 	}
-	stdout, stderr := &capped{limit: triggers.MaxOutput}, &capped{limit: triggers.MaxLogs}
+	stdout, stderr := &program.Capped{Limit: triggers.MaxOutput}, &program.Capped{Limit: triggers.MaxLogs}
 	cmd := &exec.Cmd{
-		Path: program, Args: f.cfg.Command, Dir: f.dir, Env: env,
+		Path: path, Args: f.cfg.Command, Dir: f.dir, Env: env,
 		Stdout: stdout, Stderr: stderr, WaitDelay: pipeDelay,
 	}
 	if len(in) > 0 {
@@ -147,8 +129,8 @@ func (f *function) Invoke(ctx context.Context, c *triggers.Call) (triggers.Resul
 	}
 
 	res := triggers.Result{
-		Output: stdout.kept, ContentType: contentType(stdout.kept), Truncated: stdout.cut,
-		Logs: triggers.Logs{Stderr: stderr.kept, Truncated: stderr.cut},
+		Output: stdout.Kept, ContentType: program.ContentType(stdout.Kept), Truncated: stdout.Cut,
+		Logs: triggers.Logs{Stderr: stderr.Kept, Truncated: stderr.Cut},
 	}
 	if p.State() == nil {
 		return res, fmt.Errorf("%s: %w", f.cfg.Command[0], p.Err())
@@ -161,45 +143,9 @@ func (f *function) Invoke(ctx context.Context, c *triggers.Call) (triggers.Resul
 	case interrupted:
 		return res, fmt.Errorf("%s did not end in time (%s): %w", f.cfg.Command[0], res.Status, ctx.Err())
 	case code != 0 || signal != "":
-		return res, fmt.Errorf("%s: %s%s", f.cfg.Command[0], res.Status, excerpt(stderr.kept))
+		return res, fmt.Errorf("%s: %s%s", f.cfg.Command[0], res.Status, program.Excerpt(stderr.Kept))
 	}
 	return res, nil
-}
-
-// excerpt is the last line of a log, fit for one line of another.
-func excerpt(log []byte) string {
-	line := bytes.TrimSpace(log)
-	if i := bytes.LastIndexByte(line, '\n'); i >= 0 {
-		line = line[i+1:]
-	}
-	more := ""
-	if len(line) > maxExcerpt {
-		// Cut between words: half a secret could not be masked any more.
-		line, more = line[:max(bytes.LastIndexByte(line[:maxExcerpt], ' '), 0)], "…"
-	}
-	s := strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return ' '
-		}
-		return r
-	}, strings.ToValidUTF8(string(line), "?"))
-	if s = strings.TrimSpace(s); s == "" {
-		return ""
-	}
-	return ": " + s + more
-}
-
-// contentType tells JSON from text from anything else.
-func contentType(out []byte) string {
-	switch {
-	case len(bytes.TrimSpace(out)) == 0:
-		return ""
-	case bus.ValidJSON(out):
-		return "application/json"
-	case utf8.Valid(out) && bytes.IndexByte(out, 0) < 0:
-		return "text/plain; charset=utf-8"
-	}
-	return "application/octet-stream"
 }
 
 // startError tells what the kernel's short answer means for the spec.
@@ -213,58 +159,4 @@ func (f *function) startError(err error) error {
 		return triggers.Permanentf("%s: %s", name, text)
 	}
 	return fmt.Errorf("%s: cannot start: %w", name, err)
-}
-
-// stdin returns what the program reads.
-func (f *function) stdin(c *triggers.Call) ([]byte, error) {
-	what := f.cfg.Stdin
-	if what == "" {
-		what = stdinData
-		if c.HasInput {
-			what = stdinInput
-		}
-	}
-	switch {
-	case what == stdinInput && c.HasInput:
-		b, err := json.Marshal(c.Input)
-		if err != nil {
-			return nil, triggers.Permanentf("input is not JSON: %w", err)
-		}
-		return b, nil
-	case what == stdinData && c.Event != nil:
-		return c.Event.Data, nil
-	case what == stdinEvent && c.Event != nil:
-		return structured(c.Event)
-	}
-	return nil, nil
-}
-
-// capped keeps the first limit bytes and takes the rest without keeping it.
-type capped struct {
-	limit int
-	kept  []byte
-	cut   bool
-}
-
-// Sizes of what is kept: most programs print little, and one that prints more
-// than is kept leaves little behind for the collector. Both limits are reached
-// exactly.
-const (
-	firstBuffer = 4 << 10
-	growth      = 4
-)
-
-// Write keeps what still fits.
-func (w *capped) Write(p []byte) (int, error) {
-	n := min(len(p), w.limit-len(w.kept))
-	if need := len(w.kept) + n; need > cap(w.kept) {
-		size := max(growth*cap(w.kept), firstBuffer)
-		for size < need {
-			size *= growth
-		}
-		w.kept = append(make([]byte, 0, size), w.kept...)
-	}
-	w.kept = append(w.kept, p[:n]...)
-	w.cut = w.cut || n < len(p)
-	return len(p), nil
 }
