@@ -74,7 +74,21 @@ type TestEvent struct {
 	Extensions      map[string]string `yaml:"extensions" doc:"CloudEvents extension attributes."`
 	Request         Value             `yaml:"request" doc:"The HTTP request that carried the event: method, path, params, query, headers." example:"{headers: {x-github-event: push}}"`
 	Data            Value             `yaml:"data" doc:"The payload as it comes from outside." example:"{orderId: o1, total: 120}"`
+	Result          *TestResult       `yaml:"result" doc:"How a call ended, instead of an event from outside: the event that the engine would store."`
 	Pos             Pos               `yaml:"-"`
+}
+
+// TestResult stands for the event that tells how the job of a firing ended.
+type TestResult struct {
+	Trigger  string  `yaml:"trigger" doc:"Name of the trigger that called: the result is that of its oldest firing in this test that has none yet."`
+	Sensor   string  `yaml:"sensor" doc:"Name of its Sensor; default: the only one with such a trigger."`
+	Function string  `yaml:"function" doc:"Name of the function, for a result from elsewhere: no firing of this test is answered, and sensor and trigger, if given, only say who called." example:"build"`
+	Key      Value   `yaml:"key" doc:"Value of correlate of the firing that is answered, or of the one elsewhere; default: any, or none." example:"o1"`
+	Item     *int    `yaml:"item" min:"0" doc:"Place in its fan-out of the firing that is answered; default: any."`
+	Outcome  Outcome `yaml:"outcome" enum:"succeeded,failed" doc:"How the job ended; default: succeeded, or failed when error is given."`
+	Output   Value   `yaml:"output" doc:"The answer of the function." example:"{image: app}"`
+	Error    string  `yaml:"error" doc:"Why it failed; default: the reason why the input could not be rendered, or failed."`
+	Pos      Pos     `yaml:"-"`
 }
 
 // ExpectedFiring is one firing that a spec test expects. What is not given is
@@ -230,6 +244,12 @@ func (d *decoder) testEvent(n *node, e *TestEvent, last Duration, path string) D
 		at = *e.At
 	}
 	e.At = &at
+	if r := n.get("result"); r != nil {
+		if e.Result != nil && r.kind == mapNode { // else it is said already
+			d.testResult(n, r, e, path)
+		}
+		return at
+	}
 	switch {
 	case e.Source == "" && e.Event != "":
 		d.errorf(n.get("event"), path+".source", CodeMissingKey, "name the EventSource", "%q is missing", "source")
@@ -239,6 +259,33 @@ func (d *decoder) testEvent(n *node, e *TestEvent, last Duration, path string) D
 		d.errorf(n, path+".event", CodeMissingKey, "name the event of the EventSource", "%q is missing", "event")
 	}
 	return at
+}
+
+// testResult checks an event that is a result, and fills in its outcome.
+func (d *decoder) testResult(n, r *node, e *TestEvent, path string) {
+	for _, key := range []string{"source", "event", "type", "id", "subject", "datacontenttype", "extensions", "request", "data"} {
+		if k := n.get(key); k != nil {
+			d.errorf(k, join(path, key), CodeInvalidValue, "keep one of them", "result is given, and %s too", key)
+		}
+	}
+	path = join(path, "result")
+	res := e.Result
+	switch {
+	case res.Trigger == "" && (res.Function == "" || res.Sensor != ""):
+		d.errorf(r, join(path, "trigger"), CodeMissingKey, "name the trigger whose firing it answers, or the function alone", "%q is missing", "trigger")
+	case res.Function != "" && res.Trigger != "" && res.Sensor == "":
+		d.errorf(r, join(path, "sensor"), CodeMissingKey, "remove function if a firing of this test is meant", "%q is missing", "sensor")
+	case res.Function != "" && res.Item != nil:
+		d.errorf(r.get("item"), join(path, "item"), CodeInvalidValue, "remove it", "a result from elsewhere answers no firing")
+	}
+	switch {
+	case res.Outcome == "" && res.Error == "":
+		res.Outcome = OutcomeSucceeded
+	case res.Outcome == "":
+		res.Outcome = OutcomeFailed
+	case res.Outcome == OutcomeSucceeded && res.Error != "":
+		d.errorf(r.get("error"), join(path, "error"), CodeInvalidValue, "write outcome: failed, or remove it", "what succeeded has no error")
+	}
 }
 
 // TestSchema returns the JSON Schema (2020-12) of a file of spec tests.

@@ -81,6 +81,27 @@ func TestTestDiagnostics(t *testing.T) {
 				"a_test.yaml:2:28: error[missing-key] tests[0].events[1].event: \"event\" is missing (name the event of the EventSource)\n" +
 				"a_test.yaml:2:49: error[missing-key] tests[0].events[2].source: \"source\" is missing (name the EventSource)\n",
 		},
+		"results": {
+			"tests:\n  - name: a\n    events:\n" +
+				"      - {type: x, data: 1, result: {trigger: t}}\n" +
+				"      - {result: {sensor: s}}\n" +
+				"      - {result: {function: f, sensor: s}}\n" +
+				"      - {result: {function: f, trigger: s}}\n" +
+				"      - {result: {function: f, item: 1}}\n" +
+				"      - {result: {trigger: t, outcome: succeeded, error: no}}\n" +
+				"      - {result: {trigger: t, outcome: done}}\n" +
+				"      - {result: t}\n" +
+				"    expect: []\n",
+			"a_test.yaml:4:16: error[invalid-value] tests[0].events[0].type: result is given, and type too (keep one of them)\n" +
+				"a_test.yaml:4:25: error[invalid-value] tests[0].events[0].data: result is given, and data too (keep one of them)\n" +
+				"a_test.yaml:5:18: error[missing-key] tests[0].events[1].result.trigger: \"trigger\" is missing (name the trigger whose firing it answers, or the function alone)\n" +
+				"a_test.yaml:6:18: error[missing-key] tests[0].events[2].result.trigger: \"trigger\" is missing (name the trigger whose firing it answers, or the function alone)\n" +
+				"a_test.yaml:7:18: error[missing-key] tests[0].events[3].result.sensor: \"sensor\" is missing (remove function if a firing of this test is meant)\n" +
+				"a_test.yaml:8:38: error[invalid-value] tests[0].events[4].result.item: a result from elsewhere answers no firing (remove it)\n" +
+				"a_test.yaml:9:58: error[invalid-value] tests[0].events[5].result.error: what succeeded has no error (write outcome: failed, or remove it)\n" +
+				"a_test.yaml:10:40: error[unknown-value] tests[0].events[6].result.outcome: `done` is not allowed here (one of: succeeded, failed)\n" +
+				"a_test.yaml:11:18: error[wrong-type] tests[0].events[7].result: expected a mapping, found `t` (keys: trigger, sensor, function, key, item, outcome, output, error)\n",
+		},
 		"start": {
 			"tests:\n  - {name: a, start: tomorrow, events: [{type: x}], expect: []}\n",
 			"a_test.yaml:2:22: error[invalid-value] tests[0].start: `tomorrow` is not a time (write it as 2026-01-01T00:00:00Z)\n",

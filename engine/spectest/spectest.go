@@ -26,9 +26,11 @@ const duplicateWindow = 10 * time.Minute
 
 // Runner runs tests against one set of specs. It is safe for concurrent use.
 type Runner struct {
-	sensors []evaluate.Sensor
-	specs   map[string]*specs.Sensor // by the name it runs under
-	events  map[place]event
+	sensors   []evaluate.Sensor
+	specs     map[string]*specs.Sensor // by the name it runs under
+	events    map[place]event
+	functions map[string]bool // all there are, inline ones too
+	asked     *sensors.Asked
 }
 
 // place names an event of an EventSource.
@@ -43,10 +45,21 @@ type event struct {
 // New returns a runner for a set without errors: list are its compiled
 // sensors, in the order in which the engine has them.
 func New(set *specs.Set, list []evaluate.Sensor, types sources.Registry) *Runner {
-	r := &Runner{sensors: list, specs: map[string]*specs.Sensor{}, events: map[place]event{}}
-	for _, res := range set.Resources {
+	r := &Runner{sensors: list, specs: map[string]*specs.Sensor{}, events: map[place]event{}, functions: map[string]bool{}}
+	programs := make([]*sensors.Program, len(list))
+	for i := range list {
+		programs[i] = list[i].Program
+	}
+	r.asked = sensors.NewAsked(programs)
+	for ref, res := range set.Resources {
+		if ref.Kind == specs.KindFunction {
+			r.functions[ref.Name] = true
+		}
 		if name, s := res.Sensor(); s != nil {
 			r.specs[name] = s
+			for i := range s.Triggers {
+				r.functions[callee(name, &s.Triggers[i])] = true
+			}
 		}
 		es, ok := res.Spec.(*specs.EventSource)
 		if !ok {
@@ -73,6 +86,10 @@ func (r *Runner) Check(t *specs.Test) specs.Diagnostics {
 	}
 	for i := range t.Events {
 		ev := &t.Events[i]
+		if ev.Result != nil {
+			r.checkResult(ev.Result, report)
+			continue
+		}
 		if ev.Source == "" || strings.HasPrefix(ev.Source, "_") {
 			continue
 		}
@@ -142,17 +159,31 @@ func (r *Runner) Run(t *specs.Test) (Result, error) {
 	rec.evaluator.Explain = slices.ContainsFunc(t.Verdicts, func(v specs.ExpectedVerdict) bool { return v.Outcome == "waiting" })
 	rec.evaluator.Use(r.sensors)
 	ids := map[string]time.Duration{}
+	var failures []Failure
 	seq, unmatched, filtered, duplicates := uint64(0), 0, 0, 0
 	for i := range t.Events {
 		at := t.Events[i].At.D()
-		in, err := r.event(t, i)
-		if err != nil {
-			return Result{}, fmt.Errorf("%s: %w", t.Events[i].Pos, err)
-		}
-		out, _, _ := r.events[place{in.EventSource, in.EventName}].intake.Apply(in)
-		if out == nil {
-			filtered++
-			continue
+		var out *bus.Event
+		if t.Events[i].Result != nil {
+			rec.evaluator.Deadlines(rec.start.Add(at)) // which may make the firing it answers
+			ev, why, err := rec.result(&t.Events[i], i)
+			if err != nil {
+				return Result{}, fmt.Errorf("%s: %w", t.Events[i].Pos, err)
+			}
+			if why != "" {
+				failures = append(failures, Failure{Pos: t.Events[i].Result.Pos, Message: why})
+				continue
+			}
+			out = ev
+		} else {
+			in, err := r.event(t, i)
+			if err != nil {
+				return Result{}, fmt.Errorf("%s: %w", t.Events[i].Pos, err)
+			}
+			if out, _, _ = r.events[place{in.EventSource, in.EventName}].intake.Apply(in); out == nil {
+				filtered++
+				continue
+			}
 		}
 		record := out.Record()
 		if first, ok := ids[record.MsgID]; ok && record.MsgID != "" && at-first < duplicateWindow {
@@ -173,7 +204,7 @@ func (r *Runner) Run(t *specs.Test) (Result, error) {
 		}
 	}
 	rec.evaluator.Deadlines(rec.start.Add(t.Until.D()))
-	res := Result{Firings: rec.firings, Failures: compare(t, rec.firings)}
+	res := Result{Firings: rec.firings, Failures: append(failures, compare(t, rec.firings)...)}
 	res.Failures = append(res.Failures, rec.missing(t)...)
 	for _, c := range []struct {
 		what string
@@ -238,6 +269,7 @@ type recorder struct {
 	events    map[uint64]*bus.Event
 	firings   []Firing
 	verdicts  []verdict
+	open      []call
 }
 
 // verdict is a verdict with its sensor and time.
@@ -310,4 +342,5 @@ func (r *recorder) Fired(sensor int, f *sensors.Firing) {
 		out.Error = err.Error()
 	}
 	r.firings = append(r.firings, out)
+	r.open = append(r.open, call{s.Name, t, f, out.Error})
 }

@@ -199,6 +199,7 @@ t_test.yaml:11:9: error[unknown-reference] sensor pair has no trigger "shp"`
 func FuzzRun(f *testing.F) {
 	f.Add([]byte("tests: [{name: n, events: [{source: shop, event: orders, data: {id: 1}}], expect: [{sensor: pair, key: [1, {a: b}], contains: {}, config: {headers: 1}}], until: 1h}]"))
 	f.Add([]byte("tests: [{name: n, events: [{type: com.example.hello, data: .inf}, {type: com.example.hello, data: 1e400}], expect: [{sensor: subscription.hello}]}]"))
+	f.Add([]byte("tests: [{name: n, events: [{source: shop, event: orders, data: {id: 1}}, {result: {trigger: tell, key: [1], output: .nan}}, {result: {trigger: call, sensor: subscription.hello, error: x, item: 1}}, {result: {function: ship, key: {a: 1}}}], expect: []}]"))
 	runner, _ := compile(f, shop)
 	l := catalog.Loader()
 	l.MaxNodes, l.MaxDepth = 2000, 20
@@ -218,4 +219,194 @@ func FuzzRun(f *testing.F) {
 			}
 		}
 	})
+}
+
+const ci = `apiVersion: engine/v1
+kind: Function
+metadata: {name: build}
+spec: {log: {}}
+---
+apiVersion: engine/v1
+kind: Function
+metadata: {name: quiet}
+spec: {log: {}}
+---
+apiVersion: engine/v1
+kind: Sensor
+metadata: {name: ci}
+spec:
+  dependencies: [{name: push, type: push}]
+  correlate: data.commit
+  triggers:
+    - {name: b, function: build, input: "${ push.data.commit }"}
+    - {name: q, condition: push.data.quiet, function: quiet}
+    - {name: broken, condition: push.data.broken, function: build, input: "${ push.data.none.x }"}
+---
+apiVersion: engine/v1
+kind: Sensor
+metadata: {name: cd}
+spec:
+  dependencies: [{name: build, function: build}]
+  correlate: data.key
+  triggers:
+    - name: b
+      log: {}
+      input: {key: "${ build.data.key }", output: "${ build.data.output }", error: "${ build.data.error ?? nil }", attempts: "${ build.data.attempts }", by: "${ build.subject }"}
+---
+apiVersion: engine/v1
+kind: Sensor
+metadata: {name: late}
+spec:
+  dependencies: [{name: up, type: up}, {name: beat, type: beat, absent: {for: 5m, after: up}}]
+  condition: absent(beat)
+  triggers: [{name: restart, function: build, input: "${ up.data }"}]
+`
+
+// TestResults has a case for each thing a result can say.
+func TestResults(t *testing.T) {
+	runner, _ := compile(t, ci)
+	for _, c := range []struct{ name, events, expect, want string }{
+		{
+			name: "the oldest firing, the one with the key, of the sensor named",
+			events: `
+      - {type: push, data: {commit: 1}}
+      - {type: push, data: {commit: two}}
+      - {type: push, data: {commit: 3}}
+      - {result: {sensor: ci, trigger: b, key: two, output: {n: 1.5}}}
+      - {result: {sensor: ci, trigger: b, output: text}}
+      - {after: 1m, result: {sensor: ci, trigger: b, key: 3.0, outcome: failed}}`,
+			expect: `
+      - {sensor: cd, at: 0s, key: two, input: {key: two, output: {n: 1.5}, error: null, attempts: 1, by: ci/b}}
+      - {sensor: cd, at: 0s, key: 1, input: {key: 1, output: text, error: null, attempts: 1, by: ci/b}}
+      - {sensor: cd, at: 1m, key: 3, input: {key: 3, output: null, error: failed, attempts: 1, by: ci/b}}`,
+		},
+		{
+			name: "from elsewhere",
+			events: `
+      - {result: {function: build, output: [1], key: 7}}
+      - {result: {function: build, sensor: other, trigger: make, error: no disk, output: log}}`,
+			expect: `
+      - {sensor: cd, key: 7, input: {key: 7, output: [1], error: null, attempts: 1, by: ""}}`,
+		},
+		{
+			name: "of a firing whose input cannot be rendered",
+			events: `
+      - {type: push, data: {commit: 1, broken: true}}
+      - {result: {trigger: broken, outcome: failed}}`,
+			expect: `
+      - {sensor: cd, input: {key: 1, output: null, error: "spec.triggers[2].input: missing ` + "`push.data.none`" + `", attempts: 0, by: ci/broken}}`,
+		},
+		{
+			name: "of a firing that time makes at that moment",
+			events: `
+      - {type: up, data: x}
+      - {after: 5m, result: {trigger: restart}}`,
+			expect: `
+      - {sensor: late, at: 5m}`,
+		},
+		{
+			name: "no firing",
+			events: `
+      - {type: push, data: {commit: 1}}
+      - {result: {sensor: ci, trigger: b, key: 2}}
+      - {result: {sensor: ci, trigger: b, output: 1}}
+      - {result: {sensor: ci, trigger: b}}`,
+			expect: `
+      - {sensor: cd, key: 1}`,
+			want: "t_test.yaml:6:18: no firing of trigger b of sensor ci waits for a result\nt_test.yaml:8:18: no firing of trigger b of sensor ci waits for a result",
+		},
+		{
+			name: "a dead letter has not succeeded",
+			events: `
+      - {type: push, data: {commit: 1, broken: true}}
+      - {result: {trigger: broken}}`,
+			expect: ` []`,
+			want:   "t_test.yaml:6:18: the firing is a dead letter, so its outcome is failed: spec.triggers[2].input: missing `push.data.none`",
+		},
+		{
+			name: "nobody asks",
+			events: `
+      - {type: push, data: {commit: 1, quiet: true}}
+      - {result: {trigger: q}}
+      - {result: {function: quiet}}`,
+			expect: ` []`,
+			want:   "t_test.yaml:6:18: the engine does not tell this result: no dependency asks for results of quiet\nt_test.yaml:7:18: the engine does not tell this result: no dependency asks for results of quiet",
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			text := "tests:\n  - name: n\n    strict: false\n    events:" + c.events + "\n    expect:" + c.expect + "\n"
+			files, found := catalog.Loader().LoadTestBytes("t_test.yaml", []byte(text))
+			if len(found) > 0 {
+				t.Fatal(found)
+			}
+			test := &files[0].Tests[0]
+			if found := runner.Check(test); len(found) > 0 {
+				t.Fatal(found)
+			}
+			res, err := runner.Run(test)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for _, f := range res.Failures {
+				got = append(got, f.Pos.String()+": "+f.Message+strings.Join(f.Diff, "\n"))
+			}
+			if strings.Join(got, "\n") != c.want {
+				t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), c.want)
+			}
+		})
+	}
+}
+
+// TestLoopOfResultsInATest: beyond the hop limit there is no result.
+func TestLoopOfResultsInATest(t *testing.T) {
+	runner, _ := compile(t, `apiVersion: engine/v1
+kind: Sensor
+metadata: {name: loop}
+spec:
+  dependencies: [{name: go, type: go}, {name: own, function: loop.t}]
+  condition: go || own
+  triggers: [{name: t, log: {}}]
+`)
+	text := "tests:\n  - name: n\n    strict: false\n    expect: []\n    events:\n      - {type: go}\n" + strings.Repeat("      - {result: {trigger: t}}\n", 17)
+	files, found := catalog.Loader().LoadTestBytes("t_test.yaml", []byte(text))
+	if len(found) > 0 {
+		t.Fatal(found)
+	}
+	res, err := runner.Run(&files[0].Tests[0])
+	if err != nil || len(res.Failures) != 1 || !strings.Contains(res.Failures[0].Message, "already passed through 16 functions") || res.Failures[0].Pos.Line != 23 || len(res.Firings) != 17 {
+		t.Errorf("%d firings, %+v, %v", len(res.Firings), res.Failures, err)
+	}
+}
+
+// TestCheckResults: names of results that the specs do not have.
+func TestCheckResults(t *testing.T) {
+	runner, _ := compile(t, ci)
+	files, found := catalog.Loader().LoadTestBytes("t_test.yaml", []byte(`
+tests:
+  - name: n
+    expect: []
+    events:
+      - {result: {trigger: none}}
+      - {result: {trigger: none, sensor: ci}}
+      - {result: {trigger: none, sensor: none}}
+      - {result: {trigger: b}}
+      - {result: {function: none}}
+      - {result: {function: cd.b}}
+`))
+	if len(found) > 0 {
+		t.Fatal(found)
+	}
+	var got []string
+	for _, d := range runner.Check(&files[0].Tests[0]) {
+		got = append(got, d.String())
+	}
+	want := `t_test.yaml:6:18: error[unknown-reference] the specs have no Sensor with a trigger "none"
+t_test.yaml:7:18: error[unknown-reference] sensor ci has no trigger "none"
+t_test.yaml:8:18: error[unknown-reference] the specs have no Sensor "none"
+t_test.yaml:9:18: error[missing-key] several sensors have a trigger "b", name one: cd and ci
+t_test.yaml:10:18: error[unknown-reference] the specs have no function "none"`
+	if strings.Join(got, "\n") != want {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), want)
+	}
 }
