@@ -61,6 +61,32 @@ func indexEvent(t *rapid.T) *bus.Event {
 	return ev
 }
 
+// indexDependency is the dependency number i of a sensor.
+func indexDependency(t *rapid.T, i int) specs.Dependency {
+	d := specs.Dependency{Name: fmt.Sprintf("d%d", i)}
+	rapid.SampledFrom([]func(){
+		func() { d.Source, d.Event = "s", "a" },
+		func() { d.Source, d.Event = "s", "b" },
+		func() { d.Source, d.Event, d.Type = "s", "a", "push" },
+		func() { d.Source, d.Event, d.Subject = "s", "a", "p*" },
+		func() { d.Type = "push" },
+		func() { d.Type, d.Source = "push", "o" },
+		func() { d.Type, d.Subject = "tag", "push" },
+		func() { d.Source = "*" },
+	}).Draw(t, "selector")()
+	for n := range rapid.IntRange(0, 3).Draw(t, "conjuncts") {
+		if n > 0 {
+			d.When.Source += " && "
+		}
+		part := conjunct(t)
+		if i != 0 && len(part) > 3 && part[:3] == "d0." {
+			part = "data.n == 1"
+		}
+		d.When = expr(d.When.Source + part)
+	}
+	return d
+}
+
 // TestIndexAgainstScan: through the index an event reaches the same
 // dependencies with the same keys as without, and they are those whose filter
 // as a whole is true; what could not be decided is told as often.
@@ -71,27 +97,7 @@ func TestIndexAgainstScan(t *testing.T) {
 		for range rapid.IntRange(1, 6).Draw(t, "sensors") {
 			s := &specs.Sensor{Triggers: []specs.Trigger{{Name: "t"}}}
 			for i := range rapid.IntRange(1, 3).Draw(t, "dependencies") {
-				d := specs.Dependency{Name: fmt.Sprintf("d%d", i)}
-				rapid.SampledFrom([]func(){
-					func() { d.Source, d.Event = "s", "a" },
-					func() { d.Source, d.Event = "s", "b" },
-					func() { d.Source, d.Event, d.Type = "s", "a", "push" },
-					func() { d.Source, d.Event, d.Subject = "s", "a", "p*" },
-					func() { d.Type = "push" },
-					func() { d.Type, d.Source = "push", "o" },
-					func() { d.Type, d.Subject = "tag", "push" },
-					func() { d.Source = "*" },
-				}).Draw(t, "selector")()
-				for n := range rapid.IntRange(0, 3).Draw(t, "conjuncts") {
-					if n > 0 {
-						d.When.Source += " && "
-					}
-					part := conjunct(t)
-					if i != 0 && len(part) > 3 && part[:3] == "d0." {
-						part = "data.n == 1"
-					}
-					d.When = expr(d.When.Source + part)
-				}
+				d := indexDependency(t, i)
 				s.Dependencies = append(s.Dependencies, d)
 			}
 			p, ds := Compile("s", s)

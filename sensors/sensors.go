@@ -119,6 +119,9 @@ type Input struct {
 	Time time.Time
 	// Explain asks for the verdicts Waiting and Fired too.
 	Explain bool
+	// Inspect is filled in with what the step decides and why, when it is not
+	// nil. That takes much longer than the step.
+	Inspect *Inspection
 }
 
 // Contribution is one event that took part in a firing.

@@ -59,6 +59,8 @@ type run struct {
 	said   []string
 	ended  map[string]bool // calls by firing key
 	code   bool            // encode and decode each state after each step
+	// inspect gives what each step is to tell of itself, nil for nothing.
+	inspect func() *Inspection
 }
 
 func newRun(t testing.TB, p *Program) *run {
@@ -124,6 +126,9 @@ func (r *run) wake(until time.Time) {
 
 func (r *run) step(in Input) {
 	r.t.Helper()
+	if r.inspect != nil {
+		in.Inspect = r.inspect()
+	}
 	st, fs, vs := r.p.Step(r.states[in.Key], in)
 	for _, f := range fs {
 		if r.keys[f.Key] {

@@ -40,6 +40,9 @@ func (p *Program) Step(st KeyState, in Input) (KeyState, []Firing, []Verdict) {
 	if p.absents != 0 {
 		s.pass()
 	}
+	if in.Inspect != nil {
+		in.Inspect.Key, in.Inspect.Time, in.Inspect.Before = in.Key, in.Time, p.Describe(&s.st)
+	}
 	if in.Event != nil {
 		var deps uint64
 		result := -1
@@ -68,6 +71,9 @@ func (p *Program) Step(st KeyState, in Input) (KeyState, []Firing, []Verdict) {
 		s.st.seen = in.Event.Seq
 	}
 	s.settle()
+	if in.Inspect != nil {
+		in.Inspect.After = p.Describe(&s.st)
+	}
 	if s.st.Empty() {
 		s.st = KeyState{}
 	}
@@ -267,6 +273,9 @@ func (s *step) work(i int, view triggerView) triggerView {
 		if have == 0 {
 			if len(view) > 0 { // a list that is not complete
 				s.waiting(t, have)
+				if s.in.Inspect != nil {
+					s.inspect(t, have, nil, false)
+				}
 			}
 			return view
 		}
@@ -377,6 +386,14 @@ func (s *step) choose(t *trigger, view triggerView) (used []kept, have uint64) {
 
 // decide reports whether the condition holds for the events chosen.
 func (s *step) decide(t *trigger, have uint64, used []kept) bool {
+	held := s.holds(t, have, used)
+	if s.in.Inspect != nil {
+		s.inspect(t, have, used, held)
+	}
+	return held
+}
+
+func (s *step) holds(t *trigger, have uint64, used []kept) bool {
 	if t.table != nil {
 		i, bit := 0, 0
 		for refs := t.refs; refs != 0; refs &= refs - 1 {

@@ -309,6 +309,9 @@ func (s *step) follow(i int, t *trigger, f *flow) {
 		if err == nil {
 			ok, err = t.cond.Bool(env)
 		}
+		if s.in.Inspect != nil {
+			s.inspectStep(t, env, err, ok)
+		}
 		if !ok {
 			f.steps = append(f.steps, flowStep{trigger: i, state: stepSkipped})
 			if err != nil {

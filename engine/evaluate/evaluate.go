@@ -78,6 +78,9 @@ type Evaluator struct {
 	Log string
 	// Explain asks for the verdicts [sensors.Waiting] and [sensors.Fired] too.
 	Explain bool
+	// Inspect, when not nil, is called before each step and returns what it is
+	// to fill in, nil for nothing.
+	Inspect func(sensor int, key string) *sensors.Inspection
 
 	observer Observer
 	sensors  []Sensor
@@ -310,6 +313,9 @@ func (e *Evaluator) step(sensor int, in sensors.Input) *Entry {
 			return nil // stored with this event already, before a crash
 		}
 		state = en.State
+	}
+	if e.Inspect != nil {
+		in.Inspect = e.Inspect(sensor, in.Key)
 	}
 	state, firings, verdicts := s.Program.Step(state, in)
 	if en == nil && !state.Empty() {

@@ -56,8 +56,8 @@ func TestOldestKeyIsEvicted(t *testing.T) {
 // TestKeysOfOneEventAreEvictedByName: they were touched at the same time.
 func TestKeysOfOneEventAreEvictedByName(t *testing.T) {
 	transformed := func(s *specs.Sensor) {
-		s.Dependencies[0].Transform = specs.Expr{Source: "{key: data.first}"}
-		s.Dependencies[1].Event, s.Dependencies[1].Transform = "a", specs.Expr{Source: "{key: data.second}"}
+		s.Dependencies[0].Transform = specs.Transform{Expr: specs.Expr{Source: "{key: data.first}"}}
+		s.Dependencies[1].Event, s.Dependencies[1].Transform = "a", specs.Transform{Expr: specs.Expr{Source: "{key: data.second}"}}
 	}
 	l := newLog(limited(t, specs.StateLimits{Keys: 2}, transformed))
 	l.event(1, 0, "a", `{"first": "z", "second": "y"}`)

@@ -59,6 +59,17 @@ type Trace struct {
 	Parts []Trace `json:"parts,omitempty"`
 }
 
+// TraceOf is the trace of an evaluation of which only the result is known.
+func TraceOf(source string, v any, err error) Trace {
+	t := Trace{Source: clip(source), Outcome: Evaluated}
+	if err != nil {
+		t.Outcome, t.Detail = outcomeOf(err)
+		return t
+	}
+	t.Value, t.Cut = (&preview{all: maxShownAll}).of(v)
+	return t
+}
+
 // Held reports whether it gave true.
 func (t *Trace) Held() bool { return t.Outcome == Evaluated && t.Value == true }
 
