@@ -13,6 +13,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/bus/bustest"
 	"github.com/sensor-engine/engine/bus/jetstream"
 	"github.com/sensor-engine/engine/engine"
 	"github.com/sensor-engine/engine/engine/evaluate"
@@ -40,37 +41,6 @@ func compile(t testing.TB, text string) (*spectest.Runner, []evaluate.Sensor) {
 	}
 	list := c.Sensors(l.Set())
 	return spectest.New(l.Set(), list, catalog.Sources), list
-}
-
-// pastBus is a bus whose events were stored at times given by a test, long ago.
-type pastBus struct {
-	bus.Bus
-	times []time.Time // by sequence, from 1
-}
-
-func (b *pastBus) Events() bus.Log { return &pastLog{b.Bus.Events(), b} }
-
-type pastLog struct {
-	bus.Log
-	b *pastBus
-}
-
-func (l *pastLog) Read(ctx context.Context, from uint64, filter string) (bus.Reader, error) {
-	r, err := l.Log.Read(ctx, from, filter)
-	return &pastReader{r, l.b}, err
-}
-
-type pastReader struct {
-	bus.Reader
-	b *pastBus
-}
-
-func (r *pastReader) Next(ctx context.Context, n int) ([]bus.Record, error) {
-	recs, err := r.Reader.Next(ctx, n)
-	for i := range recs {
-		recs[i].Time = r.b.times[recs[i].Seq-1]
-	}
-	return recs, err
 }
 
 const agreeing = `apiVersion: engine/v1
@@ -141,7 +111,7 @@ func TestSpecTestsAgreeWithTheFold(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		past := &pastBus{Bus: b}
+		past := &bustest.Past{Bus: b}
 		at, stored := specs.Duration(0), uint64(0)
 		for range 150 {
 			at += specs.Duration(time.Duration(rng.IntN(5)) * 30 * time.Second)
@@ -159,9 +129,8 @@ func TestSpecTestsAgreeWithTheFold(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			past.times = append(past.times, test.StartTime().Add(when.D()))
 			ev := &bus.Event{ID: fmt.Sprint(stored), Source: "/s", Type: "t", EventSource: "shop", EventName: name, Data: payload, DataContentType: "application/json"}
-			if _, err := b.Events().Append(t.Context(), ev.Record()); err != nil {
+			if err := past.Append(t.Context(), ev, test.StartTime().Add(when.D())); err != nil {
 				t.Fatal(err)
 			}
 		}
