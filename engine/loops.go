@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -28,7 +29,9 @@ func (c *Compiler) placed(set *specs.Set) []placedSensor {
 			out = append(out, placedSensor{cs, ref})
 		}
 	}
-	slices.SortFunc(out, func(a, b placedSensor) int { return strings.Compare(a.ref.String(), b.ref.String()) })
+	slices.SortFunc(out, func(a, b placedSensor) int {
+		return cmp.Or(cmp.Compare(a.ref.Kind, b.ref.Kind), cmp.Compare(a.ref.Name, b.ref.Name))
+	})
 	return out
 }
 
@@ -98,10 +101,15 @@ func (c *Compiler) loops(set *specs.Set) specs.Diagnostics {
 // causesOf are the causes among sensors. It asks their filters about a result
 // of each trigger; what they cannot say without an output counts as yes.
 func causesOf(list []placedSensor) (out []cause) {
-	programs := make([]*sensors.Program, len(list))
-	number := make(map[*sensors.Program]int, len(list))
+	var programs []*sensors.Program // that take results: few, or none
+	number := map[*sensors.Program]int{}
 	for i := range list {
-		programs[i], number[list[i].program] = list[i].program, i
+		if p := list[i].program; p.TakesResults() {
+			programs, number[p] = append(programs, p), i
+		}
+	}
+	if len(programs) == 0 {
+		return nil
 	}
 	asked, index := sensors.NewAsked(programs), sensors.NewIndex(programs)
 	var candidates []*sensors.Program

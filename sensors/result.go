@@ -61,10 +61,14 @@ type resultData struct {
 	Truncated bool   `json:"truncated,omitempty"`
 }
 
-// Hops is how many functions the event will have passed through.
+// Hops is how many functions the event will have passed through. The steps of
+// one workflow, of which there is an end, count as one.
 func (r *Result) Hops() int {
-	if r.Last == nil {
+	switch {
+	case r.Last == nil:
 		return 1
+	case r.Flow != "" && r.Last.EventSource == bus.SourceFunction && r.Last.Extensions[bus.ExtFlow] == r.Flow:
+		return r.Last.Hops
 	}
 	return r.Last.Hops + 1
 }
@@ -208,6 +212,14 @@ func (a *Asked) Wants(function, sensor, trigger string) bool {
 }
 
 func resultSubject(sensor, trigger string) string { return sensor + "/" + trigger }
+
+// TakesResults reports whether a dependency takes results of functions, whether
+// or not it asks for them.
+func (p *Program) TakesResults() bool {
+	return slices.ContainsFunc(p.deps, func(d dependency) bool {
+		return d.source.match(bus.SourceFunction) && (d.kind.match(bus.TypeFunctionSucceeded) || d.kind.match(bus.TypeFunctionFailed))
+	})
+}
 
 // Followed reports whether other triggers of the sensor follow a trigger, so
 // that the results of its calls are told.

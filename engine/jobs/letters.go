@@ -178,7 +178,7 @@ func countByTrigger(ctx context.Context, l bus.Log, prefix string) (map[TriggerR
 	out := make(map[TriggerRef]uint64, len(counts))
 	for subject, n := range counts {
 		tokens := strings.Split(strings.TrimPrefix(subject, prefix), ".")
-		if len(tokens) < 2 {
+		if len(tokens) < 2 || len(tokens) == 3 && tokens[2] == string(WhyResult) { // that job has ended
 			continue
 		}
 		s, err1 := bus.Untoken(tokens[0])

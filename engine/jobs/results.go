@@ -25,7 +25,8 @@ var hopLimit = fmt.Sprintf("hop limit %d reached", bus.MaxHops)
 // caused it passed through too many functions already. It ends loops before the
 // call. ev is the job's last event, nil for none.
 func beyondHops(spec *Trigger, j *Job, ev *bus.Event) error {
-	if !tells(spec, j) || ev == nil || ev.Hops < bus.MaxHops {
+	r := sensors.Result{Flow: j.Flow, Last: ev}
+	if !tells(spec, j) || r.Hops() <= bus.MaxHops {
 		return nil
 	}
 	return triggers.Permanentf(

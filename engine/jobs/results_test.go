@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/sensors"
 	"github.com/sensor-engine/engine/triggers"
 )
 
@@ -214,6 +215,33 @@ func TestLoopOfResultsEnds(t *testing.T) {
 				t.Errorf("reason %q, want %q", letters[0].Job.Error, c.reason)
 			}
 		})
+	}
+}
+
+// TestStepsOfAWorkflowCountAsOneFunction, so that one may have many; a step of
+// another workflow counts.
+func TestStepsOfAWorkflowCountAsOneFunction(t *testing.T) {
+	for flow, calls := range map[string]int{"f": 1, "g": 0} {
+		f := newFixture(t, Options{})
+		r := sensors.Result{Function: "build", Sensor: "s", Trigger: "first", Firing: "k0", Flow: "f"}
+		step := r.Event(1000)
+		step.Hops = bus.MaxHops
+		ack, err := f.bus.Events().Append(t.Context(), step.Record())
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.seq = ack.Seq
+		fn := &function{}
+		f.start(told(fn))
+		f.enqueue("s", "a", "k1", func(j *Job) { j.Flow = flow })
+		for _, ev := range f.settled(calls) {
+			if ev.Hops != bus.MaxHops {
+				t.Errorf("hops %d", ev.Hops)
+			}
+		}
+		if fn.count() != calls || records(t, f.bus.DeadLetters()) != uint64(1-calls) {
+			t.Errorf("workflow %s: %d calls", flow, fn.count())
+		}
 	}
 }
 
