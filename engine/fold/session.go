@@ -40,6 +40,8 @@ type session struct {
 	end       uint64              // last event known to be stored
 	gone      uint64              // last position that left traces and is not stored any more
 	changed   bool                // the rules are others than those of the checkpoint
+	force     map[string]Force    // since when the sensors are in force, as far as that is known
+	began     bool                // the log is folded from its beginning
 	recovered bool
 	batch     *batch
 	commits   chan *batch
@@ -182,6 +184,10 @@ func (s *session) recover(ctx context.Context) error {
 	if err := s.loadKeys(ctx, cp.Epoch); err != nil {
 		return fmt.Errorf("loading sensor state: %w", err)
 	}
+	if err := s.loadForce(ctx); err != nil {
+		return fmt.Errorf("loading since when sensors are in force: %w", err)
+	}
+	s.began = rev == 0 || cp.Log != info.ID
 	if err := s.loadEvictions(ctx); err != nil {
 		return fmt.Errorf("loading what was evicted: %w", err)
 	}
@@ -354,6 +360,7 @@ func (s *session) swap(rules *Rules) error {
 		old[s.rules.Sensors[i].Name] = &s.rules.Sensors[i]
 	}
 	s.use(rules)
+	s.enforce(old)
 	dropped := map[string]int{}
 	for k, en := range s.main.eval.Keys() {
 		was, is := old[k.Sensor], s.main.eval.Sensor(k.Sensor)
@@ -400,6 +407,9 @@ func (s *session) fold(stop context.Context) error {
 	defer func() { s.batch.ack(bus.Ack{}, nil) }()
 	if s.changed {
 		s.main.limit()
+	}
+	if s.began {
+		s.enforce(nil)
 	}
 	for {
 		// Calls from outside interrupt the wait for events.
