@@ -1,6 +1,6 @@
 # Everything a contributor needs; each target works from a fresh clone with Go alone.
 .DEFAULT_GOAL := build
-.PHONY: build run test lint bench faults gen clean
+.PHONY: build run test lint bench faults gen clean tools
 
 GO       ?= go
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
@@ -24,6 +24,14 @@ build:
 ## run: the engine on $(SPECS)
 run: build
 	bin/engine run $(SPECS)
+
+## tools: what tests of functions in other languages need, where apt-get can install it and it is not there
+tools:
+	@need=; \
+	python3 -c 'import venv, ensurepip' 2>/dev/null || need="$$need python3 python3-venv"; \
+	node -e 0 2>/dev/null || need="$$need nodejs"; \
+	npm --version >/dev/null 2>&1 || need="$$need npm"; \
+	test -z "$$need" || { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$need; }
 
 ## test: everything, the end-to-end tests included
 test:

@@ -52,12 +52,22 @@ func (c *Call) Payload() ([]byte, error) {
 }
 
 // AppendContext appends the context of a call as a JSON object: what functions
-// get beside the payload. It has `event` (all attributes under their names of
-// CloudEvents 0.1 and 1.0, without data; absent without an event),
-// `secrets` (always an object), `deadline` (RFC 3339, when ctx has one),
+// get beside the payload. It has `event` (see [Call.AppendEvent]; absent without
+// one), `secrets` (always an object), `deadline` (RFC 3339, when ctx has one),
 // `httpContext` (when a request is waiting), `key`, `attempt`, and, where they
 // are known, `function`, `sensor` and `trigger`.
 func (c *Call) AppendContext(ctx context.Context, b []byte) []byte {
+	b = c.AppendBareContext(ctx, b)
+	if c.Event == nil {
+		return b
+	}
+	b = append(b[:len(b)-1], `,"event":`...)
+	b = c.AppendEvent(b)
+	return append(b, '}')
+}
+
+// AppendBareContext is [Call.AppendContext] without the event.
+func (c *Call) AppendBareContext(ctx context.Context, b []byte) []byte {
 	b = append(b, `{"key":`...)
 	b = bus.AppendJSONString(b, c.Key)
 	b = append(b, `,"attempt":`...)
@@ -84,16 +94,17 @@ func (c *Call) AppendContext(ctx context.Context, b []byte) []byte {
 		b = append(b, `,"httpContext":`...)
 		b = append(b, c.HTTPContext...)
 	}
-	if c.Event != nil {
-		b = append(b, `,"event":`...)
-		b = appendEvent(b, c.Event)
-	}
 	return append(b, '}')
 }
 
-// appendEvent appends the attributes of an event under the names of both
-// versions.
-func appendEvent(b []byte, ev *bus.Event) []byte {
+// AppendEvent appends the attributes of the call's event as a JSON object, all
+// but the data, under their names of CloudEvents 0.1 and 1.0; nothing without an
+// event.
+func (c *Call) AppendEvent(b []byte) []byte {
+	ev := c.Event
+	if ev == nil {
+		return b
+	}
 	b = append(b, `{"specversion":"1.0","cloudEventsVersion":"0.1"`...)
 	both := func(old, name, v string) {
 		if v == "" {

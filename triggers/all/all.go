@@ -7,11 +7,12 @@ import (
 	"github.com/sensor-engine/engine/triggers/exec"
 	"github.com/sensor-engine/engine/triggers/http"
 	"github.com/sensor-engine/engine/triggers/log"
+	"github.com/sensor-engine/engine/triggers/node"
 	"github.com/sensor-engine/engine/triggers/publish"
 	"github.com/sensor-engine/engine/triggers/python"
 )
 
 // All returns every function kind, by name.
 func All() triggers.Registry {
-	return triggers.Registry{exec.Factory(), http.Factory(), log.Factory(), publish.Factory(), python.Factory()}
+	return triggers.Registry{exec.Factory(), http.Factory(), log.Factory(), node.Factory(), publish.Factory(), python.Factory()}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os/exec"
-	"strings"
 	"sync"
 	"testing"
 
@@ -22,37 +21,27 @@ for line in sys.stdin:
 
 const benched = "source: |\n  def handle(ctx, payload):\n      return payload"
 
-func benchWorkers(b *testing.B, what func(b *testing.B, workers int)) {
+// BenchmarkCall is a call with everything of the contract, logs included, next
+// to the echo, by as many callers as there are workers.
+func BenchmarkCall(b *testing.B) {
 	needPython(b)
 	for _, n := range []int{1, 2} {
-		b.Run(fmt.Sprintf("workers=%d", n), func(b *testing.B) { what(b, n) })
+		b.Run(fmt.Sprintf("workers=%d", n), func(b *testing.B) {
+			triggertest.BenchRatio(b, Factory(), benched, func() *exec.Cmd { return exec.Command(realPython(b), "-c", echo) }, n)
+		})
 	}
 }
 
-// BenchmarkCall is a call with everything of the contract, logs included.
-func BenchmarkCall(b *testing.B) {
-	benchWorkers(b, func(b *testing.B, workers int) {
-		triggertest.BenchCalls(b, Factory(), benched, workers)
-	})
-}
-
-// BenchmarkRawPipe is the ceiling: the echo over pipes, by as many callers.
-func BenchmarkRawPipe(b *testing.B) {
-	benchWorkers(b, func(b *testing.B, workers int) {
-		triggertest.BenchPipes(b, func() *exec.Cmd { return exec.Command(realPython(b), "-c", echo) }, workers)
-	})
-}
-
-// BenchmarkProcessPerCall starts an interpreter for each call.
+// BenchmarkProcessPerCall starts an interpreter for each call, next to calls.
 func BenchmarkProcessPerCall(b *testing.B) {
 	needPython(b)
-	for b.Loop() {
-		cmd := exec.Command(realPython(b), "-c", echo)
-		cmd.Stdin = strings.NewReader(triggertest.BenchPayload + "\n")
-		if err := cmd.Run(); err != nil {
-			b.Fatal(err)
-		}
-	}
+	triggertest.BenchPerCall(b, Factory(), benched, func() *exec.Cmd { return exec.Command(realPython(b), "-c", echo) })
+}
+
+// BenchmarkMemory is a worker after many calls.
+func BenchmarkMemory(b *testing.B) {
+	needPython(b)
+	triggertest.BenchMemory(b, Factory(), benched)
 }
 
 // BenchmarkColdStart is a first call, with the start of its process.

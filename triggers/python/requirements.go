@@ -18,9 +18,9 @@ import (
 	"sync"
 	"time"
 
-	"github.com/sensor-engine/engine/triggers/process"
 	"github.com/sensor-engine/engine/specs"
 	"github.com/sensor-engine/engine/triggers"
+	"github.com/sensor-engine/engine/triggers/process"
 	"github.com/sensor-engine/engine/triggers/worker"
 )
 
@@ -68,7 +68,7 @@ func (s *interpreters) find(ctx context.Context, name, root string) (interpreter
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	var out bytes.Buffer
-	if err := run(ctx, &exec.Cmd{Path: path, Args: []string{path, "-c", ask}, Env: process.Environ(), Stdout: &out}); err != nil {
+	if err := process.Run(ctx, &exec.Cmd{Path: path, Args: []string{path, "-c", ask}, Env: process.Environ(), Stdout: &out}); err != nil {
 		return interpreter{}, fmt.Errorf("%s: %w", name, err)
 	}
 	var is interpreter
@@ -83,54 +83,6 @@ func (s *interpreters) find(ctx context.Context, name, root string) (interpreter
 	}
 	s.known[path] = is
 	return is, nil
-}
-
-// run runs a program to its end or that of ctx. An error has the last of what
-// it wrote.
-func run(ctx context.Context, cmd *exec.Cmd) error {
-	var said tail
-	cmd.Stderr = &said
-	if cmd.Stdout == nil {
-		cmd.Stdout = &said
-	}
-	cmd.WaitDelay = time.Second
-	p, err := process.Start(cmd, nil)
-	if err != nil {
-		text, _ := process.StartError(err, cmd.Dir)
-		return errors.New(text)
-	}
-	stop := context.AfterFunc(ctx, p.Kill)
-	defer stop()
-	<-p.Done()
-	if ctx.Err() != nil {
-		return fmt.Errorf("it took too long: %w", ctx.Err())
-	}
-	if code, signal := process.Outcome(p.State()); code != 0 || signal != "" {
-		return fmt.Errorf("it %s: %s", process.Ended(p.State()), said.text())
-	}
-	return nil
-}
-
-// tail keeps the end of what is written to it.
-type tail struct{ kept []byte }
-
-func (t *tail) Write(p []byte) (int, error) {
-	const most = 4 << 10
-	t.kept = append(t.kept, p...)
-	if len(t.kept) > 2*most {
-		t.kept = append([]byte(nil), t.kept[len(t.kept)-most:]...)
-	}
-	return len(p), nil
-}
-
-// text is the last lines on one.
-func (t *tail) text() string {
-	lines := strings.Split(strings.TrimSpace(strings.ToValidUTF8(string(t.kept), "?")), "\n")
-	lines = lines[max(0, len(lines)-4):]
-	for i := range lines {
-		lines[i] = strings.TrimSpace(lines[i])
-	}
-	return strings.Join(lines, " ")
 }
 
 func (c *Config) checkRequirements(ck *specs.Checker) {
@@ -274,7 +226,7 @@ var passed = []string{
 func (f *function) install(ctx context.Context, python interpreter, w *wanted, dir string) error {
 	env := append(process.Environ(append(passed, f.cfg.InheritEnv...)...), "PIP_DISABLE_PIP_VERSION_CHECK=1", "PIP_NO_INPUT=1")
 	exe := python.Executable
-	if err := run(ctx, &exec.Cmd{Path: exe, Args: []string{exe, "-m", "venv", dir}, Env: env}); err != nil {
+	if err := process.Run(ctx, &exec.Cmd{Path: exe, Args: []string{exe, "-m", "venv", dir}, Env: env}); err != nil {
 		return fmt.Errorf("python -m venv: %w (on Debian the package python3-venv is needed)", err)
 	}
 	at := f.root
@@ -285,7 +237,7 @@ func (f *function) install(ctx context.Context, python interpreter, w *wanted, d
 	} else {
 		args = append(append(args, "--"), w.lines...)
 	}
-	if err := run(ctx, &exec.Cmd{Path: args[0], Args: args, Dir: at, Env: env}); err != nil {
+	if err := process.Run(ctx, &exec.Cmd{Path: args[0], Args: args, Dir: at, Env: env}); err != nil {
 		return fmt.Errorf("pip install: %w", err)
 	}
 	return nil

@@ -171,14 +171,19 @@ def serve(read, conf):
             return
         number = frame[:8]
         try:
-            request = loads(frame[8:].decode())
+            at = 16 + int.from_bytes(frame[8:12], "big")
+            end = at + int.from_bytes(frame[12:16], "big")
+            context = Context(loads(frame[at:end].decode()))
+            if at > 16:
+                context["event"] = loads(frame[16:at].decode())
+            payload = loads(frame[end:].decode())
         except Exception as e:
             write(b"E", number, meta=error("InputError", "Invalid Input: %s" % e))
             continue
         events.clear()
-        kind, payload, meta = b"E", b"", b""
+        kind, meta = b"E", b""
         try:
-            result = handler(Context(request["context"]), request["payload"])
+            result = handler(context, payload)
             if type(result) is coroutine:
                 if loop is None:
                     import asyncio
@@ -195,8 +200,8 @@ def serve(read, conf):
                 flush()
                 os._exit(0)
             try:
-                payload = encode(result)
-                if len(payload) > max_output:
+                output = encode(result)
+                if len(output) > max_output:
                     meta = error("FunctionError", "the result is larger than %d bytes" % max_output)
                 else:
                     if events:
@@ -208,10 +213,10 @@ def serve(read, conf):
             except BaseException as e:
                 meta = error("FunctionError", "the result cannot be JSON: %s" % e)
         if kind == b"E":
-            payload = b""
+            output = b""
         flush()
-        write(kind, number, payload, meta)
-        frame = request = result = payload = meta = None  # may be large
+        write(kind, number, output, meta)
+        frame = context = payload = result = output = meta = None  # may be large
 
 
 async def nothing():

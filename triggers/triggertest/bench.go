@@ -3,7 +3,6 @@ package triggertest
 import (
 	"bufio"
 	"context"
-	"io"
 	"os"
 	"os/exec"
 	"strconv"
@@ -11,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/triggers"
@@ -19,16 +19,17 @@ import (
 // BenchPayload is what benchmarked calls carry.
 const BenchPayload = `{"id":1234567,"name":"Jon","place":"Winterfell","items":[{"sku":"a","n":1},{"sku":"b","n":2}]}`
 
-// BenchCalls measures calls of a function from as many callers as it has
-// workers, with the contract around it.
-func BenchCalls(b *testing.B, f triggers.Factory, config string, workers int) {
+// BenchMemory reports the memory of a worker after calls.
+func BenchMemory(b *testing.B, f triggers.Factory, config string) {
 	b.Helper()
-	fn := benchFunction(b, f, config, workers)
+	fn := benchFunction(b, f, config, 1)
 	defer fn.Close()
-	benchParallel(b, workers, func(int) (func() error, func()) {
-		return func() error { return benchCall(fn) }, func() {}
-	})
-	b.ReportMetric(float64(RSS(b))/(1<<20), "MiB/worker")
+	for b.Loop() {
+		if err := benchCall(fn); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(rss())/(1<<20), "MiB/worker")
 }
 
 func benchFunction(b *testing.B, f triggers.Factory, config string, workers int) *triggers.Contract {
@@ -61,64 +62,102 @@ func BenchFirstCall(b *testing.B, f triggers.Factory, config string) {
 	b.StartTimer()
 }
 
-// BenchPipes measures the same payload echoed by as many processes, each with
-// a caller of its own, over stdin and stdout, and nothing else.
-func BenchPipes(b *testing.B, command func() *exec.Cmd, workers int) {
+// BenchRatio measures calls of a function and, in turns with them, the same
+// payload echoed over stdin and stdout by as many processes of command, with a
+// caller for each: the least there is between two processes. It reports the rate
+// of both, and the first as a part of the second.
+func BenchRatio(b *testing.B, f triggers.Factory, config string, command func() *exec.Cmd, workers int) {
 	b.Helper()
-	benchParallel(b, workers, func(int) (func() error, func()) {
-		cmd := command()
-		cmd.Stderr = os.Stderr
-		in, err := cmd.StdinPipe()
-		if err != nil {
-			b.Fatal(err)
-		}
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			b.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			b.Fatal(err)
-		}
-		r := bufio.NewReader(out)
-		line := []byte(BenchPayload + "\n")
-		return func() error {
-				if _, err := in.Write(line); err != nil {
-					return err
-				}
-				_, err := r.ReadSlice('\n')
-				return err
-			}, func() {
-				_ = in.Close()
-				_ = cmd.Wait()
-			}
-	})
+	fn := benchFunction(b, f, config, workers)
+	defer fn.Close()
+	var pipes []func() error
+	for range workers {
+		call, end := benchPipe(b, command())
+		defer end()
+		pipes = append(pipes, call)
+	}
+	calls := make([]func() error, workers)
+	for i := range calls {
+		calls[i] = func() error { return benchCall(fn) }
+	}
+	const turn = 500
+	benchTurn(b, calls, turn)
+	benchTurn(b, pipes, turn)
+	b.ResetTimer()
+	var called, echoed time.Duration
+	for done := 0; done < b.N; done += turn {
+		n := min(turn, b.N-done)
+		called += benchTurn(b, calls, n)
+		echoed += benchTurn(b, pipes, n)
+	}
+	b.StopTimer()
+	b.ReportMetric(float64(b.N)/called.Seconds(), "calls/s")
+	b.ReportMetric(float64(b.N)/echoed.Seconds(), "echoes/s")
+	b.ReportMetric(echoed.Seconds()/called.Seconds(), "of-raw-pipe")
 }
 
-// benchParallel makes b.N calls from n callers, after a first one each.
-func benchParallel(b *testing.B, n int, caller func(i int) (call func() error, end func())) {
+// BenchPerCall reports what a call of a function costs in parts of a process
+// that is started for it.
+func BenchPerCall(b *testing.B, f triggers.Factory, config string, command func() *exec.Cmd) {
 	b.Helper()
-	calls := make([]func() error, n)
-	for i := range n {
-		call, end := caller(i)
-		defer end()
-		calls[i] = call
+	fn := benchFunction(b, f, config, 1)
+	defer fn.Close()
+	calls := []func() error{func() error { return benchCall(fn) }}
+	benchTurn(b, calls, 100)
+	const turn = 1000
+	var called, spawned time.Duration
+	n := 0
+	for b.Loop() {
+		called += benchTurn(b, calls, turn) / turn
+		begin := time.Now()
+		cmd := command()
+		cmd.Stdin = strings.NewReader(BenchPayload + "\n")
+		if err := cmd.Run(); err != nil {
+			b.Fatal(err)
+		}
+		spawned += time.Since(begin)
+		n++
 	}
-	var first sync.WaitGroup
-	for _, call := range calls {
-		first.Go(func() {
-			for range 100 {
-				if err := call(); err != nil {
-					b.Error(err)
-				}
+	b.ReportMetric(float64(spawned.Microseconds())/float64(n)/1000, "ms/process")
+	b.ReportMetric(spawned.Seconds()/called.Seconds(), "times-process-per-call")
+}
+
+func benchPipe(b *testing.B, cmd *exec.Cmd) (call func() error, end func()) {
+	b.Helper()
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	r := bufio.NewReader(out)
+	line := []byte(BenchPayload + "\n")
+	return func() error {
+			if _, err := in.Write(line); err != nil {
+				return err
 			}
-		})
-	}
-	first.Wait()
-	b.ResetTimer()
+			_, err := r.ReadSlice('\n')
+			return err
+		}, func() {
+			_ = in.Close()
+			_ = cmd.Wait()
+		}
+}
+
+// benchTurn makes n calls, each caller its part, and returns how long it took.
+func benchTurn(b *testing.B, callers []func() error, n int) time.Duration {
+	b.Helper()
+	begin := time.Now()
 	var left atomic.Int64
-	left.Store(int64(b.N))
+	left.Store(int64(n))
 	var wg sync.WaitGroup
-	for _, call := range calls {
+	for _, call := range callers {
 		wg.Go(func() {
 			for left.Add(-1) >= 0 {
 				if err := call(); err != nil {
@@ -129,14 +168,12 @@ func benchParallel(b *testing.B, n int, caller func(i int) (call func() error, e
 		})
 	}
 	wg.Wait()
-	b.StopTimer()
-	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "calls/s")
+	return time.Since(begin)
 }
 
-// RSS is the memory of the children of this process, on average, in bytes; 0
+// rss is the memory of the children of this process, on average, in bytes; 0
 // where it is not told.
-func RSS(b *testing.B) int {
-	b.Helper()
+func rss() int {
 	id := strconv.Itoa(os.Getpid())
 	tasks, err := os.ReadDir("/proc/" + id + "/task")
 	if err != nil {
@@ -144,12 +181,10 @@ func RSS(b *testing.B) int {
 	}
 	total, n := 0, 0
 	for _, task := range tasks {
-		f, err := os.Open("/proc/" + id + "/task/" + task.Name() + "/children")
+		list, err := os.ReadFile("/proc/" + id + "/task/" + task.Name() + "/children")
 		if err != nil {
 			continue
 		}
-		list, _ := io.ReadAll(f)
-		_ = f.Close()
 		for pid := range strings.FieldsSeq(string(list)) {
 			if mem, err := os.ReadFile("/proc/" + pid + "/statm"); err == nil {
 				if fields := strings.Fields(string(mem)); len(fields) > 1 {

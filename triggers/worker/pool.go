@@ -105,17 +105,32 @@ func NewPool(o Options) *Pool {
 // errClosed is what calls of a closed pool get.
 var errClosed = triggers.Errorf(triggers.SystemError, "the function is closed")
 
-// Call makes one call: build appends the members of the request, "context" and
-// "payload". It blocks until the answer is there or ctx has ended; then the
-// process of the worker has ended too. Errors are [*triggers.Error], some
-// wrapped.
-func (p *Pool) Call(ctx context.Context, build func(b []byte) []byte) (Answer, error) {
+// Invoke makes the call c, as [triggers.Function] says. It blocks until the
+// answer is there or ctx has ended; then the process of the worker has ended
+// too.
+func (p *Pool) Invoke(ctx context.Context, c *triggers.Call) (triggers.Result, error) {
+	if err := ctx.Err(); err != nil {
+		return triggers.Result{}, err
+	}
+	payload, err := c.Payload()
+	if err != nil {
+		return triggers.Result{}, err
+	}
+	a, err := p.call(ctx, &request{ctx, c, payload})
+	res := triggers.Result{Logs: a.Logs, Status: "failed"}
+	if err == nil {
+		res.Output, res.ContentType, res.Events, res.Status = a.Payload, "application/json", a.Events, "answered"
+	}
+	return res, err
+}
+
+func (p *Pool) call(ctx context.Context, r *request) (reply, error) {
 	for {
 		w, err := p.acquire(ctx)
 		if err != nil {
-			return Answer{}, err
+			return reply{}, err
 		}
-		a, usable, err := w.call(ctx, build)
+		a, usable, err := w.call(ctx, r)
 		if usable {
 			p.release(w)
 		} else {
@@ -126,28 +141,6 @@ func (p *Pool) Call(ctx context.Context, build func(b []byte) []byte) (Answer, e
 		}
 		return a, err
 	}
-}
-
-// Invoke makes the call c, as [triggers.Function] says.
-func (p *Pool) Invoke(ctx context.Context, c *triggers.Call) (triggers.Result, error) {
-	if err := ctx.Err(); err != nil {
-		return triggers.Result{}, err
-	}
-	payload, err := c.Payload()
-	if err != nil {
-		return triggers.Result{}, err
-	}
-	a, err := p.Call(ctx, func(b []byte) []byte {
-		b = append(b, `"context":`...)
-		b = c.AppendContext(ctx, b)
-		b = append(b, `,"payload":`...)
-		return append(b, payload...)
-	})
-	res := triggers.Result{Logs: a.Logs, Status: "failed"}
-	if err == nil {
-		res.Output, res.ContentType, res.Events, res.Status = a.Payload, "application/json", a.Events, "answered"
-	}
-	return res, err
 }
 
 // Warm starts a worker, unless there is one, so that what is wrong is known

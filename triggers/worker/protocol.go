@@ -3,6 +3,7 @@ package worker
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
@@ -10,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/sensor-engine/engine/bus"
@@ -18,15 +20,24 @@ import (
 
 // protocol is how requests and answers travel.
 type protocol interface {
-	// request appends call number n, whose members build appends.
-	request(b []byte, n uint64, build func([]byte) []byte) []byte
+	// request appends call number n.
+	request(b []byte, n uint64, r *request) []byte
 	// read reads the answer to call number n. A *protocolError says that what
 	// came is none.
 	read(r *bufio.Reader, n uint64) (answer, error)
 }
 
-// answer is an answer as it came: err when the function failed.
+// request is what a worker is told of a call.
+type request struct {
+	ctx     context.Context
+	call    *triggers.Call
+	payload []byte
+}
+
+// answer is an answer as it came: err when the function failed, last when the
+// worker takes no more calls.
 type answer struct {
+	last    bool
 	payload []byte
 	events  []triggers.Emission
 	err     *triggers.Error
@@ -44,11 +55,13 @@ const maxMeta = triggers.MaxEmissionBytes*4/3 + 1<<20
 
 // frames is the protocol of workers that are ours, on descriptors of their own.
 //
-// A request is its length in 4 bytes (big endian), the number of the call in 8,
-// and a JSON object with context and payload. An answer is one byte, R (ready
-// to be called), O (fine) or E (failed), the number in 8 bytes, the lengths of
-// payload and meta in 4 each, the payload and the meta, both JSON. Meta is
-// nothing, {"events": […]}, or {"error": {type, message, stacktrace}}.
+// A request is the length of the rest in 4 bytes (big endian), the number of the
+// call in 8, the lengths of event and context in 4 each, and event (nothing when
+// there is none), context and payload, all JSON. An answer is one byte, R (ready
+// to be called), O (fine), E (failed) or D (failed, and the worker ends), the
+// number in 8 bytes, the lengths of payload and meta in 4 each, the payload and
+// the meta, both JSON. Meta is nothing, {"events": […]}, or {"error": {type,
+// message, stacktrace}}.
 type frames struct{}
 
 func appendFrame(b, body []byte) []byte {
@@ -56,11 +69,16 @@ func appendFrame(b, body []byte) []byte {
 	return append(b, body...)
 }
 
-func (frames) request(b []byte, n uint64, build func([]byte) []byte) []byte {
+func (frames) request(b []byte, n uint64, r *request) []byte {
 	b = append(b, 0, 0, 0, 0)
 	b = binary.BigEndian.AppendUint64(b, n)
-	b = build(append(b, '{'))
-	b = append(b, '}')
+	b = append(b, 0, 0, 0, 0, 0, 0, 0, 0)
+	b = r.call.AppendEvent(b)
+	event := len(b) - 20
+	b = r.call.AppendBareContext(r.ctx, b)
+	binary.BigEndian.PutUint32(b[12:], uint32(event))
+	binary.BigEndian.PutUint32(b[16:], uint32(len(b)-20-event))
+	b = append(b, r.payload...)
 	binary.BigEndian.PutUint32(b, uint32(len(b)-4))
 	return b
 }
@@ -77,12 +95,12 @@ func (frames) read(r *bufio.Reader, n uint64) (answer, error) {
 	}
 	kind, number := head[0], binary.BigEndian.Uint64(head[1:])
 	payload, meta := binary.BigEndian.Uint32(head[9:]), binary.BigEndian.Uint32(head[13:])
-	want := "OE"
+	kinds := "OED"
 	if n == 0 {
-		want = "RE"
+		kinds = "RE"
 	}
 	switch {
-	case kind != want[0] && kind != want[1] || number != n:
+	case strings.IndexByte(kinds, kind) < 0 || number != n:
 		return answer{}, wrong("it begins with %q", head)
 	case payload > triggers.MaxOutput || meta > maxMeta:
 		return answer{}, wrong("it would be %d and %d bytes long", payload, meta)
@@ -92,7 +110,7 @@ func (frames) read(r *bufio.Reader, n uint64) (answer, error) {
 	if _, err := io.ReadFull(r, body); err != nil {
 		return answer{}, err
 	}
-	a := answer{payload: body[:payload:payload]}
+	a := answer{payload: body[:payload:payload], last: kind == 'D'}
 	if r.Buffered() > 0 {
 		return answer{}, wrong("more than one came")
 	}
@@ -103,7 +121,7 @@ func (frames) read(r *bufio.Reader, n uint64) (answer, error) {
 		}
 	}
 	switch {
-	case kind == 'E' && m.Error == nil:
+	case (kind == 'E' || kind == 'D') && m.Error == nil:
 		return answer{}, wrong("it has no error")
 	case kind == 'O' && !bus.ValidJSON(a.payload):
 		return answer{}, wrong("its payload is not JSON")
@@ -115,15 +133,17 @@ func (frames) read(r *bufio.Reader, n uint64) (answer, error) {
 // stdout for each.
 type ndjson struct{}
 
-func (ndjson) request(b []byte, n uint64, build func([]byte) []byte) []byte {
+func (ndjson) request(b []byte, n uint64, r *request) []byte {
 	b = append(b, `{"id":`...)
 	b = strconv.AppendUint(b, n, 10)
-	from := len(b)
-	b = build(append(b, ','))
-	for i, c := range b[from:] {
+	b = append(b, `,"context":`...)
+	b = r.call.AppendContext(r.ctx, b)
+	b = append(b, `,"payload":`...)
+	for _, c := range r.payload {
 		if c == '\n' || c == '\r' { // between the tokens of JSON that came so
-			b[from+i] = ' '
+			c = ' '
 		}
+		b = append(b, c)
 	}
 	return append(b, '}', '\n')
 }

@@ -98,12 +98,13 @@ const (
 	maxPipe = 2 << 20
 )
 
-// take returns what came since the last time and whether that is not all. It
-// reads what is there, which one who never stops writing cannot prolong.
-func (s *stream) take() (kept []byte, cut bool) {
+// take returns what came since the last time and whether that is not all. With
+// look, it reads what is there, which one who never stops writing cannot
+// prolong.
+func (s *stream) take(look bool) (kept []byte, cut bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for looked := 0; looked < maxPipe && s.read() == more; looked += len(s.room) {
+	for looked := 0; look && looked < maxPipe && s.read() == more; looked += len(s.room) {
 		if s.cut {
 			looked += flood - len(s.room)
 		}

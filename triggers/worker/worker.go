@@ -23,8 +23,8 @@ import (
 	"github.com/sensor-engine/engine/triggers/process"
 )
 
-// Answer is what one call gave.
-type Answer struct {
+// reply is what one call gave.
+type reply struct {
 	// Payload is the output, JSON.
 	Payload []byte
 	Events  []triggers.Emission
@@ -118,7 +118,8 @@ func launch(ctx context.Context, cmd *exec.Cmd, hello [][]byte, lines bool, mark
 	})
 	if err != nil {
 		all.close()
-		return nil, err
+		text, _ := process.StartError(err, cmd.Dir)
+		return nil, errors.New(text)
 	}
 	for _, f := range []*os.File{theirIn, theirAnswers, theirErr, theirOut} {
 		if f != nil {
@@ -179,17 +180,18 @@ func (w *worker) died(ctx context.Context, err error) error {
 
 // call makes one call. usable tells whether the worker can take another one;
 // when it cannot, its process has ended.
-func (w *worker) call(ctx context.Context, build func(b []byte) []byte) (a Answer, usable bool, err error) {
+func (w *worker) call(ctx context.Context, r *request) (a reply, usable bool, err error) {
 	w.calls++
-	if w.calls > 1 {
-		w.take() // written between the calls: it belongs to none
-	}
-	if w.dirty() {
+	spoke, out, stderr := w.look()
+	if spoke { // nobody asked it for anything
 		w.proc.Kill()
-		return Answer{}, false, errNotTaken
+		return reply{}, false, errNotTaken
+	}
+	if w.calls > 1 {
+		w.collect(out, stderr) // written between the calls: it belongs to none
 	}
 	stop := context.AfterFunc(ctx, w.proc.Kill)
-	w.request = w.talk.request(w.request[:0], w.calls, build)
+	w.request = w.talk.request(w.request[:0], w.calls, r)
 	var got answer
 	_, writeErr := w.in.Write(w.request)
 	if cap(w.request) > smallRequest {
@@ -204,16 +206,16 @@ func (w *worker) call(ctx context.Context, build func(b []byte) []byte) (a Answe
 		w.proc.Kill()
 		<-w.proc.Done()
 	}
-	a = Answer{Payload: got.payload, Events: got.events, Logs: w.take()}
+	a = reply{Payload: got.payload, Events: got.events, Logs: w.take()}
 	switch {
 	case interrupted:
-		return Answer{Logs: a.Logs}, false, interruption(ctx)
+		return reply{Logs: a.Logs}, false, interruption(ctx)
 	case errors.Is(writeErr, syscall.EPIPE) || errors.Is(writeErr, os.ErrClosed):
-		return Answer{Logs: a.Logs}, false, errNotTaken
+		return reply{Logs: a.Logs}, false, errNotTaken
 	case err != nil:
-		return Answer{Logs: a.Logs}, false, w.failure(err, a.Logs)
+		return reply{Logs: a.Logs}, false, w.failure(err, a.Logs)
 	case got.err != nil:
-		return a, !w.kin.grown(), got.err
+		return a, !got.last && !w.kin.grown(), got.err
 	}
 	return a, !w.kin.grown(), nil
 }
@@ -222,15 +224,19 @@ func (w *worker) call(ctx context.Context, build func(b []byte) []byte) (a Answe
 // another one may.
 var errNotTaken = errors.New("the worker ended before it took the call")
 
-// dirty reports whether the worker wrote an answer nobody asked for, or closed
-// the pipe.
-func (w *worker) dirty() bool {
-	if w.reader.Buffered() > 0 {
-		return true
+// look asks once what there is to read: spoke tells whether there is an answer,
+// or the end of answers, out and err whether there is something in the logs.
+func (w *worker) look() (spoke, out, err bool) {
+	fds := [3]unix.PollFd{{Fd: int32(w.answersFD), Events: unix.POLLIN}, {Fd: -1}, {Fd: int32(w.err.fd), Events: unix.POLLIN}}
+	if w.out != nil {
+		fds[1] = unix.PollFd{Fd: int32(w.out.fd), Events: unix.POLLIN}
 	}
-	fds := [1]unix.PollFd{{Fd: int32(w.answersFD), Events: unix.POLLIN}}
-	n, err := unix.Poll(fds[:], 0)
-	return err == nil && n > 0
+	for {
+		_, e := unix.Poll(fds[:], 0)
+		if !errors.Is(e, unix.EINTR) {
+			return fds[0].Revents != 0 || w.reader.Buffered() > 0, fds[1].Revents != 0 || e != nil, fds[2].Revents != 0 || e != nil
+		}
+	}
 }
 
 // interruption is the error of a call whose context has ended.
@@ -254,12 +260,18 @@ func (w *worker) failure(err error, logs triggers.Logs) error {
 
 // take returns what the worker wrote to its streams since the last time.
 func (w *worker) take() triggers.Logs {
+	_, out, err := w.look()
+	return w.collect(out, err)
+}
+
+// collect is take where it is known in which streams there is something.
+func (w *worker) collect(out, err bool) triggers.Logs {
 	var l triggers.Logs
 	if w.out != nil {
-		l.Stdout, l.Truncated = w.out.take()
+		l.Stdout, l.Truncated = w.out.take(out)
 	}
 	var cut bool
-	l.Stderr, cut = w.err.take()
+	l.Stderr, cut = w.err.take(err)
 	l.Truncated = l.Truncated || cut
 	return l
 }

@@ -1,0 +1,274 @@
+// A worker of a Node function: it is told what to load, answers that it is
+// ready, and then answers one request after the other. Requests come on
+// descriptor 3, answers go to descriptor 4; the form of both is in package
+// worker of the engine. What the function prints goes to stdout and stderr as
+// always, so it can never be taken for an answer. Node 16 or later, without
+// modules.
+'use strict';
+
+const fs = require('fs');
+const net = require('net');
+const path = require('path');
+const url = require('url');
+const Module = require('module');
+const {Writable} = require('stream');
+
+const conf = JSON.parse(frame());
+
+// What is printed is written when it is printed, so that it is there before the
+// answer, and what waits to be written takes no memory.
+const pause = new Int32Array(new SharedArrayBuffer(4));
+function write(fd, data) {
+  for (let at = 0; at < data.length;) {
+    try {
+      at += fs.writeSync(fd, data, at);
+    } catch (e) {
+      if (e.code !== 'EAGAIN') throw e; // a process that shares the pipe made it so
+      Atomics.wait(pause, 0, 0, 1);
+    }
+  }
+}
+
+for (const [name, fd] of [['stdout', 1], ['stderr', 2]]) {
+  const stream = new Writable({
+    decodeStrings: true,
+    write(chunk, encoding, done) {
+      try {
+        write(fd, chunk);
+      } catch (e) {
+        return done(e);
+      }
+      done();
+    },
+  });
+  stream.on('error', () => {}); // closed by the function
+  stream.fd = fd;
+  Object.defineProperty(process, name, {configurable: true, enumerable: true, get: () => stream});
+}
+
+// Who closes all descriptors closes those of the worker, whose numbers would
+// then be other files'.
+for (const name of ['close', 'closeSync']) {
+  const close = fs[name];
+  fs[name] = function (fd, ...rest) {
+    if (fd !== 3 && fd !== 4) return close.call(fs, fd, ...rest);
+    const e = Object.assign(new Error('EBADF: bad file descriptor, close'), {code: 'EBADF', errno: -9, syscall: 'close'});
+    if (name === 'closeSync') throw e;
+    if (typeof rest[0] === 'function') process.nextTick(rest[0], e);
+  };
+}
+Module.syncBuiltinESMExports();
+
+// answer writes one answer: R (ready), O (fine), E (failed) or D (failed, and
+// the process ends).
+function answer(kind, number, payload, meta) {
+  const p = Buffer.byteLength(payload);
+  const m = Buffer.byteLength(meta);
+  const b = Buffer.allocUnsafe(17 + p + m);
+  b.write(kind, 0, 'latin1');
+  number.copy(b, 1);
+  b.writeUInt32BE(p, 9);
+  b.writeUInt32BE(m, 13);
+  b.write(payload, 17);
+  b.write(meta, 17 + p);
+  write(4, b);
+}
+
+function failure(type, message, stacktrace) {
+  message = String(message).slice(0, 64 << 10);
+  return JSON.stringify({error: {type, message, stacktrace}});
+}
+
+// describe makes an error of the engine from whatever was thrown.
+function describe(e) {
+  let type = 'FunctionError';
+  let message;
+  let lines;
+  try {
+    if (e instanceof TypeError || (e && e.name === 'TypeError')) type = 'InputError';
+    message = e && e.message !== undefined ? String(e.message) : typeof e === 'string' ? e : require('util').inspect(e);
+    if (message === '') message = (e && e.name) || 'Error';
+    if (e && typeof e.stack === 'string') {
+      lines = e.stack.split('\n').filter((line) => !/[ (]worker\.js:\d+:\d+\)?$/.test(line)).slice(0, 200).map((line) => line.slice(0, 4096));
+    }
+  } catch (_) {
+    message = message || 'something was thrown that cannot be shown';
+  }
+  return failure(type, message, lines);
+}
+
+const {maxOutput, maxMeta} = conf;
+let current = null; // the number of the call that runs
+let events = [];
+
+class Context {
+  // The event is looked at when the function looks at it.
+  constructor(values, event) {
+    Object.assign(this, values);
+    if (event === '') return;
+    const define = (value) => {
+      Object.defineProperty(this, 'event', {value, writable: true, enumerable: true, configurable: true});
+      return value;
+    };
+    Object.defineProperty(this, 'event', {get: () => define(JSON.parse(event)), set: define, enumerable: true, configurable: true});
+  }
+}
+
+// emit has an event stored when the call has succeeded.
+Object.defineProperty(Context.prototype, 'emit', {
+  value: function emit(type, data, options) {
+    const {source, subject, time, contentType, schema, extensions} = options || {};
+    const event = {type: String(type), source, subject, dataschema: schema, datacontenttype: contentType};
+    if (time !== undefined) event.time = time instanceof Date ? time.toISOString() : String(time);
+    if (extensions) {
+      event.extensions = {};
+      for (const [k, v] of Object.entries(extensions)) event.extensions[k] = typeof v === 'string' ? v : JSON.stringify(v);
+    }
+    if (data instanceof Uint8Array) {
+      event.data_base64 = Buffer.from(data.buffer, data.byteOffset, data.byteLength).toString('base64');
+    } else if (data !== undefined) {
+      event.data = data;
+    }
+    try {
+      events.push(JSON.stringify(event)); // as it is now, not as it may become
+    } catch (e) {
+      throw new Error('the data of an event cannot be JSON: ' + e.message);
+    }
+  },
+});
+
+function finish(number, result) {
+  if (current !== number) return; // answered already
+  let payload;
+  try {
+    payload = JSON.stringify(result);
+  } catch (e) {
+    return fail(number, failure('FunctionError', 'the result cannot be JSON: ' + e.message));
+  }
+  if (payload === undefined) payload = 'null';
+  if (payload.length > maxOutput || Buffer.byteLength(payload) > maxOutput) {
+    return fail(number, failure('FunctionError', 'the result is larger than ' + maxOutput + ' bytes'));
+  }
+  const meta = events.length > 0 ? '{"events":[' + events.join(',') + ']}' : '';
+  if (meta.length > maxMeta) {
+    return fail(number, failure('FunctionError', 'the events of the call are larger than ' + maxMeta + ' bytes'));
+  }
+  current = null;
+  answer('O', number, payload, meta);
+}
+
+function fail(number, meta) {
+  if (current !== number) return;
+  current = null;
+  answer('E', number, '', meta);
+}
+
+// Thrown where nobody could catch it, for example by a timer: the function is
+// in no state to be called again.
+process.on('uncaughtException', (e) => {
+  if (current === null) {
+    process.stderr.write(((e && e.stack) || String(e)) + '\n');
+  } else {
+    answer('D', current, '', describe(e));
+  }
+  process.exit(1);
+});
+
+function call(handler, body) {
+  const number = Buffer.from(body.subarray(0, 8));
+  current = number;
+  events = [];
+  const at = 16 + body.readUInt32BE(8);
+  const end = at + body.readUInt32BE(12);
+  let context;
+  let payload;
+  try {
+    context = new Context(JSON.parse(body.utf8Slice(at, end)), body.utf8Slice(16, at));
+    payload = JSON.parse(body.utf8Slice(end, body.length));
+  } catch (e) {
+    return fail(number, failure('InputError', 'Invalid Input: ' + e.message));
+  }
+  let result;
+  try {
+    result = handler(context, payload);
+  } catch (e) {
+    return fail(number, describe(e));
+  }
+  if (result !== null && typeof result === 'object' && typeof result.then === 'function') {
+    result.then((value) => finish(number, value), (e) => fail(number, describe(e)));
+  } else {
+    finish(number, result);
+  }
+}
+
+function serve(handler) {
+  let kept = []; // of a request that is not whole
+  let size = 0;
+  const input = new net.Socket({
+    fd: 3,
+    readable: true,
+    writable: false,
+    onread: {
+      buffer: Buffer.allocUnsafe(64 << 10), // used again for the next read
+      callback(n, buffer) {
+        let all = buffer.subarray(0, n);
+        if (kept.length > 0) {
+          kept.push(Buffer.from(all));
+          size += n;
+          if (size < 4 || (kept[0].length >= 4 && size < 4 + kept[0].readUInt32BE())) return true;
+          all = Buffer.concat(kept);
+          kept = [];
+        }
+        while (all.length >= 4) {
+          const whole = 4 + all.readUInt32BE();
+          if (all.length < whole) break;
+          call(handler, all.subarray(4, whole));
+          all = all.subarray(whole);
+        }
+        if (all.length > 0) kept = [Buffer.from(all)];
+        size = all.length;
+        return true;
+      },
+    },
+  });
+  input.on('end', () => process.exit(0));
+  input.on('error', () => process.exit(0));
+}
+
+async function find() {
+  let exported;
+  if (conf.source !== undefined) {
+    const module = new Module(conf.file);
+    module.filename = conf.file;
+    module.paths = Module._nodeModulePaths(conf.path);
+    module._compile(conf.source, conf.file);
+    exported = module.exports;
+  } else {
+    try {
+      exported = path.extname(conf.file) === '.mjs' ? await load(url.pathToFileURL(conf.file)) : require(conf.file);
+    } catch (e) {
+      if (e.code !== 'ERR_REQUIRE_ESM') throw e;
+      exported = await load(url.pathToFileURL(conf.file));
+    }
+  }
+  for (const f of [exported, exported && exported.default, exported && exported.handle]) {
+    if (typeof f === 'function') return f;
+  }
+  throw new NoFunction(`${conf.name} exports no function, it exports ${exported === null ? 'null' : typeof exported === 'object' ? 'an object' : 'a ' + typeof exported}; write module.exports = function (context, payload) { … }`);
+}
+
+class NoFunction extends Error {}
+
+process.argv.splice(1, process.argv.length, conf.file);
+const none = Buffer.alloc(8);
+current = none;
+find().then((handler) => {
+  current = null;
+  answer('R', none, '', '');
+  serve(handler);
+}, (e) => {
+  if (!(e instanceof NoFunction)) process.stderr.write(((e && e.stack) || String(e)) + '\n');
+  const text = e instanceof NoFunction ? e.message : `cannot load ${conf.name}: ${(e && e.name) || 'Error'}: ${String((e && e.message) || e).split('\n')[0]}`;
+  answer('E', none, '', failure('SystemError', text));
+  process.exit(1);
+});
