@@ -45,10 +45,11 @@ spec:
         {id: "${ r.id }", type: "${ r.type }", source: "${ r.source }", subject: "${ r.subject }", extensions: "${ r.extensions }", datacontenttype: "${ r.datacontenttype }", data: "${ r.data }"}
 `
 
-// fired keeps firings.
+// fired keeps firings, each with the place of its sensor.
 type fired struct {
 	e    *evaluate.Evaluator
 	list []*sensors.Firing
+	of   []int
 }
 
 func (f *fired) Undecided([]sensors.GroupVerdict)      {}
@@ -56,7 +57,9 @@ func (f *fired) Routed(int, sensors.Routing)           {}
 func (f *fired) Stepped(int, []sensors.Verdict)        {}
 func (f *fired) Changed(evaluate.Key, *evaluate.Entry) {}
 func (f *fired) Evicted(int, evaluate.Eviction)        {}
-func (f *fired) Fired(_ int, fi *sensors.Firing)       { f.list = append(f.list, fi) }
+func (f *fired) Fired(sensor int, fi *sensors.Firing) {
+	f.list, f.of = append(f.list, fi), append(f.of, sensor)
+}
 
 // one has the event of all jobs.
 type one struct{ ev *bus.Event }
