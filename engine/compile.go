@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -376,7 +377,8 @@ type callees struct {
 	secret   func(specs.SecretRef) (string, error)
 	secrets  func(name string) (map[string]string, error)
 	mask     func([]byte) []byte
-	made     map[string]madeCallee // by name of the function or trigger
+	made     map[string]madeCallee  // by name of the function or trigger
+	slots    map[string]*jobs.Slots // by name of the function
 }
 
 type madeCallee struct {
@@ -407,12 +409,42 @@ func (c *callees) outdated(set *specs.Set) []string {
 	return names
 }
 
-// table builds the table of triggers for a checked set. What did not change
-// keeps its function. A function that cannot be made is an error, and nothing
-// of the new table stays behind.
+// limits returns how many calls of each Function may run at the same time: what
+// it says, else the default or the most that one of its triggers says.
+func limits(set *specs.Set) map[string]int {
+	out := map[string]int{}
+	for ref, r := range set.Resources {
+		if fn, ok := r.Spec.(*specs.Function); ok {
+			out[ref.Name] = fn.Concurrency
+			if fn.Concurrency == 0 {
+				out[ref.Name] = DefaultConcurrency
+			}
+		}
+	}
+	for _, r := range set.Resources {
+		_, s := r.Sensor()
+		if s == nil {
+			continue
+		}
+		for i := range s.Triggers {
+			t := &s.Triggers[i]
+			if fr := set.Resources[specs.Ref{Kind: specs.KindFunction, Name: t.Function}]; t.Inline == nil && fr != nil && fr.Spec.(*specs.Function).Concurrency == 0 {
+				out[t.Function] = max(out[t.Function], t.Concurrency)
+			}
+		}
+	}
+	return out
+}
+
+// table builds the table of triggers for a checked set, with those of
+// Functions that are called by hand. What did not change keeps its function. A
+// function that cannot be made is an error, and nothing of the new table stays
+// behind.
 func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, error) {
 	asked := c.compiler.asked(set)
 	next := map[string]madeCallee{}
+	limit := limits(set)
+	slots := make(map[string]*jobs.Slots, len(limit))
 	var fresh []*jobs.Callee
 	table := map[jobs.TriggerRef]*jobs.Trigger{}
 	get := func(name, hash string, call *specs.Call, pos specs.Pos, concurrency int, fn *specs.Function, compiled compiledFunction) (*jobs.Callee, error) {
@@ -451,7 +483,7 @@ func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, erro
 		if fn != nil {
 			contract.Secrets = fn.Secrets
 		}
-		callee := &jobs.Callee{Name: name, Function: contract, Mask: c.mask}
+		callee := &jobs.Callee{Name: name, Function: contract, Mask: c.mask, Slots: slots[name]}
 		if fn == nil {
 			callee.Values = func(_ *triggers.Call, rendered map[string]any) triggers.Values {
 				return triggers.NewValues(rendered, c.secret)
@@ -465,57 +497,98 @@ func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, erro
 		fresh = append(fresh, callee)
 		return callee, nil
 	}
-	for ref, r := range set.Resources {
-		if !isSensor(r) {
-			continue
+	// named makes the Function of a name.
+	named := func(name string) (*jobs.Callee, *specs.Function, error) {
+		ref := specs.Ref{Kind: specs.KindFunction, Name: name}
+		r := set.Resources[ref]
+		if r == nil {
+			return nil, nil, nil // a checked set has it
 		}
-		cs := c.compiler.sensor(ref, r)
-		program := cs.program
-		for i := range cs.spec.Triggers {
-			t := &cs.spec.Triggers[i]
-			d := t.Delivery
-			name, hash, call, pos := calleeName(ref, t), set.HashOf(ref), t.Inline, r.Pos
-			var fn *specs.Function
-			var compiled compiledFunction
-			if call == nil {
-				fref := specs.Ref{Kind: specs.KindFunction, Name: t.Function}
-				fr := set.Resources[fref]
-				if fr == nil {
-					continue // a checked set has it
+		fn := r.Spec.(*specs.Function)
+		if slots[name] == nil {
+			if slots[name] = c.slots[name]; slots[name] == nil {
+				slots[name] = jobs.NewSlots(limit[name])
+			}
+		}
+		hash := set.HashOf(ref) + " " + strconv.Itoa(limit[name])
+		callee, err := get(name, hash, &fn.Call, r.Pos, limit[name], fn, c.compiler.function(ref, r, fn))
+		return callee, fn, err
+	}
+	add := func(t *jobs.Trigger, d specs.Delivery) {
+		t.Timeout, t.Concurrency, t.Policy, t.Block = d.Timeout.D(), d.Concurrency, triggers.PolicyOf(d.Retry), d.Overflow == "block"
+		if t.Timeout == 0 {
+			t.Timeout = DefaultTimeout
+		}
+		if t.Concurrency == 0 {
+			t.Concurrency = DefaultConcurrency
+		}
+		table[t.Ref] = t
+	}
+	fill := func() error {
+		for ref, r := range set.Resources {
+			if _, ok := r.Spec.(*specs.Function); ok {
+				callee, fn, err := named(ref.Name)
+				if err != nil {
+					return err
 				}
-				fn = fr.Spec.(*specs.Function)
-				d = inherit(d, fn.Delivery)
-				hash, call, pos = set.HashOf(fref), &fn.Call, fr.Pos
-				compiled = c.compiler.function(fref, fr, fn)
+				d := fn.Delivery
+				d.Concurrency = limit[ref.Name]
+				add(&jobs.Trigger{
+					Ref: jobs.TriggerRef{Sensor: jobs.SensorExec, Trigger: ref.Name}, Callee: callee, Direct: true, Hash: r.Hash,
+					Tell: asked.Wants(ref.Name, jobs.SensorExec, ref.Name),
+				}, d)
 			}
-			if d.Concurrency == 0 {
-				d.Concurrency = DefaultConcurrency
+			if !isSensor(r) {
+				continue
 			}
-			callee, err := get(name, hash, call, pos, d.Concurrency, fn, compiled)
-			if err != nil {
-				for _, f := range fresh {
-					if cl, ok := f.Function.(interface{ Close() error }); ok {
-						_ = cl.Close()
+			cs := c.compiler.sensor(ref, r)
+			program := cs.program
+			for i := range cs.spec.Triggers {
+				t := &cs.spec.Triggers[i]
+				d := t.Delivery
+				var callee *jobs.Callee
+				var err error
+				if t.Inline != nil {
+					concurrency := d.Concurrency
+					if concurrency == 0 {
+						concurrency = DefaultConcurrency
+					}
+					callee, err = get(calleeName(ref, t), set.HashOf(ref), t.Inline, r.Pos, concurrency, nil, compiledFunction{})
+				} else {
+					var fn *specs.Function
+					if callee, fn, err = named(t.Function); fn != nil {
+						d = inherit(d, fn.Delivery)
 					}
 				}
-				return nil, err
+				if err != nil {
+					return err
+				}
+				if callee == nil {
+					continue
+				}
+				add(&jobs.Trigger{
+					Ref: jobs.TriggerRef{Sensor: cs.name, Trigger: t.Name}, Callee: callee, InputPath: program.InputPath(i), Secrets: t.Secrets,
+					Tell: asked.Wants(callee.Name, cs.name, t.Name),
+					Render: func(events []sensors.Contributing, item int) (map[string]any, error) {
+						return program.RenderTrigger(i, events, item)
+					},
+				}, d)
 			}
-			jt := &jobs.Trigger{
-				Ref: jobs.TriggerRef{Sensor: cs.name, Trigger: t.Name}, Callee: callee,
-				Timeout: d.Timeout.D(), Concurrency: d.Concurrency, Policy: triggers.PolicyOf(d.Retry), Block: d.Overflow == "block",
-				InputPath: program.InputPath(i), Tell: asked.Wants(name, cs.name, t.Name),
-				Render: func(events []sensors.Contributing, item int) (map[string]any, error) {
-					return program.RenderTrigger(i, events, item)
-				},
-				Secrets: t.Secrets,
-			}
-			if jt.Timeout == 0 {
-				jt.Timeout = DefaultTimeout
-			}
-			table[jt.Ref] = jt
 		}
+		return nil
 	}
-	c.made = next
+	if err := fill(); err != nil {
+		for _, f := range fresh {
+			if cl, ok := f.Function.(interface{ Close() error }); ok {
+				_ = cl.Close()
+			}
+		}
+		return nil, err
+	}
+	for name, s := range slots {
+		s.SetLimit(limit[name])
+	}
+	c.made, c.slots = next, slots
 	return table, nil
 }
 

@@ -21,11 +21,7 @@ import (
 // data.
 func (c *Call) Payload() ([]byte, error) {
 	if c.HasInput {
-		b, err := json.Marshal(c.Input)
-		if err != nil {
-			return nil, Errorf(InputError, "Invalid Input: %w", err)
-		}
-		return b, nil
+		return c.InputJSON()
 	}
 	if c.Event == nil || len(c.Event.Data) == 0 {
 		return []byte("null"), nil
@@ -49,6 +45,31 @@ func (c *Call) Payload() ([]byte, error) {
 	b = append(b, '"')
 	b = base64.StdEncoding.AppendEncode(b, data)
 	return append(b, '"'), nil
+}
+
+// InputJSON is the input as JSON. The result may be the input itself.
+func (c *Call) InputJSON() ([]byte, error) {
+	if raw, ok := c.Input.(json.RawMessage); ok {
+		return raw, nil
+	}
+	b, err := json.Marshal(c.Input)
+	if err != nil {
+		return nil, Errorf(InputError, "Invalid Input: %w", err)
+	}
+	return b, nil
+}
+
+// InputValue is the input as a value, for expressions.
+func (c *Call) InputValue() (any, error) {
+	raw, ok := c.Input.(json.RawMessage)
+	if !ok {
+		return c.Input, nil
+	}
+	v, err := bus.ParseJSON(raw)
+	if err != nil {
+		return nil, Errorf(InputError, "Invalid Input: %w", err)
+	}
+	return v, nil
 }
 
 // AppendContext appends the context of a call as a JSON object: what functions

@@ -34,7 +34,8 @@ type Call struct {
 	// Event is the last event that contributed to the firing. It is nil when
 	// time alone fired it or a person called by hand without one.
 	Event *bus.Event
-	// Input is the rendered input; HasInput tells whether the trigger has one.
+	// Input is the rendered input, or a json.RawMessage that is valid, of a call
+	// that no trigger renders; HasInput tells whether there is one.
 	Input    any
 	HasInput bool
 	// Grants are the names of Secrets that the caller adds to those of the

@@ -170,6 +170,10 @@ func (v *values) template(path string) (*expression.Template, map[string]any, er
 		return nil, nil, Permanentf("%s: not a template of this config", path)
 	}
 	if v.env == nil && !p.Constant() {
+		input, err := v.call.InputValue()
+		if err != nil {
+			return nil, nil, err
+		}
 		v.env = map[string]any{}
 		if ev := v.call.Event; ev != nil {
 			env, err := ev.Attributes(v.compiled.data, v.compiled.request)
@@ -179,7 +183,7 @@ func (v *values) template(path string) (*expression.Template, map[string]any, er
 			}
 			v.env = env
 		}
-		v.env["input"] = v.call.Input
+		v.env["input"] = input
 	}
 	return p, v.env, nil
 }

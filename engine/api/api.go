@@ -91,6 +91,7 @@ func (s *server) table() []route {
 		{"GET", "/api/v1/events", s.events, false},
 		{"POST", "/api/v1/events", s.emit, false},
 		{"GET", "/api/v1/runs", s.runs, false},
+		{"POST", "/api/v1/runs", s.exec, false},
 		{"GET", "/api/v1/runs/{id}", s.run, false},
 		{"GET", "/api/v1/dlq", s.letters, false},
 		{"DELETE", "/api/v1/dlq", s.dropAll, false},

@@ -25,6 +25,7 @@ import (
 
 	"github.com/sensor-engine/engine/bus/jetstream"
 	"github.com/sensor-engine/engine/engine"
+	"github.com/sensor-engine/engine/engine/jobs"
 	"github.com/sensor-engine/engine/engine/reload"
 	sourcetypes "github.com/sensor-engine/engine/sources/all"
 	"github.com/sensor-engine/engine/specs"
@@ -59,6 +60,13 @@ apiVersion: engine/v1
 kind: Function
 metadata: {name: note}
 spec: {log: {}}
+---
+apiVersion: engine/v1
+kind: Function
+metadata: {name: echo}
+spec:
+  exec: {command: [sh, -c, 'echo "with $TOKEN" >&2; cat']}
+  input: {schema: {not: {type: boolean}}}
 ---
 apiVersion: engine/v1
 kind: Sensor
@@ -242,6 +250,12 @@ func TestFieldsAreDocumented(t *testing.T) {
 		{Emitted{}, "Emitted"},
 		{Letter{}, "Letter"},
 		{Many{}, "Many"},
+		{Exec{}, "Exec"},
+		{Executed{}, "Executed"},
+		{Answer{}, "Executed"},
+		{AnswerContext{}, "Executed"},
+		{AnswerLogs{}, "Executed"},
+		{jobs.ErrorObject{}, "Executed"},
 		{Reload{}, "Reload"},
 		{reload.Change{}, "Reload"},
 		{reload.Status{}, "Reload"},
@@ -340,7 +354,73 @@ func TestEngine(t *testing.T) {
 	t.Run("resources", r.testResources)
 	t.Run("follow", r.testFollow)
 	t.Run("metrics", r.testMetrics)
+	t.Run("exec", r.testExec)
 	t.Run("reload", r.testReload)
+}
+
+func (r *running) testExec(t *testing.T) {
+	post := func(body string, header ...string) *httptest.ResponseRecorder {
+		return r.do("POST", "/api/v1/runs", body, header...)
+	}
+	for _, c := range []struct {
+		name, body string
+		want       int
+		text       string // in the answer
+	}{
+		{"output as it came", `{"function":"echo","input":{"n":12345678901234567890, "s":"<&>"}}`, 200, `"payload":{"n":12345678901234567890,"s":"<&>"}}`},
+		{"no input", `{"function":"echo"}`, 200, `"payload":null`},
+		{"logs are masked, output is the caller's", `{"function":"echo","input":"` + canary + `","secrets":["keys"]}`, 200, `"stderr":["with ***"]}},"payload":"` + canary + `"}`},
+		{"failed", `{"function":"echo","input":true}`, 200, `"status":"failed"`},
+		{"error object", `{"function":"echo","input":true}`, 200, `"error":{"type":"InputError","message":"Input invalid against schema: `},
+		{"unknown function", `{"function":"nobody"}`, 404, "there is no function nobody"},
+		{"no function", `{"input":1}`, 400, "function is missing"},
+		{"no body", ``, 400, "the body is empty"},
+		{"no JSON", `{`, 400, "the body is not what is asked for"},
+		{"two", `{"function":"echo"} {}`, 400, "something follows"},
+		{"unknown field", `{"function":"echo","inputs":1}`, 400, "inputs"},
+		{"timeout", `{"function":"echo","timeout":"soon"}`, 400, "timeout must be"},
+		{"long timeout", `{"function":"echo","timeout":"25h"}`, 400, "timeout must be"},
+		{"secrets nobody uses", `{"function":"note","secrets":["keys"]}`, 400, "functions of kind log"},
+		{"too large", `{"function":"echo","input":"` + strings.Repeat("x", 3<<20) + `"}`, 413, "larger than"},
+	} {
+		if w := post(c.body); w.Code != c.want || !strings.Contains(w.Body.String(), c.text) {
+			t.Errorf("%s: %d %s, want %d with %s", c.name, w.Code, w.Body, c.want, c.text)
+		}
+	}
+
+	w := post(`{"function":"echo","input":{"a":"b"},"async":true}`, "Idempotency-Key", "once")
+	var sub struct{ ID, Status string }
+	if err := json.Unmarshal(w.Body.Bytes(), &sub); err != nil || w.Code != http.StatusAccepted || sub.Status != "queued" || w.Header().Get("Location") != "/api/v1/runs/"+sub.ID {
+		t.Fatalf("async: %d %s %v", w.Code, w.Body, w.Header())
+	}
+	if again := post(`{"function":"echo","input":{"a":"b"},"async":true}`, "Idempotency-Key", "once"); again.Body.String() != w.Body.String() {
+		t.Errorf("the same again: %s, first %s", again.Body, w.Body)
+	}
+	eventually(t, func() error {
+		var run struct {
+			ID, Key, Status, Sensor string
+			Input, Output           json.RawMessage
+		}
+		r.get(w.Header().Get("Location"), &run)
+		if run.Status != "succeeded" {
+			return fmt.Errorf("run %+v", run)
+		}
+		if run.Key != sub.ID || run.ID != sub.ID+"-1" || run.Sensor != "_exec" || string(run.Input) != `{"a":"b"}` || string(run.Output) != `{"a":"b"}` {
+			t.Errorf("run %+v", run)
+		}
+		return nil
+	})
+	eventually(t, func() error {
+		var all struct{ Runs []struct{ Status string } }
+		r.get("/api/v1/runs?key="+sub.ID, &all)
+		if len(all.Runs) != 2 {
+			return fmt.Errorf("runs %+v", all)
+		}
+		return nil
+	})
+	if w := r.do("GET", "/api/v1/runs?function=echo", ""); strings.Contains(w.Body.String(), canary) {
+		t.Error("the history has a secret")
+	}
 }
 
 func (r *running) testHealth(t *testing.T) {
@@ -356,7 +436,7 @@ func (r *running) testHealth(t *testing.T) {
 	}
 	var st engine.Status
 	r.get("/api/v1/status", &st)
-	if !st.Ready || st.Version != "v1" || len(st.Resources) != 6 {
+	if !st.Ready || st.Version != "v1" || len(st.Resources) != 7 {
 		t.Errorf("status %+v", st)
 	}
 	if w := r.do("GET", "/api/v1/schema", ""); w.Code != 200 || !json.Valid(w.Body.Bytes()) {
@@ -718,7 +798,7 @@ func (r *running) testReload(t *testing.T) {
 		t.Errorf("repaired: %+v", done)
 	}
 	var all struct{ Resources []engine.ResourceStatus }
-	if r.get("/api/v1/resources?kind=function", &all); len(all.Resources) != 2 {
+	if r.get("/api/v1/resources?kind=function", &all); len(all.Resources) != 3 {
 		t.Errorf("functions %+v", all.Resources)
 	}
 }

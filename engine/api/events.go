@@ -30,9 +30,9 @@ const (
 	extEvent  = "engineevent"  // its event
 )
 
-// encodeEvent is the event in the JSON format of CloudEvents, with its place
+// EncodeEvent is the event in the JSON format of CloudEvents, with its place
 // in the log in extension attributes.
-func encodeEvent(ev *bus.Event) json.RawMessage {
+func EncodeEvent(ev *bus.Event) json.RawMessage {
 	var b bytes.Buffer
 	field := func(name, v string) {
 		if v == "" {
@@ -162,7 +162,7 @@ func (s *server) events(w http.ResponseWriter, r *http.Request) error {
 		cancel()
 		return s.follow(w, r, s.e.Bus().Events(), f.subject(), info.Last+1, func(st *stream) error {
 			for _, ev := range found {
-				if err := st.line(encodeEvent(ev)); err != nil {
+				if err := st.line(EncodeEvent(ev)); err != nil {
 					return err
 				}
 			}
@@ -172,7 +172,7 @@ func (s *server) events(w http.ResponseWriter, r *http.Request) error {
 			if err != nil || !f.matches(ev) {
 				return nil //nolint:nilerr // what is no event is nobody's business here
 			}
-			return st.line(encodeEvent(ev))
+			return st.line(EncodeEvent(ev))
 		})
 	}
 	if !complete {
@@ -184,7 +184,7 @@ func (s *server) events(w http.ResponseWriter, r *http.Request) error {
 		if i > 0 {
 			b.WriteByte(',')
 		}
-		b.Write(encodeEvent(ev))
+		b.Write(EncodeEvent(ev))
 	}
 	b.WriteString("]\n")
 	write(w, http.StatusOK, event.ApplicationCloudEventsBatchJSON, s.e.Mask(b.Bytes()))

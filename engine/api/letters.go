@@ -107,7 +107,7 @@ func (s *server) letter(w http.ResponseWriter, r *http.Request) error {
 	}
 	if l.Job.Event != nil {
 		if ev, err := bus.DecodeEvent(*l.Job.Event); err == nil {
-			out.Event = encodeEvent(ev)
+			out.Event = EncodeEvent(ev)
 		}
 	}
 	return s.reply(w, out)

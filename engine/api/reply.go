@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/engine"
+	"github.com/sensor-engine/engine/engine/jobs"
 )
 
 // statusError is an answer other than success.
@@ -41,8 +43,14 @@ func fail(w http.ResponseWriter, err error) {
 func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	var se *statusError
 	var tooLarge *http.MaxBytesError
+	var request *engine.RequestError
 	status := http.StatusInternalServerError
 	switch {
+	case errors.As(err, &request):
+		status = http.StatusBadRequest
+	case errors.Is(err, jobs.ErrBusy), errors.Is(err, jobs.ErrStopping):
+		status = http.StatusServiceUnavailable
+		w.Header().Set("Retry-After", "1")
 	case errors.As(err, &se):
 		status = se.status
 	case errors.As(err, &tooLarge):
@@ -86,7 +94,7 @@ func (s *server) reply(w http.ResponseWriter, v any) error {
 func write(w http.ResponseWriter, status int, contentType string, b []byte) {
 	w.Header().Set("Content-Type", contentType)
 	w.WriteHeader(status)
-	_, _ = w.Write(b)
+	_, _ = w.Write(b) //nolint:gosec // not HTML, and browsers are told not to guess
 }
 
 // requestTimeout bounds how long an ordinary request may ask the bus.

@@ -90,15 +90,38 @@ func (s *server) run(w http.ResponseWriter, r *http.Request) error {
 	ctx, cancel := within(r)
 	defer cancel()
 	id := r.PathValue("id")
-	found, err := jobs.ReadRuns(ctx, s.e.Bus(), jobs.RunFilter{ID: id, Limit: 1})
+	if status, run, ok := s.e.Jobs().Submission(id); ok {
+		if status == jobs.StatusRunning {
+			run = withStatus(run, status)
+		}
+		write(w, http.StatusOK, "application/json", append(bytes.Clone(s.e.Mask(run)), '\n'))
+		return nil
+	}
+	for _, f := range []jobs.RunFilter{{ID: id, Limit: 1}, {Key: id, Limit: 1}} {
+		found, err := jobs.ReadRuns(ctx, s.e.Bus(), f)
+		if err != nil {
+			return err
+		}
+		if len(found) > 0 {
+			write(w, http.StatusOK, "application/json", append(s.e.Mask(found[0].JSON), '\n'))
+			return nil
+		}
+	}
+	return notFound("there is no run %s in the last blocks of the history", id)
+}
+
+// withStatus is a run with another status.
+func withStatus(run json.RawMessage, status string) json.RawMessage {
+	var m map[string]json.RawMessage
+	if json.Unmarshal(run, &m) != nil {
+		return run
+	}
+	m["status"] = bus.AppendJSONString(nil, status)
+	b, err := json.Marshal(m)
 	if err != nil {
-		return err
+		return run
 	}
-	if len(found) == 0 {
-		return notFound("there is no run %s in the last blocks of the history", id)
-	}
-	write(w, http.StatusOK, "application/json", append(s.e.Mask(found[0].JSON), '\n'))
-	return nil
+	return b
 }
 
 // stream is an answer without end, a JSON text a line.

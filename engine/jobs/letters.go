@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -24,12 +25,14 @@ func (p *Pool) loadParked(ctx context.Context, queues []*queue) error {
 	}
 	for _, q := range queues {
 		if n := counts[parkedSubject(q.ref.Sensor, q.ref.Trigger, WhyOverflow)]; n > 0 {
+			q.count()
 			q.mu.Lock()
 			q.overflow = max(q.overflow, n)
 			q.mu.Unlock()
 		}
 		subject := parkedSubject(q.ref.Sensor, q.ref.Trigger, WhyRetry)
 		if counts[subject] > 0 {
+			q.count()
 			if err := q.loadRetries(ctx, subject, counts[subject]); err != nil {
 				return err
 			}
@@ -37,6 +40,27 @@ func (p *Pool) loadParked(ctx context.Context, queues []*queue) error {
 		q.mu.Lock()
 		q.feedLocked()
 		q.mu.Unlock()
+	}
+	return nil
+}
+
+// countDirect counts those queues whose triggers are called directly and that
+// have jobs in JOBS, so that jobs of others do not keep theirs from being
+// delivered. It blocks on the bus.
+func (p *Pool) countDirect(ctx context.Context, queues []*queue) error {
+	for _, sensor := range []string{SensorExec, SensorEndpoint} {
+		if !slices.ContainsFunc(queues, func(q *queue) bool { return q.ref.Sensor == sensor }) {
+			continue
+		}
+		counts, err := p.o.Bus.Jobs().Counts(ctx, bus.JobsPrefix+"*."+bus.Token(sensor)+".*")
+		if err != nil {
+			return err
+		}
+		for _, q := range queues {
+			if q.ref.Sensor == sensor && counts[(&Job{Sensor: sensor, Trigger: q.ref.Trigger}).Subject(len(p.parts))] > 0 {
+				q.count()
+			}
+		}
 	}
 	return nil
 }
@@ -274,14 +298,19 @@ type TriggerStatus struct {
 	Stats            *Stats
 }
 
-// Status returns the state of all triggers, in no order.
+// Status returns the state of all triggers, in no order; of those that are
+// called directly, only of those that were.
 func (p *Pool) Status() []TriggerStatus {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
 	out := make([]TriggerStatus, 0, len(p.queues))
 	for ref, q := range p.queues {
 		s := TriggerStatus{Ref: ref, Stats: &q.stats}
-		if t := q.spec.Load(); t != nil {
+		t := q.spec.Load()
+		if t != nil && t.Direct && !q.used.Load() {
+			continue
+		}
+		if t != nil {
 			s.Function = t.Callee.Name
 		}
 		q.mu.Lock()

@@ -34,6 +34,10 @@ type Trigger struct {
 	Policy      triggers.Policy
 	// Block is true for `overflow: block`.
 	Block bool
+	// Direct is true when no sensor fires it: its calls are those of [Pool.Call]
+	// and [Pool.Submit], and Hash is that of its resource.
+	Direct bool
+	Hash   string
 	// Tell is true when something depends on the results of the function, so
 	// that they become events. Those of jobs with a Flow always do.
 	Tell bool
@@ -57,6 +61,9 @@ type Callee struct {
 	Values func(c *triggers.Call, rendered map[string]any) triggers.Values
 	// Mask hides secrets in what is kept of a call.
 	Mask func([]byte) []byte
+	// Slots bounds the calls at the same time, whoever makes them; nil leaves
+	// that to the triggers. Versions of one function have the same.
+	Slots *Slots
 
 	users atomic.Int64
 	dead  atomic.Bool
@@ -82,6 +89,9 @@ type Options struct {
 	// OrphanTTL is how long jobs of a vanished trigger wait for its return,
 	// default 24 h.
 	OrphanTTL time.Duration
+	// MaxWait is how long a direct call waits for a free slot of its function,
+	// default 5 s.
+	MaxWait time.Duration
 	// KeepAlive is how often unfinished jobs are kept alive, default 10 s.
 	KeepAlive time.Duration
 }
@@ -93,18 +103,22 @@ type Pool struct {
 	log    *slog.Logger
 	gate   gate
 	runs   *recorder
+	recent *recent
 	parts  []*partition
 	mu     sync.RWMutex
 	queues map[TriggerRef]*queue
 	away   map[TriggerRef]time.Time // since when a trigger with parked jobs is missing; the janitor's
 	untold chan struct{}            // a result was parked
 
-	callCtx context.Context // ends when the grace of a shutdown is over
-	cancel  context.CancelFunc
-	closing atomic.Bool
-	running atomic.Bool
-	work    sync.WaitGroup
-	closers sync.WaitGroup // functions that are being closed
+	callCtx  context.Context // ends when the grace of a shutdown is over
+	cancel   context.CancelFunc
+	stopping context.Context // ends when no more calls begin
+	stop     context.CancelFunc
+	doors    sync.RWMutex // of direct calls: closing is set under it
+	closing  atomic.Bool
+	running  atomic.Bool
+	work     sync.WaitGroup
+	closers  sync.WaitGroup // functions that are being closed
 }
 
 // partition is the in-memory side of one partition of JOBS.
@@ -144,12 +158,17 @@ func NewPool(o Options) *Pool {
 	if o.OrphanTTL == 0 {
 		o.OrphanTTL = 24 * time.Hour
 	}
+	if o.MaxWait == 0 {
+		o.MaxWait = 5 * time.Second
+	}
 	if o.KeepAlive == 0 {
 		o.KeepAlive = 10 * time.Second
 	}
 	p := &Pool{o: o, log: o.Logger, queues: map[TriggerRef]*queue{}, away: map[TriggerRef]time.Time{}, untold: make(chan struct{}, 1)}
 	p.runs = newRecorder(o.Bus, o.Logger)
+	p.recent = newRecent()
 	p.callCtx, p.cancel = context.WithCancel(context.Background())
+	p.stopping, p.stop = context.WithCancel(p.callCtx)
 	p.parts = make([]*partition, o.Bus.Jobs().Partitions())
 	for i := range p.parts {
 		p.parts[i] = &partition{index: i, inflight: map[uint64]*task{}, active: map[*queue]int{}}
@@ -183,7 +202,7 @@ func (p *Pool) Apply(table map[TriggerRef]*Trigger) {
 			q.setSpec(t)
 		} else {
 			orphans = append(orphans, q.remove()...)
-			q.part.triggers.Add(-1)
+			q.uncount()
 			delete(p.queues, ref)
 		}
 		if !kept[old.Callee] {
@@ -197,7 +216,9 @@ func (p *Pool) Apply(table map[TriggerRef]*Trigger) {
 		if _, ok := p.queues[ref]; !ok {
 			q := &queue{p: p, ref: ref, part: p.parts[Partition(ref.Sensor, ref.Trigger, len(p.parts))]}
 			q.wake = make(chan struct{}, 1)
-			q.part.triggers.Add(1)
+			if !t.Direct { // of those many may never have a job
+				q.count()
+			}
 			q.setSpec(t)
 			p.queues[ref] = q
 			if p.running.Load() {
@@ -233,12 +254,15 @@ func (p *Pool) closeCallee(c *Callee) {
 // Run works off the jobs until ctx ends, then lets running calls end within
 // grace, and returns. What was not started stays in the queue of the bus.
 func (p *Pool) Run(ctx context.Context, grace time.Duration) error {
-	p.running.Store(true)
 	p.mu.RLock()
 	queues := slices.Collect(maps.Values(p.queues))
 	p.mu.RUnlock()
+	p.running.Store(true)
 	if err := p.loadParked(ctx, queues); err != nil {
 		return fmt.Errorf("reading parked jobs: %w", err)
+	}
+	if err := p.countDirect(ctx, queues); err != nil {
+		return fmt.Errorf("counting jobs: %w", err)
 	}
 	var wg sync.WaitGroup
 	for _, part := range p.parts {
@@ -251,7 +275,10 @@ func (p *Pool) Run(ctx context.Context, grace time.Duration) error {
 	var rec sync.WaitGroup
 	rec.Go(func() { p.runs.run(runsCtx) })
 	<-ctx.Done()
+	p.doors.Lock()
 	p.closing.Store(true)
+	p.doors.Unlock()
+	p.stop()
 	wg.Wait()
 	done := make(chan struct{})
 	go func() {
@@ -378,6 +405,7 @@ func (p *Pool) admit(t *task) {
 		return
 	}
 	t.q = q
+	q.count()
 	if t.job.Fault != "" {
 		p.work.Go(func() { p.bury(t, t.job.Fault) })
 		return

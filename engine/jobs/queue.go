@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -29,6 +28,9 @@ type queue struct {
 	part *partition
 	spec atomic.Pointer[Trigger]
 	wake chan struct{}
+	// counted is true when the queue is one of part.triggers, used when it has
+	// had a call or a job.
+	counted, used atomic.Bool
 
 	mu       sync.Mutex
 	ready    []*task // ready[head:] wait for a free slot
@@ -119,6 +121,21 @@ func (q *queue) overflows(t *task) bool {
 	part.active[q] = held + 1
 	t.counted = true
 	return false
+}
+
+// count makes the queue one of the triggers that share its partition.
+func (q *queue) count() {
+	q.used.Store(true)
+	if q.counted.CompareAndSwap(false, true) {
+		q.part.triggers.Add(1)
+	}
+}
+
+// uncount undoes count.
+func (q *queue) uncount() {
+	if q.counted.CompareAndSwap(true, false) {
+		q.part.triggers.Add(-1)
+	}
 }
 
 // push takes a task in; it starts at once when a slot is free.
@@ -216,27 +233,22 @@ func (q *queue) worker(t *task) {
 // run makes one call and decides what becomes of its job.
 func (q *queue) run(t *task) {
 	p, j := q.p, t.job
-	spec := q.spec.Load()
+	spec, err := q.begin(p.stopping)
+	if err != nil { // the job is still stored and comes back
+		return
+	}
 	if spec == nil { // the trigger was removed while the job waited
 		p.orphan(t)
 		return
 	}
 	callee := spec.Callee
-	for callee.users.Add(1) <= 0 { // closed meanwhile: a newer table is there
-		callee.users.Add(-1)
-		spec = q.spec.Load()
-		if spec == nil {
-			p.orphan(t)
-			return
-		}
-		callee = spec.Callee
+	if spec.Direct {
+		p.recent.begin(j.Key)
 	}
 	start := time.Now()
-	res, ev, err := q.call(t, spec, callee)
+	res, ev, input, err := q.call(t, spec)
 	took := time.Since(start)
-	if callee.users.Add(-1) == 0 && callee.dead.Load() {
-		p.closeCallee(callee)
-	}
+	q.end(spec)
 	if err != nil && p.callCtx.Err() != nil {
 		return // shut down in mid-call: the job is still stored and comes back
 	}
@@ -244,13 +256,16 @@ func (q *queue) run(t *task) {
 	q.stats.observe(took)
 	run := Run{
 		ID: runID(j), Key: j.Key, Function: callee.Name, Sensor: j.Sensor, Trigger: j.Trigger,
-		Attempt: j.Attempt, Redrive: j.Redrive, Spec: j.SpecHash, Correlation: j.Correlation, Started: start, Duration: took, Queued: start.Sub(j.Time),
+		Attempt: j.Attempt, Redrive: j.Redrive, Spec: j.SpecHash, Correlation: j.Correlation, Started: start, Duration: took, Queued: start.Sub(j.Time), Input: input, EventSeq: j.Last,
 	}
-	run.fill(j, ev, res, callee.Mask)
+	if ev != nil {
+		run.EventID, run.EventType = ev.ID, ev.Type
+	}
+	run.fill(res, callee.Mask)
 	if err == nil {
 		run.Status = StatusSucceeded
 		q.stats.Succeeded.Add(1)
-		p.runs.record(&run)
+		p.note(spec, &run)
 		if tells(spec, j) {
 			p.tell(t, callee, ev, res, false)
 			return
@@ -259,16 +274,12 @@ func (q *queue) run(t *task) {
 		return
 	}
 	j.Error = string(mask(callee.Mask, []byte(err.Error())))
-	run.Error = j.Error
+	run.fail(err, j.Error)
 	q.stats.Failed.Add(1)
-	run.Class = triggers.ClassOf(err)
-	if e, ok := errors.AsType[*triggers.Error](err); ok {
-		run.Stacktrace = e.Stacktrace
-	}
 	switch {
 	case triggers.Permanent(err), j.Attempt >= spec.Policy.Attempts:
 		run.Status = StatusDead
-		p.runs.record(&run)
+		p.note(spec, &run)
 		p.giveUp(t, j.Error, ev, res)
 	default:
 		wait := spec.Policy.Wait(j.Attempt, rand.Float64())
@@ -277,7 +288,7 @@ func (q *queue) run(t *task) {
 		}
 		j.NotBefore = time.Now().Add(wait)
 		run.Status, run.Next = StatusRetrying, j.NotBefore
-		p.runs.record(&run)
+		p.note(spec, &run)
 		q.stats.Retried.Add(1)
 		p.park(t, q, WhyRetry)
 	}
@@ -293,39 +304,55 @@ func runID(j *Job) string {
 	return string(strconv.AppendInt(append(b, '-'), int64(j.Attempt), 10))
 }
 
-// call prepares and makes one call. A panic in the function is its failure.
-func (q *queue) call(t *task, spec *Trigger, callee *Callee) (res triggers.Result, ev *bus.Event, err error) {
-	p, j := q.p, t.job
+// note records the run of a job.
+func (p *Pool) note(spec *Trigger, run *Run) {
+	if spec.Direct {
+		p.recent.put(run)
+	}
+	p.runs.record(run)
+}
+
+// call prepares and makes one call. input is what the function was given
+// instead of the event, as JSON.
+func (q *queue) call(t *task, spec *Trigger) (res triggers.Result, ev *bus.Event, input []byte, err error) {
+	p, j, callee := q.p, t.job, spec.Callee
+	if spec.Direct {
+		r, err := j.request()
+		if err != nil {
+			return res, nil, nil, err
+		}
+		if r.Timeout == 0 {
+			r.Timeout = spec.Timeout
+		}
+		ctx, cancel := context.WithTimeout(p.callCtx, r.Timeout)
+		defer cancel()
+		res, err = invoke(ctx, p.log, callee, r.call(callee, j.Key, j.Attempt+1), r.Timeout)
+		return res, nil, r.Input, err
+	}
 	ctx, cancel := context.WithTimeout(p.callCtx, spec.Timeout)
 	defer cancel()
-	defer func() {
-		if r := recover(); r != nil {
-			err = fmt.Errorf("function panicked: %v", r)
-			p.log.Error("function panicked", "function", callee.Name, "panic", r, "stack", string(debug.Stack()))
-		}
-	}()
 	if j.Event != nil {
 		if ev, err = bus.DecodeEvent(*j.Event); err != nil {
-			return res, nil, &triggers.PermanentError{Err: err}
+			return res, nil, nil, &triggers.PermanentError{Err: err}
 		}
 	} else if j.Last != 0 {
 		if ev, err = p.event(ctx, j, j.Last); err != nil {
-			return res, nil, lost(j.Last, err)
+			return res, nil, nil, lost(j.Last, err)
 		}
 	}
 	if err = beyondHops(spec, j, ev); err != nil {
-		return res, ev, err
+		return res, ev, nil, err
 	}
 	var rendered map[string]any
 	switch {
 	case j.Late:
 		if rendered, err = q.renderLate(ctx, spec, j); err != nil {
-			return res, ev, err
+			return res, ev, nil, err
 		}
 	case len(j.Rendered) > 0:
 		v, err := bus.ParseJSON(j.Rendered)
 		if err != nil {
-			return res, ev, triggers.Permanentf("rendered input of the job: %v", err)
+			return res, ev, nil, triggers.Permanentf("rendered input of the job: %v", err)
 		}
 		rendered, _ = v.(map[string]any)
 	}
@@ -333,14 +360,23 @@ func (q *queue) call(t *task, spec *Trigger, callee *Callee) (res triggers.Resul
 		Key: j.Key, Attempt: j.Attempt + 1, Sensor: j.Sensor, Trigger: j.Trigger, Function: callee.Name, Event: ev, Grants: spec.Secrets,
 	}
 	if spec.InputPath != "" {
-		c.Input, c.HasInput = rendered[spec.InputPath]
+		if c.Input, c.HasInput = rendered[spec.InputPath]; c.HasInput {
+			input = inputOf(j.Rendered, spec.InputPath, rendered)
+		}
 	}
 	c.Values = callee.Values(c, rendered)
-	res, err = callee.Function.Invoke(ctx, c)
-	if _, told := errors.AsType[*triggers.Error](err); err != nil && !told && errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		err = fmt.Errorf("no answer within the timeout of %v: %w", spec.Timeout, err)
+	res, err = invoke(ctx, p.log, callee, c, spec.Timeout)
+	return res, ev, input, err
+}
+
+// inputOf is the JSON of a rendered input: where nothing else was rendered it
+// is a part of what the job holds.
+func inputOf(job []byte, path string, rendered map[string]any) []byte {
+	if len(rendered) == 1 && len(job) > len(path)+5 && job[1] == '"' && string(job[2:2+len(path)]) == path && string(job[2+len(path):4+len(path)]) == `":` {
+		return job[len(path)+4 : len(job)-1]
 	}
-	return res, ev, err
+	b, _ := json.Marshal(rendered[path]) // it came from JSON, or goes there
+	return b
 }
 
 // event returns an event the job refers to. What was stored after the firing is
@@ -397,8 +433,23 @@ func (q *queue) settle(j *Job) {
 	}
 }
 
-// bury gives a job up without a call, or without what it gave.
-func (p *Pool) bury(t *task, reason string) { p.giveUp(t, reason, nil, triggers.Result{}) }
+// bury gives a job up without a call. Who submitted it learns that.
+func (p *Pool) bury(t *task, reason string) {
+	if j := t.job; j.Sensor == SensorExec || j.Sensor == SensorEndpoint {
+		run := Run{
+			ID: runID(j), Key: j.Key, Function: j.Trigger, Sensor: j.Sensor, Trigger: j.Trigger, Attempt: j.Attempt, Redrive: j.Redrive, Spec: j.SpecHash,
+			Started: time.Now(), Status: StatusDead, Error: reason, Class: triggers.SystemError,
+		}
+		if t.q != nil {
+			if spec := t.q.spec.Load(); spec != nil {
+				run.Function = spec.Callee.Name
+			}
+		}
+		p.recent.put(&run)
+		p.runs.record(&run)
+	}
+	p.giveUp(t, reason, nil, triggers.Result{})
+}
 
 // giveUp moves a job to the dead letters. While these are full or away the job
 // stays where it is and the slot stays taken: the trigger pauses. ev and res are

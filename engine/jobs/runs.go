@@ -1,9 +1,9 @@
 package jobs
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"strconv"
 	"strings"
@@ -17,9 +17,14 @@ import (
 
 // The states of a run.
 const (
+	// StatusQueued is that of a submitted call before its first attempt.
+	StatusQueued    = "queued"
 	StatusSucceeded = "succeeded"
 	StatusRetrying  = "retrying"
 	StatusDead      = "dead"
+	// StatusFailed is that of a call that nobody repeats, because its caller
+	// was told.
+	StatusFailed = "failed"
 )
 
 // MaxRunOutput is how much of an output or log the history keeps, in bytes.
@@ -37,9 +42,11 @@ type Run struct {
 	Duration, Queued                   time.Duration
 	Next                               time.Time
 	Result                             string
-	Output, Stdout, Stderr             []byte
-	ContentType                        string
-	// Truncated is true when not all of Output, Stdout and Stderr is here.
+	// Input is what it was given instead of the event, as JSON; nil for none.
+	Input                  []byte
+	Output, Stdout, Stderr []byte
+	ContentType            string
+	// Truncated is true when not all of Input, Output, Stdout and Stderr is here.
 	Truncated bool
 	// Error is why it failed, Class whose fault that is and Stacktrace where it
 	// happened; empty when it did not.
@@ -48,14 +55,19 @@ type Run struct {
 	Stacktrace []string
 }
 
-// fill copies what is kept of a call.
-func (r *Run) fill(j *Job, ev *bus.Event, res triggers.Result, masker func([]byte) []byte) {
-	r.EventSeq = j.Last
-	if ev != nil {
-		r.EventID, r.EventType = ev.ID, ev.Type
-	}
+// fill copies what is kept of a call, and masks Input.
+func (r *Run) fill(res triggers.Result, masker func([]byte) []byte) {
 	r.Result, r.ContentType, r.Truncated = res.Status, res.ContentType, res.Truncated || res.Logs.Truncated
+	r.Input = r.keep(r.Input, masker)
 	r.Output, r.Stdout, r.Stderr = r.keep(res.Output, masker), r.keep(res.Logs.Stdout, masker), r.keep(res.Logs.Stderr, masker)
+}
+
+// fail notes why it failed; text is masked.
+func (r *Run) fail(err error, text string) {
+	r.Error, r.Class = text, triggers.ClassOf(err)
+	if e, ok := errors.AsType[*triggers.Error](err); ok {
+		r.Stacktrace = e.Stacktrace
+	}
 }
 
 // keep masks and cuts an output. Only a little more than what is kept is
@@ -115,15 +127,23 @@ func (r *Run) AppendJSON(b []byte) []byte {
 		b = r.Next.UTC().AppendFormat(b, time.RFC3339Nano)
 		b = append(b, '"')
 	}
-	field("result", r.Result)
-	if len(r.Output) > 0 {
-		b = append(b, `,"output":`...)
-		if bus.IsJSON(r.ContentType) && !r.Truncated && bus.ValidJSON(r.Output) {
-			b = appendCompact(b, r.Output)
+	value := func(name string, v []byte, isJSON bool) {
+		if len(v) == 0 {
+			return
+		}
+		b = append(b, ',', '"')
+		b = append(b, name...)
+		b = append(b, '"', ':')
+		// What was cut is no longer JSON.
+		if isJSON && (!r.Truncated || len(v) < MaxRunOutput) && bus.ValidJSON(v) {
+			b = appendCompact(b, v)
 		} else {
-			b = bus.AppendJSONString(b, string(r.Output))
+			b = bus.AppendJSONString(b, string(v))
 		}
 	}
+	value("input", r.Input, true)
+	field("result", r.Result)
+	value("output", r.Output, bus.IsJSON(r.ContentType))
 	if len(r.Stdout)+len(r.Stderr) > 0 {
 		b = append(b, `,"logs":{"stdout":`...)
 		b = appendLines(b, r.Stdout)
@@ -155,13 +175,25 @@ func appendLines(b, log []byte) []byte {
 		return append(b, "null"...)
 	}
 	b = append(b, '[')
-	for i, line := range bytes.Split(bytes.TrimSuffix(log, []byte("\n")), []byte("\n")) {
+	for i, line := range Lines(log) {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		b = bus.AppendJSONString(b, string(bytes.TrimSuffix(line, []byte("\r"))))
+		b = bus.AppendJSONString(b, line)
 	}
 	return append(b, ']')
+}
+
+// Lines are the lines of a log without their ends, nil for none.
+func Lines(log []byte) []string {
+	if len(log) == 0 {
+		return nil
+	}
+	lines := strings.Split(strings.TrimSuffix(string(log), "\n"), "\n")
+	for i, line := range lines {
+		lines[i] = strings.TrimSuffix(line, "\r")
+	}
+	return lines
 }
 
 // appendCompact appends valid JSON on one line: a history block has one run a

@@ -7,7 +7,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -311,10 +310,8 @@ func cause(ctx context.Context, err error) error {
 func (f *function) body(c *triggers.Call) (data []byte, contentType string, err error) {
 	switch {
 	case c.HasInput:
-		if data, err = json.Marshal(c.Input); err != nil {
-			return nil, "", triggers.Permanentf("input is not JSON: %w", err)
-		}
-		return data, "application/json", nil
+		data, err = c.InputJSON()
+		return data, "application/json", err
 	case c.Event != nil && f.cfg.Method != http.MethodGet && f.cfg.Method != http.MethodHead:
 		return c.Event.Data, headerText(c.Event.DataContentType), nil
 	}

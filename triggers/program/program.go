@@ -6,7 +6,6 @@ package program
 
 import (
 	"bytes"
-	"encoding/json"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -25,7 +24,8 @@ const (
 
 // Stdin returns what the program reads: the event's data untouched, the whole
 // event as CloudEvents JSON, the input of the call as JSON, or nothing. "" is
-// the input if there is one, else the data. It may be the event's own data.
+// the input if there is one, else the data. Without an event, data is the input.
+// It may be the event's own data.
 func Stdin(what string, c *triggers.Call) ([]byte, error) {
 	if what == "" {
 		what = StdinData
@@ -34,12 +34,8 @@ func Stdin(what string, c *triggers.Call) ([]byte, error) {
 		}
 	}
 	switch {
-	case what == StdinInput && c.HasInput:
-		b, err := json.Marshal(c.Input)
-		if err != nil {
-			return nil, triggers.Permanentf("input is not JSON: %w", err)
-		}
-		return b, nil
+	case c.HasInput && (what == StdinInput || what == StdinData && c.Event == nil):
+		return c.InputJSON()
 	case what == StdinData && c.Event != nil:
 		return c.Event.Data, nil
 	case what == StdinEvent && c.Event != nil:

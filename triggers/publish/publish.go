@@ -146,8 +146,17 @@ func (f *function) data(ev *bus.Event, c *triggers.Call) error {
 		if v == nil {
 			return nil
 		}
+	case c.HasInput && (f.cfg.ContentType == "" || bus.IsJSON(f.cfg.ContentType)):
+		b, err := c.InputJSON()
+		if ev.Data, ev.DataContentType = b, f.cfg.ContentType; ev.DataContentType == "" {
+			ev.DataContentType = "application/json"
+		}
+		return err
 	case c.HasInput:
-		v = c.Input
+		var err error
+		if v, err = c.InputValue(); err != nil {
+			return err
+		}
 	case c.Event != nil:
 		ev.Data, ev.DataContentType, ev.DataSchema = c.Event.Data, c.Event.DataContentType, c.Event.DataSchema
 		if f.cfg.ContentType != "" {
