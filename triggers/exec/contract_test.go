@@ -30,6 +30,11 @@ func TestValidate(t *testing.T) {
 		"command: [env]\nenv: {PATH: /bin, A: '${ data.x }'}": "",
 		"command: [env]\nenv: {'A=B': c}":                     "is no name of a variable",
 		"command: [env]\nstdin: body":                         "unknown-value",
+		"command: [env]\nworkers: 2":                          "the program is started for each call",
+		"command: [env]\nidle: 2s":                            "the program is started for each call",
+		"command: [env]\nmode: worker\nworkers: 2\nidle: 2s":  "",
+		"command: [env]\nmode: worker\nstdin: data":           "a worker reads lines of JSON",
+		"command: [env]\nmode: worker\nenv: {A: '${ data }'}": "variables are set when a worker starts",
 	} {
 		got := strings.Join(triggertest.Diagnostics(Factory(), config), "\n")
 		if !strings.Contains(got, want) || (want == "") != (got == "") {

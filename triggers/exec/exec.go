@@ -1,6 +1,6 @@
 // Package exec owns the function kind `exec`: it runs a program for each
 // call, without a shell, in a process group of its own that does not outlive
-// the call. On Linux, processes that left the group are found by their
+// the call, or keeps programs running that take calls as lines. On Linux, processes that left the group are found by their
 // environment and killed as well when the call ran out of time or they hold
 // its output open. It must not know queues, retries or sensors.
 package exec
@@ -20,6 +20,7 @@ import (
 	"github.com/sensor-engine/engine/triggers"
 	"github.com/sensor-engine/engine/triggers/process"
 	"github.com/sensor-engine/engine/triggers/program"
+	"github.com/sensor-engine/engine/triggers/worker"
 )
 
 // Config is the config of an `exec` function.
@@ -29,7 +30,13 @@ type Config struct {
 	InheritEnv []string                      `yaml:"inheritEnv" doc:"Variables of the engine that the program gets too, besides PATH, HOME, TZ and LANG."`
 	Dir        string                        `yaml:"dir" doc:"Working directory, relative to this file; default: this file's directory."`
 	Stdin      string                        `yaml:"stdin" enum:"data,event,input,none" doc:"What the program reads: the event's data untouched, the whole event as CloudEvents JSON, the trigger's input as JSON, or nothing. Default: the input if there is one, else data."`
+	Mode       string                        `yaml:"mode" enum:"call,worker" doc:"Whether the program is started for each call, or once, as a worker that gets calls as lines of JSON; default call."`
+	Workers    int                           `yaml:"workers" min:"1" max:"1000" doc:"With mode worker: most processes; each makes one call at a time, further calls wait. Default: the function's concurrency."`
+	Idle       specs.Duration                `yaml:"idle" min:"1s" doc:"With mode worker: how long a process waits for a call before it is stopped; default 5m."`
 }
+
+// modeWorker is the choice of Config.Mode that is not the default.
+const modeWorker = "worker"
 
 const (
 	// grace is the time between SIGTERM and SIGKILL.
@@ -41,15 +48,20 @@ const (
 
 // Factory returns the kind `exec`.
 func Factory() triggers.Factory {
+	gate := worker.NewGate()
 	return triggers.Factory{
 		Type: specs.Type{
 			Name: "exec",
-			Doc:  "Runs a program with the event on stdin and in CE_* variables; its stdout is the output, its stderr the log.",
+			Doc:  "Runs a program with the event on stdin and in CE_* variables; its stdout is the output, its stderr the log. Or keeps it running and sends it calls as lines of JSON.",
 			New:  func() any { return &Config{} },
 		},
 		Make: func(config any, env triggers.Env) (triggers.Function, error) {
+			if cfg := config.(*Config); cfg.Mode == modeWorker {
+				return newWorkers(cfg, env, gate)
+			}
 			return newFunction(config.(*Config), env)
 		},
+		Files:  func(config any, dir string) []string { return config.(*Config).files(dir) },
 		Grants: true,
 	}
 }

@@ -6,6 +6,7 @@ import (
 
 	"github.com/sensor-engine/engine/specs"
 	"github.com/sensor-engine/engine/triggers"
+	"github.com/sensor-engine/engine/triggers/worker"
 )
 
 // Validate reports what the types cannot say.
@@ -19,6 +20,19 @@ func (c *Config) Validate(ck *specs.Checker) {
 			ck.Errorf("command", specs.CodeInvalidValue, "read data on stdin or from a variable of env", "command has no templates, %q would reach the program as it is", arg)
 			break
 		}
+	}
+	if c.Mode == modeWorker {
+		if c.Stdin != "" {
+			ck.Errorf("stdin", specs.CodeInvalidValue, "remove it", "a worker reads lines of JSON with context and payload")
+		}
+		worker.CheckEnv(ck, "env", c.Env)
+		return
+	}
+	if c.Workers > 0 {
+		ck.Errorf("workers", specs.CodeInvalidValue, "add mode: worker, or use the function's concurrency", "the program is started for each call")
+	}
+	if c.Idle > 0 {
+		ck.Errorf("idle", specs.CodeInvalidValue, "add mode: worker", "the program is started for each call, it never waits")
 	}
 	names := make([]string, 0, len(c.Env))
 	for name := range c.Env {
