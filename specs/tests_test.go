@@ -150,6 +150,7 @@ func TestTestSchema(t *testing.T) {
 func FuzzLoadTests(f *testing.F) {
 	f.Add([]byte(shopTests))
 	f.Add([]byte("tests: [{name: a, events: [{at: 99999999h, after: 1s}], expect: [x]}]\n---\nkind: X\n"))
+	f.Add([]byte("tests: [{name: a, events: [{result: {trigger: b, key: [1], item: 2, outcome: failed, output: {a: .inf}, error: c}}, {result: {function: d, sensor: e}, data: 1}], expect: [], verdicts: [{sensor: e, outcome: skipped}]}]"))
 	f.Add([]byte("tests:\n- &a {events: [1, *a], expect: {}, until: -1s, start: 1}\n- *a\n"))
 	l := loader()
 	l.MaxNodes, l.MaxDepth = 5000, 50

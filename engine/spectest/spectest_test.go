@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"github.com/sensor-engine/engine/engine/spectest"
 )
 
 const shop = `apiVersion: engine/v1
@@ -200,7 +202,12 @@ func FuzzRun(f *testing.F) {
 	f.Add([]byte("tests: [{name: n, events: [{source: shop, event: orders, data: {id: 1}}], expect: [{sensor: pair, key: [1, {a: b}], contains: {}, config: {headers: 1}}], until: 1h}]"))
 	f.Add([]byte("tests: [{name: n, events: [{type: com.example.hello, data: .inf}, {type: com.example.hello, data: 1e400}], expect: [{sensor: subscription.hello}]}]"))
 	f.Add([]byte("tests: [{name: n, events: [{source: shop, event: orders, data: {id: 1}}, {result: {trigger: tell, key: [1], output: .nan}}, {result: {trigger: call, sensor: subscription.hello, error: x, item: 1}}, {result: {function: ship, key: {a: 1}}}], expect: []}]"))
-	runner, _ := compile(f, shop)
+	f.Add([]byte("tests: [{name: n, start: 2026-03-29T00:59:59Z, until: 24h, events: [{source: shop, event: a, data: {key: 1, n: 2}}, {at: 149s, source: shop, event: b, data: {key: 1, n: 3}}, {source: shop, event: c, data: {n: 2, key: 1}}, {result: {sensor: lines, trigger: each, item: 1, output: 1}}, {result: {sensor: steps, trigger: build, outcome: failed}}], expect: [{sensor: lines, error: x}]}]"))
+	var runners []*spectest.Runner
+	for _, text := range []string{shop, agreeing} {
+		runner, _ := compile(f, text)
+		runners = append(runners, runner)
+	}
 	l := catalog.Loader()
 	l.MaxNodes, l.MaxDepth = 2000, 20
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -208,13 +215,15 @@ func FuzzRun(f *testing.F) {
 		for i := range files {
 			for j := range files[i].Tests {
 				test := &files[i].Tests[j]
-				if len(runner.Check(test)) > 0 {
-					continue
-				}
-				one, err := runner.Run(test)
-				two, err2 := runner.Run(test)
-				if fmt.Sprint(one, err) != fmt.Sprint(two, err2) {
-					t.Errorf("%v %v\n%v %v", one, err, two, err2)
+				for _, runner := range runners {
+					if len(runner.Check(test)) > 0 {
+						continue
+					}
+					one, err := runner.Run(test)
+					two, err2 := runner.Run(test)
+					if fmt.Sprint(one, err) != fmt.Sprint(two, err2) {
+						t.Errorf("%v %v\n%v %v", one, err, two, err2)
+					}
 				}
 			}
 		}
