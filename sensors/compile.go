@@ -20,6 +20,9 @@ import (
 // MaxDependencies is the most dependencies of one sensor.
 const MaxDependencies = 64
 
+// allDeps is the set of all dependencies there can be.
+const allDeps = 1<<MaxDependencies - 1
+
 // tableDeps is the most dependencies of a condition that is decided by a
 // table, when only their arrival counts.
 const tableDeps = 8
@@ -98,6 +101,8 @@ type trigger struct {
 	// condition read of the events.
 	templates []template
 	need      need
+	// reads has a bit for each dependency whose events the templates may read.
+	reads uint64
 	// queued is true when a referenced dependency keeps more than one event, so
 	// that one step may fire more than once.
 	queued bool
@@ -420,7 +425,7 @@ func (c *compilation) trigger(i int, s *specs.Trigger, shared *expression.Progra
 		c.template(i, &t, s.Input.Path, s.Input.Pos, false, tmpl, ds)
 	} else if t.gathers != nil && t.batched {
 		t.inputPath = path + ".input"
-		t.need.all = true
+		t.need.all, t.reads = true, allDeps
 		t.templates = append(t.templates, template{path: t.inputPath})
 	}
 	if s.Inline != nil {
@@ -581,7 +586,12 @@ func (c *compilation) waits(i int, t *trigger, path string, pos specs.Pos, names
 		case refs&(1<<d) == 0:
 			c.report(specs.Error, pos, CodeNeverArrives, path, "name it in the condition, or read a dependency the condition names",
 				"the template reads %s, but the condition of trigger %s does not wait for it", dep, name)
+		default:
+			t.reads |= 1 << d
 		}
+	}
+	if t.batched {
+		t.reads = allDeps // by way of the list
 	}
 }
 

@@ -269,19 +269,20 @@ var stepNames = [...]string{
 func moment(at int64) time.Time { return time.Unix(0, at).UTC() }
 
 // Describe tells what is kept under one correlation key. The state is not
-// changed.
-func (p *Program) Describe(st *KeyState) State {
+// changed. event gives an event by its sequence, or nil when it is no longer
+// stored; see [Input.Kept].
+func (p *Program) Describe(st *KeyState, event func(seq uint64) *bus.Event) State {
 	var out State
 	s := step{p: p, in: &Input{}}
-	for i, v := range st.views {
-		at := slices.Index(p.names, st.names[i])
+	for i := range st.triggers() {
+		v, at := st.view(i), slices.Index(p.names, (*st.names)[i])
 		if at < 0 {
 			continue
 		}
 		t := &p.triggers[at]
 		ts := TriggerState{Trigger: t.name}
 		for j := range v {
-			ts.Events = append(ts.Events, p.waitingOn(t, &v[j]))
+			ts.Events = append(ts.Events, p.waitingOn(t, &v[j], event))
 		}
 		if len(v) > 0 {
 			_, have := s.choose(t, v)
@@ -314,10 +315,10 @@ func (p *Program) Describe(st *KeyState) State {
 	return out
 }
 
-func (p *Program) waitingOn(t *trigger, k *kept) WaitingOn {
+func (p *Program) waitingOn(t *trigger, k *kept, event func(seq uint64) *bus.Event) WaitingOn {
 	w := WaitingOn{Dependency: p.deps[k.dep].name, Seq: k.seq, Since: moment(k.at)}
-	if k.ev != nil {
-		w.ID = k.ev.ID
+	if ev := event(k.seq); ev != nil {
+		w.ID = ev.ID
 	}
 	if p.within > 0 || p.reset != nil {
 		if due, _ := p.expiry(k.at); due != 0 {
@@ -326,14 +327,14 @@ func (p *Program) waitingOn(t *trigger, k *kept) WaitingOn {
 	}
 	for a := t.absent; a != 0; a &= a - 1 {
 		d := &p.deps[bits.TrailingZeros64(a)]
-		if d.after != k.dep {
+		if d.after != int(k.dep) {
 			continue
 		}
 		state := "pending"
 		switch bit := a & -a; {
-		case k.answered&bit != 0:
+		case k.marks().answered&bit != 0:
 			state = "answered"
-		case k.passed&bit != 0:
+		case k.marks().passed&bit != 0:
 			state = "absent"
 		}
 		w.Absences = append(w.Absences, AbsenceState{Dependency: d.name, Until: moment(k.at + d.wait), State: state})
@@ -353,7 +354,7 @@ func (p *Program) missing(t *trigger, view []kept, have uint64) (out []string) {
 		case d.count > 1 && view != nil:
 			n := 0
 			for j := range view {
-				if view[j].dep == i {
+				if int(view[j].dep) == i {
 					n++
 				}
 			}
@@ -374,7 +375,7 @@ func (s *step) inspect(t *trigger, have uint64, used []kept, held bool) {
 	}
 	if t.cond == nil { // all of them
 		d.Condition = s.p.arrivals(t, have)
-	} else if env, err := s.p.environment(t, &t.condNeed, used); err != nil {
+	} else if env, err := s.environment(t, &t.condNeed, used, allDeps); err != nil {
 		d.Condition = expression.TraceOf(t.cond.Source(), nil, err)
 	} else {
 		d.Condition = t.cond.Trace(env)

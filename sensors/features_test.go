@@ -207,8 +207,8 @@ func TestAbsent(t *testing.T) {
 		t.Fatalf("%d states, fires %s", len(r.states), r.firings())
 	}
 	f := r.fired[0]
-	if !f.Time.Equal(t0.Add(5*time.Minute)) || f.Event.Seq != 1 {
-		t.Errorf("fires at %v for %v, not at the deadline", f.Time, f.Event)
+	if !f.Time.Equal(t0.Add(5*time.Minute)) || f.Last != 1 {
+		t.Errorf("fires at %v for %d, not at the deadline", f.Time, f.Last)
 	}
 	// The deadline is a part of the key.
 	other := absent("t=d && absent(h)")

@@ -80,7 +80,7 @@ func last(used []kept) (k *kept) {
 
 // gather keeps what a trigger used until it may fire.
 func (s *step) gather(i int, t *trigger, used []kept) {
-	h, g := s.st.hold(i, s.p), t.gathers
+	h, g := s.st.hold(i), t.gathers
 	if len(h.kept) == 0 {
 		h.first, h.due = s.now, 0
 		if g.wait > 0 {

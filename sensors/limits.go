@@ -47,8 +47,8 @@ func (p *Program) Size(key string, s *KeyState) int {
 		return 0
 	}
 	n := keyBytes + len(key)
-	for _, v := range s.views {
-		n += p.sizeOf(v)
+	for i := range s.triggers() {
+		n += p.sizeOf(s.view(i))
 	}
 	for _, h := range s.holds() {
 		n += p.sizeOf(h.kept)
@@ -67,7 +67,7 @@ func (p *Program) sizeOf(list []kept) int {
 	n := refBytes * len(list)
 	if p.distinct != 0 {
 		for i := range list {
-			n += len(list[i].value)
+			n += len(list[i].marks().value)
 		}
 	}
 	return n

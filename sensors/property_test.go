@@ -398,6 +398,7 @@ func TestStepAgainstModel(t *testing.T) {
 		play := func(compare bool, code func(i int) bool) []Firing {
 			states, events := map[string]KeyState{}, map[uint64]*bus.Event{}
 			var all []Firing
+			kept := func(seq uint64) *bus.Event { return events[seq] }
 			now := t0
 			for i, e := range script {
 				now = now.Add(e.after)
@@ -434,13 +435,13 @@ func TestStepAgainstModel(t *testing.T) {
 						if !ok || at.After(now) {
 							break
 						}
-						st, fs, _ := p.Step(states[k], Input{LogID: "l", Key: k, Time: at})
+						st, fs, _ := p.Step(states[k], Input{LogID: "l", Key: k, Time: at, Kept: kept})
 						if again, ok := p.NextWake(st); ok && !again.After(at) {
 							t.Fatalf("the deadline %v wakes again at %v", at, again)
 						}
 						late = append(late, fs...)
 						if code(i) {
-							st = restored(t, st, events)
+							st = restored(t, st)
 						}
 						states[k] = st
 					}
@@ -455,13 +456,13 @@ func TestStepAgainstModel(t *testing.T) {
 				var fired []Firing
 				ms := p.Route(NewView(ev)).Matches
 				if len(ms) > 0 {
-					in := Input{LogID: "l", Key: ms[0].Key, Event: ev, Time: now}
+					in := Input{LogID: "l", Key: ms[0].Key, Event: ev, Time: now, Kept: kept}
 					for _, mt := range ms {
 						in.Deps = append(in.Deps, mt.Dep)
 					}
 					st, fs, _ := p.Step(states[in.Key], in)
 					if code(i) {
-						st = restored(t, st, events)
+						st = restored(t, st)
 					}
 					states[in.Key], fired = st, fs
 				}
@@ -515,12 +516,11 @@ func TestStepAgainstModel(t *testing.T) {
 }
 
 // restored is a state after it was stored and loaded.
-func restored(t *rapid.T, st KeyState, events map[uint64]*bus.Event) KeyState {
+func restored(t *rapid.T, st KeyState) KeyState {
 	got, err := DecodeKeyState(st.Append(nil))
 	if err != nil {
 		t.Fatal(err)
 	}
-	got.Hydrate(func(seq uint64) *bus.Event { return events[seq] })
 	return got
 }
 
@@ -546,7 +546,7 @@ func FuzzDecodeKeyState(f *testing.F) {
 	r.play("b b")
 	r.p.triggers[0].cooldown = 1
 	full := r.states[""]
-	full.fired = []int64{5, 0}
+	full.setQuiet(0, 5)
 	f.Add(full.Append(nil))
 	gathers := newRun(f, compileOK(f, batch(sensor("a", "t=a"), 3, time.Minute)))
 	gathers.play("a a")
@@ -568,10 +568,9 @@ func FuzzDecodeKeyState(f *testing.F) {
 			t.Fatalf("%v becomes %v, %v", st, again, err)
 		}
 		// Whatever it holds, a step takes it.
-		st.Hydrate(func(seq uint64) *bus.Event { return benchEvent("a", seq) })
 		p.NextWake(st)
 		ev := benchEvent("a", st.Seen()+1)
-		st, _, _ = p.Step(st, Input{LogID: "l", Event: ev, Deps: []int{0}, Time: t0})
+		st, _, _ = p.Step(st, Input{LogID: "l", Event: ev, Deps: []int{0}, Time: t0, Kept: func(seq uint64) *bus.Event { return benchEvent("a", seq) }})
 		if st.Empty() && st.Seen() != 0 {
 			t.Fatal("empty, but not zero")
 		}

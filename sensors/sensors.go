@@ -10,7 +10,8 @@
 // correlation key one of them does, sharing a [View] of the event between
 // programs; [Program.Step] takes the [KeyState] of that key and the event to
 // the next state and the firings. Time is an input of Step like any other:
-// [Program.NextWake] says when a step without an event is due.
+// [Program.NextWake] says when a step without an event is due. So are the
+// events a state refers to: it has their sequences only.
 //
 // What is kept is kept per trigger: each has its own view of what has arrived,
 // and a firing takes away, from its own trigger's view only, the events it
@@ -84,6 +85,10 @@ const (
 	// as much as it may; Seq is the event after which it was not touched, Detail
 	// names the key, how many events waited, and the limit.
 	Evicted
+	// Lost: an event that is kept is no longer stored, which a condition or
+	// template found that reads it. It does not wait any more; a firing that
+	// needs it fails.
+	Lost
 )
 
 // Verdict explains one decision about one event.
@@ -113,6 +118,10 @@ type Input struct {
 	Key string
 	// Event is nil when a deadline is stepped.
 	Event *bus.Event
+	// Kept gives an event the state refers to, by its sequence, or nil when it
+	// is no longer stored. It stands for the log: of one sequence it gives the
+	// same event always. Step asks for what an expression reads, and no more.
+	Kept func(seq uint64) *bus.Event
 	// Deps are those of the matches with this key, ascending.
 	Deps []int
 	// Time is the log time of the step: the event's, or the deadline.
@@ -153,9 +162,9 @@ type Firing struct {
 	Flow        string
 	Item, Items int
 	// Events are the contributing events, in the order of dependencies, then
-	// of sequence. Event is the one with the highest sequence.
+	// of sequence. Last is the highest sequence of them.
 	Events []Contribution
-	Event  *bus.Event
+	Last   uint64
 	// Time is the log time of the step.
 	Time time.Time
 	// Rendered holds the rendered templates of the trigger by their path

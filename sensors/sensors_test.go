@@ -57,6 +57,7 @@ type run struct {
 	fired  []Firing
 	keys   map[string]bool
 	said   []string
+	get    func(seq uint64) *bus.Event
 	ended  map[string]bool // calls by firing key
 	code   bool            // encode and decode each state after each step
 	// inspect gives what each step is to tell of itself, nil for nothing.
@@ -64,7 +65,9 @@ type run struct {
 }
 
 func newRun(t testing.TB, p *Program) *run {
-	return &run{t: t, p: p, states: map[string]KeyState{}, events: map[uint64]*bus.Event{}, keys: map[string]bool{}, ended: map[string]bool{}}
+	r := &run{t: t, p: p, states: map[string]KeyState{}, events: map[uint64]*bus.Event{}, keys: map[string]bool{}, ended: map[string]bool{}}
+	r.get = func(seq uint64) *bus.Event { return r.events[seq] }
+	return r
 }
 
 func (r *run) event(name, data string, at time.Duration) *bus.Event {
@@ -129,6 +132,7 @@ func (r *run) step(in Input) {
 	if r.inspect != nil {
 		in.Inspect = r.inspect()
 	}
+	in.Kept = r.get
 	st, fs, vs := r.p.Step(r.states[in.Key], in)
 	for _, f := range fs {
 		if r.keys[f.Key] {
@@ -145,7 +149,6 @@ func (r *run) step(in Input) {
 		if err != nil {
 			r.t.Fatal(err)
 		}
-		got.Hydrate(func(seq uint64) *bus.Event { return r.events[seq] })
 		st = got
 	}
 	if st.Empty() {
@@ -156,7 +159,7 @@ func (r *run) step(in Input) {
 }
 
 func (r *run) say(v Verdict) {
-	names := []string{"yes", "no", "missing", "failed", "superseded", "expired", "waiting", "fired", "answered", "suppressed", "debounced", "skipped"}
+	names := []string{"yes", "no", "missing", "failed", "superseded", "expired", "waiting", "fired", "answered", "suppressed", "debounced", "skipped", "evicted", "lost"}
 	s := fmt.Sprintf("%s %s%s %d", names[v.Outcome], v.Dependency, v.Trigger, v.Seq)
 	if v.Outcome == Missing || v.Outcome == Failed || v.Outcome == Skipped {
 		s += " " + v.Detail
@@ -404,7 +407,7 @@ func TestFiring(t *testing.T) {
 	r := newRun(t, compileOK(t, s))
 	r.play("b +1m a")
 	f := r.fired[0]
-	if f.Event.Seq != 2 || f.Trigger != "t" || f.TriggerIndex != 0 || !f.Time.Equal(t0.Add(time.Minute)) || f.Rendered != nil || f.Late || f.Err != nil {
+	if f.Last != 2 || f.Trigger != "t" || f.TriggerIndex != 0 || !f.Time.Equal(t0.Add(time.Minute)) || f.Rendered != nil || f.Late || f.Err != nil {
 		t.Errorf("%+v", f)
 	}
 	// The key is stable: a change here calls every function of a waiting log twice.
@@ -649,18 +652,12 @@ func TestState(t *testing.T) {
 	}
 	// What the log has lost is not kept.
 	st, _ = DecodeKeyState(b)
-	st.Hydrate(func(seq uint64) *bus.Event {
-		if seq == 1 {
-			return nil
-		}
-		return r.events[seq]
-	})
-	if !slices.Equal(st.Refs(), []uint64{2}) {
-		t.Errorf("refs %v", st.Refs())
+	if lost := st.Forget(2); lost != 2 || !slices.Equal(st.Refs(), []uint64{2}) {
+		t.Errorf("%d lost, refs %v", lost, st.Refs())
 	}
 	st, _ = DecodeKeyState(b)
-	if st.Hydrate(func(uint64) *bus.Event { return nil }); !st.Empty() {
-		t.Error("not empty")
+	if lost := st.Forget(9); lost != 4 || !st.Empty() {
+		t.Errorf("%d lost, and not empty", lost)
 	}
 	for _, bad := range []string{"", "\x03", "\x02", "\x02\x00\x01\x01t\x01\x00\x01\x00\x05x", "\x01", "\x01\x00\x01", "\x01\x00\x01\x01t\x00", string(b) + "x", string(b[:len(b)-1])} {
 		if _, err := DecodeKeyState([]byte(bad)); err == nil {
@@ -690,7 +687,7 @@ func TestAdopt(t *testing.T) {
 	if got := queue.play("a"); got != "t(a1) t(a2) t(a3)" || len(queue.states) != 0 {
 		t.Errorf("fires %s", got)
 	}
-	if got := now.Adopt(KeyState{names: []string{"gone"}, views: []triggerView{{{seq: 1}}}, fired: []int64{1}}); !got.Empty() || got.views != nil {
+	if got := now.Adopt(KeyState{names: &[]string{"gone"}, first: triggerView{{seq: 1}}, more: &extra{fired: []int64{1}}}); !got.Empty() || got.names != nil {
 		t.Errorf("%v", got)
 	}
 	for _, change := range []func(*specs.Sensor){

@@ -7,8 +7,6 @@ import (
 	"math/bits"
 	"slices"
 	"time"
-
-	"github.com/sensor-engine/engine/bus"
 )
 
 // MaxKept is the most events that wait for one dependency of one trigger under
@@ -19,22 +17,27 @@ const MaxKept = 10_000
 // KeyState is what a sensor keeps under one correlation key. The zero value is
 // the empty state. It is handed over: [Program.Step] and [Program.Adopt] take
 // a state's memory over and the result replaces it, so a KeyState that went in
-// must not be used again. It holds events by reference; they are not changed.
+// must not be used again. It refers to events by their sequence. There may be
+// millions, so that what few of them have is apart.
 type KeyState struct {
-	// names are the triggers the views belong to, by index.
-	names []string
-	views []triggerView
-	// fired is when each trigger with a cooldown fired last, 0 when its quiet
-	// time is over; nil when that is so of all.
-	fired []int64
+	// names are the triggers by index, nil when the state is empty.
+	names *[]string
+	// first is what waits for the first trigger.
+	first triggerView
 	seen  uint64
-	// more is what few sensors keep, nil when there is nothing of it.
+	// more is nil when there is nothing of it.
 	more *extra
 }
 
-// extra is what triggers have gathered, by trigger, and the workflows under
-// way, the oldest first.
+// extra is what few sensors keep.
 type extra struct {
+	// rest is what waits for the triggers after the first, nil for nothing.
+	rest []triggerView
+	// fired is when each trigger with a cooldown fired last, 0 when its quiet
+	// time is over; nil when that is so of all.
+	fired []int64
+	// holds are what triggers have gathered, by trigger, and flows the workflows
+	// under way, the oldest first.
 	holds []hold
 	flows []flow
 }
@@ -43,11 +46,17 @@ type extra struct {
 // the order of arrival.
 type triggerView []kept
 
+// kept is one event that is kept.
 type kept struct {
-	dep int
-	seq uint64
 	at  int64 // log time in nanoseconds since 1970
-	ev  *bus.Event
+	seq uint64
+	// mark is nil when there is nothing to note.
+	mark *mark
+	dep  uint8
+}
+
+// mark is what is noted about few kept events.
+type mark struct {
 	// value is the distinct value, "" when any may wait.
 	value string
 	// answered and passed have a bit for each dependency that is declared absent
@@ -55,9 +64,83 @@ type kept struct {
 	answered, passed uint64
 }
 
+// marks are what is noted about k.
+func (k *kept) marks() mark {
+	if k.mark == nil {
+		return mark{}
+	}
+	return *k.mark
+}
+
+// note is where to note something about k.
+func (k *kept) note() *mark {
+	if k.mark == nil {
+		k.mark = &mark{}
+	}
+	return k.mark
+}
+
 // Empty reports whether nothing is kept.
-func (s *KeyState) Empty() bool {
-	return s.fired == nil && s.more == nil && !slices.ContainsFunc(s.views, func(v triggerView) bool { return len(v) > 0 })
+func (s *KeyState) Empty() bool { return len(s.first) == 0 && (s.more == nil || s.more.empty()) }
+
+func (m *extra) empty() bool {
+	return m.fired == nil && len(m.holds) == 0 && len(m.flows) == 0 &&
+		!slices.ContainsFunc(m.rest, func(v triggerView) bool { return len(v) > 0 })
+}
+
+// triggers is the number of triggers the state knows.
+func (s *KeyState) triggers() int {
+	if s.names == nil {
+		return 0
+	}
+	return len(*s.names)
+}
+
+// view is what waits for trigger i.
+func (s *KeyState) view(i int) triggerView {
+	switch {
+	case i == 0:
+		return s.first
+	case s.more == nil || s.more.rest == nil:
+		return nil
+	}
+	return s.more.rest[i-1]
+}
+
+// setView replaces what waits for trigger i. The state knows its triggers.
+func (s *KeyState) setView(i int, v triggerView) {
+	if i == 0 {
+		s.first = v
+		return
+	}
+	if len(v) == 0 && (s.more == nil || s.more.rest == nil) {
+		return
+	}
+	s.extend()
+	if s.more.rest == nil {
+		s.more.rest = make([]triggerView, s.triggers()-1)
+	}
+	s.more.rest[i-1] = v
+}
+
+// quiet is when a trigger fired whose quiet time is not over, 0 for none.
+func (s *KeyState) quiet(i int) int64 {
+	if s.more == nil || s.more.fired == nil {
+		return 0
+	}
+	return s.more.fired[i]
+}
+
+// setQuiet begins the quiet time of a trigger, or ends it with 0.
+func (s *KeyState) setQuiet(i int, at int64) {
+	if s.quiet(i) == at {
+		return
+	}
+	s.extend()
+	if s.more.fired == nil {
+		s.more.fired = make([]int64, s.triggers())
+	}
+	s.more.fired[i] = at
 }
 
 func (s *KeyState) holds() []hold {
@@ -75,8 +158,8 @@ func (s *KeyState) flows() []flow {
 }
 
 // hold is what trigger i has gathered, to be changed.
-func (s *KeyState) hold(i int, p *Program) *hold {
-	s.extend(p)
+func (s *KeyState) hold(i int) *hold {
+	s.extend()
 	at, ok := slices.BinarySearchFunc(s.more.holds, i, func(h hold, i int) int { return h.trigger - i })
 	if !ok {
 		s.more.holds = slices.Insert(s.more.holds, at, hold{trigger: i})
@@ -89,7 +172,6 @@ func (s *KeyState) release(i int) taken {
 	at := slices.IndexFunc(s.more.holds, func(h hold) bool { return h.trigger == i })
 	used := s.more.holds[at].taken
 	s.more.holds = slices.Delete(s.more.holds, at, at+1)
-	s.tidy()
 	return used
 }
 
@@ -98,52 +180,55 @@ func (s *KeyState) findFlow(id string) int {
 	return slices.IndexFunc(s.flows(), func(f flow) bool { return f.id == id })
 }
 
-func (s *KeyState) addFlow(f flow, p *Program) int {
-	s.extend(p)
+func (s *KeyState) addFlow(f flow) int {
+	s.extend()
 	s.more.flows = append(s.more.flows, f)
 	return len(s.more.flows) - 1
 }
 
-func (s *KeyState) dropFlow(at int) {
-	s.more.flows = slices.Delete(s.more.flows, at, at+1)
-	s.tidy()
-}
+func (s *KeyState) dropFlow(at int) { s.more.flows = slices.Delete(s.more.flows, at, at+1) }
 
-// allocate makes room for what the triggers of p keep.
-func (s *KeyState) allocate(p *Program) {
-	if len(s.views) == 0 {
-		s.names, s.views = p.names, make([]triggerView, len(p.triggers))
-	}
-}
-
-func (s *KeyState) extend(p *Program) {
-	s.allocate(p)
+func (s *KeyState) extend() {
 	if s.more == nil {
 		s.more = &extra{}
 	}
 }
 
+// tidy lets go what is empty.
 func (s *KeyState) tidy() {
-	if len(s.more.holds) == 0 && len(s.more.flows) == 0 {
-		s.more = nil
+	if s.more != nil {
+		if !slices.ContainsFunc(s.more.fired, func(at int64) bool { return at != 0 }) {
+			s.more.fired = nil
+		}
+		if s.more.empty() {
+			s.more = nil
+		}
+	}
+	if s.Empty() {
+		*s = KeyState{}
 	}
 }
 
 // all calls fn with the sequence of each event the state refers to.
 func (s *KeyState) all(fn func(seq uint64)) {
-	list := func(list []kept) {
+	each := func(list []kept) {
 		for i := range list {
 			fn(list[i].seq)
 		}
 	}
-	for _, v := range s.views {
-		list(v)
+	each(s.first)
+	if s.more == nil {
+		return
 	}
-	for _, h := range s.holds() {
-		list(h.kept)
+	for _, v := range s.more.rest {
+		each(v)
 	}
-	for _, f := range s.flows() {
-		list(f.kept)
+	for i := range s.more.holds {
+		each(s.more.holds[i].kept)
+	}
+	for i := range s.more.flows {
+		f := &s.more.flows[i]
+		each(f.kept)
 		for _, st := range f.steps {
 			for _, a := range st.answers {
 				fn(a.seq)
@@ -178,6 +263,36 @@ func (s *KeyState) MinRef() uint64 {
 	return least
 }
 
+// Newest is the largest sequence of the events that wait or were gathered, 0 for
+// none.
+func (s *KeyState) Newest() uint64 {
+	newest := uint64(0)
+	latest := func(list []kept) {
+		if len(list) > 0 {
+			newest = max(newest, list[len(list)-1].seq)
+		}
+	}
+	latest(s.first)
+	if s.more != nil {
+		for _, v := range s.more.rest {
+			latest(v)
+		}
+		for i := range s.more.holds {
+			latest(s.more.holds[i].kept)
+		}
+		for i := range s.more.flows {
+			latest(s.more.flows[i].kept)
+		}
+	}
+	return newest
+}
+
+// Refers reports whether seq is one of [KeyState.Refs].
+func (s *KeyState) Refers(seq uint64) (refers bool) {
+	s.all(func(other uint64) { refers = refers || other == seq })
+	return refers
+}
+
 // Kept is one kept event, for people.
 type Kept struct {
 	Trigger    string
@@ -189,148 +304,96 @@ type Kept struct {
 // Kept lists what is kept, by trigger, in the order of arrival.
 func (s *KeyState) Kept() []Kept {
 	var out []Kept
-	for i, v := range s.views {
-		for _, k := range v {
-			out = append(out, Kept{s.names[i], k.dep, k.seq, time.Unix(0, k.at).UTC()})
+	for i := range s.triggers() {
+		for _, k := range s.view(i) {
+			out = append(out, Kept{(*s.names)[i], int(k.dep), k.seq, time.Unix(0, k.at).UTC()})
 		}
 	}
 	return out
 }
 
-// Hydrate attaches the events of a decoded state. event returns the event with
-// a sequence, or nil when it is no longer stored: then it does not wait any
-// more, and what was gathered with it and the workflow it belongs to are given
-// up.
-func (s *KeyState) Hydrate(event func(seq uint64) *bus.Event) {
-	for i, v := range s.views {
-		n := 0
-		for _, k := range v {
-			if attach(&k.ev, k.seq, event) {
-				v[n] = k
-				n++
-			}
-		}
-		s.views[i] = v[:n]
-	}
-	if s.more != nil {
-		for i := range s.more.holds {
-			h := &s.more.holds[i]
-			var there taken
-			for j := range h.times() {
-				if used := h.at(j); attachAll(used, event) {
-					there.add(used)
-				}
-			}
-			h.taken = there
-		}
-		s.more.holds = slices.DeleteFunc(s.more.holds, func(h hold) bool { return len(h.kept) == 0 })
-		s.more.flows = slices.DeleteFunc(s.more.flows, func(f flow) bool { return !f.attach(event) })
-		s.tidy()
-	}
-	if s.Empty() {
-		*s = KeyState{}
-	}
-}
-
-// attach reports whether the event is there.
-func attach(ev **bus.Event, seq uint64, event func(seq uint64) *bus.Event) bool {
-	if *ev == nil {
-		*ev = event(seq)
-	}
-	return *ev != nil
-}
-
-func attachAll(list []kept, event func(seq uint64) *bus.Event) bool {
-	there := true
-	for i := range list {
-		there = attach(&list[i].ev, list[i].seq, event) && there
-	}
-	return there
-}
-
-func (f *flow) attach(event func(seq uint64) *bus.Event) bool {
-	there := attachAll(f.kept, event)
-	for i := range f.steps {
-		for j := range f.steps[i].answers {
-			a := &f.steps[i].answers[j]
-			there = attach(&a.ev, a.seq, event) && there
+// Forget gives up the events that wait and are before first, because the log
+// begins there, and returns how many, each for every trigger. What was gathered
+// and workflows stay:
+// they are decided, and say what they miss when it is read.
+func (s *KeyState) Forget(first uint64) (lost int) {
+	for i := range s.triggers() {
+		v := s.view(i)
+		n := len(v)
+		v = slices.DeleteFunc(v, func(k kept) bool { return k.seq < first })
+		if lost += n - len(v); len(v) < n {
+			s.setView(i, v)
 		}
 	}
-	return there
+	s.tidy()
+	return lost
 }
 
 // Adopt returns the state as p sees it, after the sensor was replaced by one
 // with the same [Program.StateFingerprint]: the views of triggers that are
 // gone, and events a trigger no longer refers to, are not kept. A trigger that
-// is new begins with nothing.
+// is new begins with nothing. It should be called for a state that was just
+// decoded, which shares what it can with p then.
 func (p *Program) Adopt(s KeyState) KeyState {
-	if len(s.views) == 0 {
-		return KeyState{}
-	}
-	if len(p.names) == len(s.names) && &p.names[0] == &s.names[0] {
+	if s.names == nil || s.names == &p.names {
 		return s
 	}
-	out := KeyState{names: p.names, views: make([]triggerView, len(p.triggers)), seen: s.seen}
-	for i, v := range s.views {
-		t := slices.Index(p.names, s.names[i])
+	out := KeyState{names: &p.names, seen: s.seen}
+	for i, name := range *s.names {
+		t := slices.Index(p.names, name)
 		if t < 0 {
 			continue
 		}
-		out.views[t] = slices.DeleteFunc(v, func(k kept) bool {
-			return k.dep >= len(p.deps) || p.triggers[t].refs&(1<<k.dep) == 0 || k.answered&p.triggers[t].vital != 0
-		})
-		if s.fired != nil && s.fired[i] != 0 && p.triggers[t].cooldown > 0 {
-			if out.fired == nil {
-				out.fired = make([]int64, len(p.triggers))
-			}
-			out.fired[t] = s.fired[i]
+		out.setView(t, slices.DeleteFunc(s.view(i), func(k kept) bool {
+			return int(k.dep) >= len(p.deps) || p.triggers[t].refs&(1<<k.dep) == 0 || k.marks().answered&p.triggers[t].vital != 0
+		}))
+		if p.triggers[t].cooldown > 0 {
+			out.setQuiet(t, s.quiet(i))
 		}
 	}
 	if s.more != nil {
 		p.adoptExtra(&out, &s)
 	}
-	if out.Empty() {
-		return KeyState{}
-	}
+	out.tidy()
 	return out
 }
 
 // adoptExtra takes over what triggers that are still there have gathered, and
 // the workflows of which a step is still followed.
 func (p *Program) adoptExtra(out, s *KeyState) {
-	more := &extra{}
+	var holds []hold
 	for _, h := range s.more.holds {
-		t := slices.Index(p.names, s.names[h.trigger])
+		t := slices.Index(p.names, (*s.names)[h.trigger])
 		if t < 0 || p.triggers[t].follows != nil || !p.knows(h.kept) {
 			continue
 		}
 		if h.trigger = t; p.triggers[t].gathers == nil {
 			h.due = h.first // it does not gather any more
 		}
-		more.holds = append(more.holds, h)
+		holds = append(holds, h)
 	}
-	slices.SortFunc(more.holds, func(a, b hold) int { return a.trigger - b.trigger })
+	slices.SortFunc(holds, func(a, b hold) int { return a.trigger - b.trigger })
+	var flows []flow
 	for _, f := range s.more.flows {
 		steps := f.steps[:0]
 		for _, st := range f.steps {
-			if t := slices.Index(p.names, s.names[st.trigger]); t >= 0 {
+			if t := slices.Index(p.names, (*s.names)[st.trigger]); t >= 0 {
 				st.trigger = t
 				steps = append(steps, st)
 			}
 		}
 		f.steps = steps
 		if p.knows(f.kept) && slices.ContainsFunc(f.steps, func(st flowStep) bool { return st.state == stepCalled && p.triggers[st.trigger].followed }) {
-			more.flows = append(more.flows, f)
+			flows = append(flows, f)
 		}
 	}
-	if out.more = more; len(more.holds)+len(more.flows) == 0 {
-		out.more = nil
-	}
+	out.extend()
+	out.more.holds, out.more.flows = holds, flows
 }
 
 // knows reports whether the dependencies of kept events exist.
 func (p *Program) knows(list []kept) bool {
-	return !slices.ContainsFunc(list, func(k kept) bool { return k.dep >= len(p.deps) })
+	return !slices.ContainsFunc(list, func(k kept) bool { return int(k.dep) >= len(p.deps) })
 }
 
 // NextWake is the earliest time at which a kept event has waited for the whole
@@ -346,9 +409,9 @@ func (p *Program) NextWake(s KeyState) (at time.Time, ok bool) {
 		}
 	}
 	if p.within > 0 || p.reset != nil {
-		for _, v := range s.views {
+		for i := range s.triggers() {
 			// The first to arrive is the first to expire.
-			if len(v) > 0 {
+			if v := s.view(i); len(v) > 0 {
 				at, _ := p.expiry(v[0].at)
 				due(at)
 			}
@@ -359,25 +422,24 @@ func (p *Program) NextWake(s KeyState) (at time.Time, ok bool) {
 			due(h.due)
 		}
 	}
-	for i, fired := range s.fired {
-		if fired == 0 {
+	for i := range s.triggers() {
+		t := i
+		if s.names != &p.names {
+			t = slices.Index(p.names, (*s.names)[i])
+		}
+		if fired := s.quiet(i); fired != 0 {
+			if t >= 0 {
+				fired += p.triggers[t].cooldown
+			}
+			due(fired)
+		}
+		if p.absents == 0 || t < 0 {
 			continue
 		}
-		if t := slices.Index(p.names, s.names[i]); t >= 0 {
-			fired += p.triggers[t].cooldown
-		}
-		due(fired)
-	}
-	if p.absents != 0 {
-		for i, v := range s.views {
-			t := slices.Index(p.names, s.names[i])
-			if t < 0 {
-				continue
-			}
-			for j := range v {
-				for a := v[j].pending(p, p.triggers[t].absent); a != 0; a &= a - 1 {
-					due(v[j].at + p.deps[bits.TrailingZeros64(a)].wait)
-				}
+		v := s.view(i)
+		for j := range v {
+			for a := v[j].pending(p, p.triggers[t].absent); a != 0; a &= a - 1 {
+				due(v[j].at + p.deps[bits.TrailingZeros64(a)].wait)
 			}
 		}
 	}
@@ -405,9 +467,11 @@ func (p *Program) expiry(at int64) (due int64, reset bool) {
 // pending are those of absent that k has begun the time of and that are still
 // to be seen.
 func (k *kept) pending(p *Program, absent uint64) uint64 {
-	absent &^= k.answered | k.passed
+	if k.mark != nil {
+		absent &^= k.mark.answered | k.mark.passed
+	}
 	for a := absent; a != 0; a &= a - 1 {
-		if p.deps[bits.TrailingZeros64(a)].after != k.dep {
+		if p.deps[bits.TrailingZeros64(a)].after != int(k.dep) {
 			absent &^= a & -a
 		}
 	}
@@ -423,46 +487,39 @@ const (
 	extraState = 3
 )
 
-// plain reports whether the first version can hold the state.
-func (s *KeyState) plain() bool {
-	return s.fired == nil && !slices.ContainsFunc(s.views, func(v triggerView) bool {
-		return slices.ContainsFunc(v, func(k kept) bool { return k.value != "" || k.answered|k.passed != 0 })
-	})
-}
-
-// quiet is when a trigger fired whose quiet time is not over, 0 for none.
-func (s *KeyState) quiet(i int) int64 {
-	if s.fired == nil {
-		return 0
+// version is the one that can hold the state.
+func (s *KeyState) version() byte {
+	if len(s.holds())+len(s.flows()) > 0 {
+		return extraState
 	}
-	return s.fired[i]
+	for i := range s.triggers() {
+		if s.quiet(i) != 0 || slices.ContainsFunc(s.view(i), func(k kept) bool { return k.marks() != mark{} }) {
+			return fullState
+		}
+	}
+	return plainState
 }
 
 // Append appends the stored form of the state: references only. [DecodeKeyState]
 // reads it; it is valid for programs with the same [Program.StateFingerprint].
 func (s *KeyState) Append(b []byte) []byte {
-	version := byte(fullState)
-	switch {
-	case s.more != nil:
-		version = extraState
-	case s.plain():
-		version = plainState
-	}
+	version := s.version()
+	there := func(i int) bool { return len(s.view(i)) > 0 || s.quiet(i) != 0 || version == extraState }
 	views := 0
-	for i, v := range s.views {
-		if len(v) > 0 || s.quiet(i) != 0 || version == extraState {
+	for i := range s.triggers() {
+		if there(i) {
 			views++
 		}
 	}
 	b = append(b, version)
 	b = binary.AppendUvarint(b, s.seen)
 	b = binary.AppendUvarint(b, uint64(views))
-	for i, v := range s.views {
-		if len(v) == 0 && s.quiet(i) == 0 && version != extraState {
+	for i := range s.triggers() {
+		if !there(i) {
 			continue
 		}
-		b = appendText(b, s.names[i])
-		b = appendKept(b, v, version)
+		b = appendText(b, (*s.names)[i])
+		b = appendKept(b, s.view(i), version)
 		if version != plainState {
 			b = binary.AppendVarint(b, s.quiet(i))
 		}
@@ -487,9 +544,10 @@ func appendKept(b []byte, list []kept, version byte) []byte {
 		if version == plainState {
 			continue
 		}
-		b = appendText(b, k.value)
-		b = binary.AppendUvarint(b, k.answered)
-		b = binary.AppendUvarint(b, k.passed)
+		m := k.marks()
+		b = appendText(b, m.value)
+		b = binary.AppendUvarint(b, m.answered)
+		b = binary.AppendUvarint(b, m.passed)
 	}
 	return b
 }
@@ -526,7 +584,11 @@ func (m *extra) append(b []byte) []byte {
 			b = binary.AppendUvarint(b, uint64(st.items))
 			b = binary.AppendUvarint(b, uint64(len(st.answers)))
 			for _, a := range st.answers {
-				b = binary.AppendUvarint(b, uint64(a.item))
+				failed := uint64(0)
+				if a.failed {
+					failed = 1
+				}
+				b = binary.AppendUvarint(b, uint64(a.item)<<1|failed)
 				b = binary.AppendUvarint(b, a.seq)
 			}
 		}
@@ -534,8 +596,7 @@ func (m *extra) append(b []byte) []byte {
 	return b
 }
 
-// DecodeKeyState reads what [KeyState.Append] wrote. The events must be
-// attached with [KeyState.Hydrate] before the next step.
+// DecodeKeyState reads what [KeyState.Append] wrote. Give it to [Program.Adopt].
 func DecodeKeyState(b []byte) (KeyState, error) {
 	d := decoder{b: b}
 	version := d.byte()
@@ -543,6 +604,9 @@ func DecodeKeyState(b []byte) (KeyState, error) {
 		return KeyState{}, fmt.Errorf("sensor state has version %d, this engine reads up to version %d", version, extraState)
 	}
 	s := KeyState{seen: d.uvarint()}
+	var names []string
+	var views []triggerView
+	var quiets []int64
 	for range d.count(1) {
 		name := string(d.bytes(d.count(1)))
 		view := triggerView(d.kept(version))
@@ -558,17 +622,13 @@ func DecodeKeyState(b []byte) (KeyState, error) {
 		if version != plainState {
 			quiet = d.varint()
 		}
-		if slices.Contains(s.names, name) || len(view) == 0 && quiet == 0 && version != extraState {
+		if slices.Contains(names, name) || len(view) == 0 && quiet == 0 && version != extraState {
 			d.err = errOrder
 		}
-		if quiet != 0 {
-			s.fired = append(s.fired, make([]int64, len(s.names)-len(s.fired))...)
-			s.fired = append(s.fired, quiet)
-		}
-		s.names, s.views = append(s.names, name), append(s.views, view)
+		names, views, quiets = append(names, name), append(views, view), append(quiets, quiet)
 	}
 	if version == extraState {
-		s.more = d.extra(len(s.names))
+		s.more = d.extra(len(names))
 	}
 	if d.err == nil && len(d.b) > 0 {
 		d.err = errors.New("sensor state has more bytes than it should")
@@ -576,12 +636,12 @@ func DecodeKeyState(b []byte) (KeyState, error) {
 	if d.err != nil {
 		return KeyState{}, d.err
 	}
-	if len(s.views) == 0 {
-		return KeyState{}, nil
+	s.names = &names
+	for i := range names {
+		s.setView(i, views[i])
+		s.setQuiet(i, quiets[i])
 	}
-	if s.fired != nil {
-		s.fired = append(s.fired, make([]int64, len(s.names)-len(s.fired))...)
-	}
+	s.tidy()
 	return s, nil
 }
 
@@ -600,10 +660,12 @@ func (d *decoder) kept(version byte) []kept {
 	n := d.count(3)
 	out := make([]kept, 0, min(n, MaxKept))
 	for range n {
-		k := kept{dep: int(d.uvarint() & (MaxDependencies - 1)), seq: d.uvarint(), at: d.varint()}
+		k := kept{dep: uint8(d.uvarint() & (MaxDependencies - 1)), seq: d.uvarint(), at: d.varint()}
 		if version != plainState {
-			k.value = string(d.bytes(d.count(1)))
-			k.answered, k.passed = d.uvarint(), d.uvarint()
+			m := mark{value: string(d.bytes(d.count(1))), answered: d.uvarint(), passed: d.uvarint()}
+			if m != (mark{}) {
+				k.mark = &m
+			}
 		}
 		if d.err != nil {
 			return nil
@@ -653,7 +715,8 @@ func (d *decoder) extra(triggers int) *extra {
 		for range d.count(4) {
 			st := flowStep{trigger: trigger(), state: stepState(d.byte()), items: int(d.uvarint() & (1<<32 - 1))}
 			for range d.count(2) {
-				a := answer{item: int(d.uvarint()), seq: d.uvarint()}
+				item := d.uvarint()
+				a := answer{item: int(item >> 1), seq: d.uvarint(), failed: item&1 != 0}
 				if n := len(st.answers); a.item >= st.items || n > 0 && a.item <= st.answers[n-1].item {
 					d.fail(errOrder)
 					return nil

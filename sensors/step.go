@@ -31,17 +31,16 @@ func (p *Program) Step(st KeyState, in Input) (KeyState, []Firing, []Verdict) {
 	if in.Event != nil && st.seen > 0 && in.Event.Seq <= st.seen {
 		return st, nil, nil
 	}
+	st.names = &p.names
 	s := step{p: p, in: &in, st: st, now: in.Time.UnixNano()}
 	s.expire()
-	if s.st.fired != nil {
-		s.calm()
-	}
+	s.calm()
 	s.release()
 	if p.absents != 0 {
 		s.pass()
 	}
 	if in.Inspect != nil {
-		in.Inspect.Key, in.Inspect.Time, in.Inspect.Before = in.Key, in.Time, p.Describe(&s.st)
+		in.Inspect.Key, in.Inspect.Time, in.Inspect.Before = in.Key, in.Time, p.Describe(&s.st, s.look)
 	}
 	if in.Event != nil {
 		var deps uint64
@@ -72,11 +71,9 @@ func (p *Program) Step(st KeyState, in Input) (KeyState, []Firing, []Verdict) {
 	}
 	s.settle()
 	if in.Inspect != nil {
-		in.Inspect.After = p.Describe(&s.st)
+		in.Inspect.After = p.Describe(&s.st, s.look)
 	}
-	if s.st.Empty() {
-		s.st = KeyState{}
-	}
+	s.st.tidy()
 	return s.st, s.firings, s.verdicts
 }
 
@@ -96,7 +93,35 @@ type step struct {
 	// later step fires.
 	begun []string
 	flow  *flow
+	// gone is an event that a condition reads and the log has not, 0 for none.
+	gone uint64
 }
+
+// event is an event the state refers to.
+func (s *step) event(seq uint64) (*bus.Event, error) {
+	if ev := s.look(seq); ev != nil {
+		return ev, nil
+	}
+	s.verdicts = append(s.verdicts, Verdict{Outcome: Lost, Seq: seq, Detail: "it is no longer stored"})
+	return nil, &lostError{seq}
+}
+
+// look is event without a word about what is gone, which is nil.
+func (s *step) look(seq uint64) *bus.Event {
+	switch {
+	case s.in.Event != nil && s.in.Event.Seq == seq:
+		return s.in.Event
+	case s.in.Kept != nil:
+		return s.in.Kept(seq)
+	}
+	return nil
+}
+
+// lostError says that an event is no longer stored.
+type lostError struct{ seq uint64 }
+
+// Error names the event.
+func (e *lostError) Error() string { return fmt.Sprintf("event %d is no longer stored", e.seq) }
 
 // evaluate notes the distinct values of the event, and returns the
 // dependencies that can take it.
@@ -130,8 +155,8 @@ func (s *step) expire() {
 	if s.p.within <= 0 && s.p.reset == nil {
 		return
 	}
-	for i, v := range s.st.views {
-		n := 0
+	for i := range s.st.triggers() {
+		v, n := s.st.view(i), 0
 		for n < len(v) {
 			due, reset := s.p.expiry(v[n].at)
 			if due > s.now {
@@ -147,22 +172,20 @@ func (s *step) expire() {
 			n++
 		}
 		if n > 0 {
-			s.st.views[i] = slices.Delete(v, 0, n)
+			s.st.setView(i, slices.Delete(v, 0, n))
 		}
 	}
 }
 
 // calm ends the quiet times that are over.
 func (s *step) calm() {
-	quiet := false
-	for i, fired := range s.st.fired {
-		if fired != 0 && s.now >= fired+s.p.triggers[i].cooldown {
-			s.st.fired[i] = 0
-		}
-		quiet = quiet || s.st.fired[i] != 0
+	if s.st.more == nil || s.st.more.fired == nil {
+		return
 	}
-	if !quiet {
-		s.st.fired = nil
+	for i, fired := range s.st.more.fired {
+		if fired != 0 && s.now >= fired+s.p.triggers[i].cooldown {
+			s.st.setQuiet(i, 0)
+		}
 	}
 }
 
@@ -175,28 +198,24 @@ func (s *step) suppress(i int, t *trigger, used []kept) bool {
 		s.verdicts = append(s.verdicts, v)
 		return true
 	}
-	s.st.allocate(s.p)
-	if s.st.fired == nil {
-		s.st.fired = make([]int64, len(s.p.triggers))
-	}
-	s.st.fired[i] = s.now
+	s.st.setQuiet(i, s.now)
 	return false
 }
 
 // pass notes the absences whose time is over, and fires what waited for them.
 func (s *step) pass() {
-	for i, v := range s.st.views {
-		t, over := &s.p.triggers[i], false
+	for i := range s.st.triggers() {
+		v, t, over := s.st.view(i), &s.p.triggers[i], false
 		for j := range v {
 			for a := v[j].pending(s.p, t.absent); a != 0; a &= a - 1 {
 				if v[j].at+s.p.deps[bits.TrailingZeros64(a)].wait <= s.now {
-					v[j].passed |= a & -a
+					v[j].note().passed |= a & -a
 					over = true
 				}
 			}
 		}
 		if over {
-			s.st.views[i] = s.work(i, v)
+			s.st.setView(i, s.work(i, v))
 		}
 	}
 }
@@ -205,8 +224,8 @@ func (s *step) pass() {
 // that began their time, whether or not a trigger asks for it now. What cannot
 // be used any more is not kept.
 func (s *step) answer(answers uint64) {
-	for i, v := range s.st.views {
-		t := &s.p.triggers[i]
+	for i := range s.st.triggers() {
+		v, t := s.st.view(i), &s.p.triggers[i]
 		n := 0
 		for _, k := range v {
 			for a := k.pending(s.p, answers); a != 0; a &= a - 1 {
@@ -214,7 +233,7 @@ func (s *step) answer(answers uint64) {
 				if s.now >= k.at+d.wait {
 					continue // nobody asked when the time was over
 				}
-				k.answered |= a & -a
+				k.note().answered |= a & -a
 				if t.absent&a&-a != 0 {
 					s.verdicts = append(s.verdicts, Verdict{
 						Outcome: Answered, Dependency: d.name, Trigger: t.name, Seq: k.seq,
@@ -222,23 +241,20 @@ func (s *step) answer(answers uint64) {
 					})
 				}
 			}
-			if k.answered&t.vital == 0 {
+			if k.marks().answered&t.vital == 0 {
 				v[n] = k
 				n++
 			}
 		}
 		clear(v[n:])
-		s.st.views[i] = v[:n]
+		s.st.setView(i, v[:n])
 	}
 }
 
 // trigger shows the event to one trigger, for the dependencies in arrived.
 func (s *step) trigger(i int, arrived uint64) {
 	t := &s.p.triggers[i]
-	var view triggerView
-	if len(s.st.views) > 0 {
-		view = s.st.views[i]
-	}
+	view := s.st.view(i)
 	if len(view) == 0 && arrived&s.p.several == 0 {
 		// What fires at once is never kept.
 		used := s.scratch[:0]
@@ -261,8 +277,7 @@ func (s *step) trigger(i int, arrived uint64) {
 			view = s.work(i, view)
 		}
 	}
-	s.st.allocate(s.p)
-	s.st.views[i] = view
+	s.st.setView(i, view)
 }
 
 // work fires a trigger as often as what waits allows, and returns what is left.
@@ -280,7 +295,12 @@ func (s *step) work(i int, view triggerView) triggerView {
 			return view
 		}
 		if !s.decide(t, have, used) {
-			return view
+			if s.gone == 0 {
+				return view
+			}
+			view = slices.DeleteFunc(view, func(k kept) bool { return k.seq == s.gone })
+			s.gone = 0
+			continue
 		}
 		s.fire(i, t, used)
 		if view = without(view, used); !t.queued {
@@ -291,9 +311,9 @@ func (s *step) work(i int, view triggerView) triggerView {
 
 // keep is the input's event, kept for dependency d.
 func (s *step) keep(d int) kept {
-	k := kept{dep: d, seq: s.in.Event.Seq, at: s.now, ev: s.in.Event}
-	if s.values != nil {
-		k.value = s.values[d]
+	k := kept{dep: uint8(d), seq: s.in.Event.Seq, at: s.now}
+	if s.values != nil && s.values[d] != "" {
+		k.note().value = s.values[d]
 	}
 	return k
 }
@@ -303,7 +323,7 @@ func (s *step) keep(d int) kept {
 func (s *step) add(t *trigger, view triggerView, d int) (now triggerView, taken bool) {
 	dep := &s.p.deps[d]
 	if dep.distinct != nil {
-		same := slices.IndexFunc(view, func(k kept) bool { return k.dep == d && k.value == s.values[d] })
+		same := slices.IndexFunc(view, func(k kept) bool { return int(k.dep) == d && k.marks().value == s.values[d] })
 		switch {
 		case same < 0:
 		case dep.pick == specs.PickFirst:
@@ -320,12 +340,12 @@ func (s *step) add(t *trigger, view triggerView, d int) (now triggerView, taken 
 	}
 	n := 0
 	for i := range view {
-		if view[i].dep == d {
+		if int(view[i].dep) == d {
 			n++
 		}
 	}
 	for ; n >= room; n-- { // more than one when the limit was higher before
-		oldest := slices.IndexFunc(view, func(k kept) bool { return k.dep == d })
+		oldest := slices.IndexFunc(view, func(k kept) bool { return int(k.dep) == d })
 		s.superseded(t, d, view[oldest].seq)
 		view = slices.Delete(view, oldest, oldest+1)
 	}
@@ -362,7 +382,7 @@ func (s *step) choose(t *trigger, view triggerView) (used []kept, have uint64) {
 		d := bits.TrailingZeros64(refs)
 		dep, first := &s.p.deps[d], len(used)
 		for i := range view {
-			if view[i].dep != d {
+			if int(view[i].dep) != d {
 				continue
 			}
 			used = append(used, view[i])
@@ -378,7 +398,7 @@ func (s *step) choose(t *trigger, view triggerView) (used []kept, have uint64) {
 	}
 	if t.absent != 0 {
 		for i := range used {
-			have |= used[i].passed & t.absent
+			have |= used[i].marks().passed & t.absent
 		}
 	}
 	return used, have
@@ -408,13 +428,16 @@ func (s *step) holds(t *trigger, have uint64, used []kept) bool {
 		s.waiting(t, have)
 		return false
 	}
-	env, err := s.p.environment(t, &t.condNeed, used)
+	env, err := s.environment(t, &t.condNeed, used, allDeps)
 	ok := false
 	if err == nil {
 		ok, err = t.cond.Bool(env)
 	}
+	var lost *lostError
 	switch {
 	case ok:
+	case errors.As(err, &lost):
+		s.gone = lost.seq
 	case err == nil, s.p.absent(err, t.refs&^have):
 		s.waiting(t, have)
 	default:
@@ -467,14 +490,22 @@ func (s *step) seq() uint64 {
 	return s.in.Event.Seq
 }
 
-// environment makes the environment of a condition or template.
-func (p *Program) environment(t *trigger, n *need, used []kept) (map[string]any, error) {
+// environment makes the environment of a condition or template. It asks for
+// the events only when something of them is needed, and only for those of the
+// dependencies in reads.
+func (s *step) environment(t *trigger, n *need, used []kept, reads uint64) (map[string]any, error) {
 	env := make(map[string]any, bits.OnesCount64(t.refs))
 	for i := range used {
-		d := &p.deps[used[i].dep]
-		o, err := d.object(used[i].ev, n)
-		if err != nil {
-			return nil, err
+		d := &s.p.deps[used[i].dep]
+		o := map[string]any{} // it has arrived
+		if reads&(1<<used[i].dep) != 0 && !n.none() {
+			ev, err := s.event(used[i].seq)
+			if err == nil {
+				o, err = d.object(ev, n)
+			}
+			if err != nil {
+				return nil, err
+			}
 		}
 		if d.list {
 			list, _ := env[d.ident].([]any)
@@ -482,8 +513,8 @@ func (p *Program) environment(t *trigger, n *need, used []kept) (map[string]any,
 		} else {
 			env[d.ident] = o
 		}
-		for a := used[i].passed & t.absent; a != 0; a &= a - 1 {
-			env[p.deps[bits.TrailingZeros64(a)].ident] = true
+		for a := used[i].marks().passed & t.absent; a != 0; a &= a - 1 {
+			env[s.p.deps[bits.TrailingZeros64(a)].ident] = true
 		}
 	}
 	return env, nil
@@ -511,11 +542,11 @@ func (s *step) emit(i int, t *trigger, used taken, deadline int64) {
 	case s.in.Event == nil:
 		deadline = s.now
 	}
-	f.Events, f.Event = s.p.contributions(t, used, s.flow)
+	f.Events, f.Last = s.p.contributions(t, used, s.flow)
 	var env map[string]any
 	var items []fanItem
 	if len(t.templates) > 0 || t.fan != nil {
-		env, f.Err = s.p.firingEnv(t, &t.need, used, s.flow)
+		env, f.Err = s.firingEnv(t, &t.need, used, s.flow)
 	}
 	if t.fan != nil && f.Err == nil {
 		items, f.Err = t.fan.items(env)
@@ -545,7 +576,7 @@ func (s *step) emit(i int, t *trigger, used taken, deadline int64) {
 // finish renders a firing.
 func (s *step) finish(t *trigger, f Firing, env map[string]any, used taken) {
 	if len(t.templates) > 0 && f.Err == nil {
-		f.Rendered, f.Err = t.render(env, used)
+		f.Rendered, f.Err = s.render(t, env, used)
 		switch {
 		case f.Err != nil:
 			f.Rendered = nil
@@ -559,9 +590,9 @@ func (s *step) finish(t *trigger, f Firing, env map[string]any, used taken) {
 	s.firings = append(s.firings, f)
 }
 
-// contributions are the events that contribute to a firing, and the last of
-// them.
-func (p *Program) contributions(t *trigger, used taken, f *flow) (out []Contribution, last *bus.Event) {
+// contributions are the events that contribute to a firing, and the sequence of
+// the last of them.
+func (p *Program) contributions(t *trigger, used taken, f *flow) (out []Contribution, last uint64) {
 	out = make([]Contribution, len(used.kept))
 	batch := 0
 	for i := range used.kept {
@@ -570,9 +601,7 @@ func (p *Program) contributions(t *trigger, used taken, f *flow) (out []Contribu
 			batch++
 		}
 		out[i] = Contribution{Dependency: p.deps[k.dep].name, Seq: k.seq, Batch: batch}
-		if last == nil || k.seq > last.Seq {
-			last = k.ev
-		}
+		last = max(last, k.seq)
 	}
 	if f == nil {
 		return out, last
@@ -584,9 +613,7 @@ func (p *Program) contributions(t *trigger, used taken, f *flow) (out []Contribu
 		}
 		for _, a := range st.answers {
 			out = append(out, Contribution{Dependency: resultName(p.names[st.trigger]), Seq: a.seq, Item: a.item})
-			if last == nil || a.seq > last.Seq {
-				last = a.ev
-			}
+			last = max(last, a.seq)
 		}
 	}
 	return out, last
@@ -594,10 +621,10 @@ func (p *Program) contributions(t *trigger, used taken, f *flow) (out []Contribu
 
 // firingEnv is what the templates of a firing see, with what is needed of the
 // events. An error names the first template.
-func (p *Program) firingEnv(t *trigger, n *need, used taken, f *flow) (map[string]any, error) {
-	env, err := p.takenEnv(t, n, used)
+func (s *step) firingEnv(t *trigger, n *need, used taken, f *flow) (map[string]any, error) {
+	env, err := s.takenEnv(t, n, used)
 	if err == nil && f != nil && t.results {
-		env["triggers"], err = f.results(p)
+		env["triggers"], err = s.results(f)
 	}
 	if err != nil && len(t.templates) > 0 {
 		return nil, &renderError{t.templates[0].path, err}
@@ -605,13 +632,13 @@ func (p *Program) firingEnv(t *trigger, n *need, used taken, f *flow) (map[strin
 	return env, err
 }
 
-func (p *Program) takenEnv(t *trigger, n *need, used taken) (map[string]any, error) {
+func (s *step) takenEnv(t *trigger, n *need, used taken) (map[string]any, error) {
 	if !t.batched {
-		return p.environment(t, n, used.kept)
+		return s.environment(t, n, used.kept, t.reads)
 	}
 	batch := make([]any, used.times())
 	for i := range batch {
-		env, err := p.environment(t, n, used.at(i))
+		env, err := s.environment(t, n, used.at(i), t.reads)
 		if err != nil {
 			return nil, err
 		}
@@ -632,7 +659,7 @@ func (e *renderError) Error() string { return e.path + ": " + e.err.Error() }
 // Unwrap returns the reason.
 func (e *renderError) Unwrap() error { return e.err }
 
-func (t *trigger) render(env map[string]any, used taken) (map[string]any, error) {
+func (s *step) render(t *trigger, env map[string]any, used taken) (map[string]any, error) {
 	out := make(map[string]any, len(t.templates))
 	for i := range t.templates {
 		tm := &t.templates[i]
@@ -640,7 +667,7 @@ func (t *trigger) render(env map[string]any, used taken) (map[string]any, error)
 		var err error
 		switch {
 		case tm.tmpl == nil:
-			v, err = batchData(used)
+			v, err = s.batchData(used)
 			if err != nil {
 				err = &renderError{tm.path, err}
 			}
@@ -659,10 +686,14 @@ func (t *trigger) render(env map[string]any, used taken) (map[string]any, error)
 
 // batchData is the default input of a batch: the data of the last event of each
 // of its parts.
-func batchData(used taken) (any, error) {
+func (s *step) batchData(used taken) (any, error) {
 	out := make([]any, used.times())
 	for i := range out {
-		v, err := attribute(last(used.at(i)).ev, "data")
+		ev, err := s.event(last(used.at(i)).seq)
+		if err != nil {
+			return nil, err
+		}
+		v, err := attribute(ev, "data")
 		if err != nil {
 			return nil, err
 		}
@@ -682,16 +713,19 @@ type Contributing struct {
 // is [Firing.Item].
 func (p *Program) RenderTrigger(trigger int, events []Contributing, item int) (map[string]any, error) {
 	t := &p.triggers[trigger]
+	stored := make(map[uint64]*bus.Event, len(events))
+	s := &step{p: p, in: &Input{Kept: func(seq uint64) *bus.Event { return stored[seq] }}}
 	var used taken
 	f := &flow{}
 	for _, c := range events {
+		stored[c.Seq] = c.Event
 		if i := p.resultTrigger(c.Dependency); i >= 0 {
 			st := f.step(i)
 			if st == nil {
 				f.steps = append(f.steps, flowStep{trigger: i, state: stepSucceeded})
 				st = &f.steps[len(f.steps)-1]
 			}
-			st.answers = append(st.answers, answer{c.Item, c.Seq, c.Event})
+			st.answers = append(st.answers, answer{c.Item, c.Seq, c.Event != nil && c.Event.Type != bus.TypeFunctionSucceeded})
 			continue
 		}
 		d := slices.IndexFunc(p.deps, func(d dependency) bool { return d.name == c.Dependency })
@@ -701,10 +735,10 @@ func (p *Program) RenderTrigger(trigger int, events []Contributing, item int) (m
 		if n := len(used.kept); n > 0 && c.Batch > len(used.ends) {
 			used.ends = append(used.ends, n)
 		}
-		used.kept = append(used.kept, kept{dep: d, seq: c.Seq, ev: c.Event})
+		used.kept = append(used.kept, kept{dep: uint8(d), seq: c.Seq})
 	}
 	used.ends = append(used.ends, len(used.kept))
-	env, err := p.firingEnv(t, &t.need, used, f)
+	env, err := s.firingEnv(t, &t.need, used, f)
 	if err != nil {
 		return nil, err
 	}
@@ -718,11 +752,11 @@ func (p *Program) RenderTrigger(trigger int, events []Contributing, item int) (m
 		}
 		env = t.fan.environment(env, item, items[item].value)
 	}
-	return t.render(env, used)
+	return s.render(t, env, used)
 }
 
 // InputPath is the path of a trigger's input among [Firing.Rendered], "" when it
-// has none: then the data of [Firing.Event] is its input.
+// has none: then the data of the event [Firing.Last] is its input.
 func (p *Program) InputPath(trigger int) string { return p.triggers[trigger].inputPath }
 
 // firingKey is the hash of what makes a firing of the trigger with this name, or

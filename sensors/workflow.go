@@ -136,9 +136,9 @@ const (
 
 // answer is the event that tells how a call ended.
 type answer struct {
-	item int
-	seq  uint64
-	ev   *bus.Event
+	item   int
+	seq    uint64
+	failed bool
 }
 
 func (f *flow) step(trigger int) *flowStep {
@@ -172,7 +172,7 @@ func (s *step) begin(i int, t *trigger, used taken, deadline int64, items int) s
 		at := s.st.findFlow(id)
 		if at < 0 {
 			own := taken{append([]kept(nil), used.kept...), append([]int(nil), used.ends...)}
-			at = s.st.addFlow(flow{id: id, at: s.now, taken: own}, s.p)
+			at = s.st.addFlow(flow{id: id, at: s.now, taken: own})
 			if at == MaxFlows {
 				s.st.dropFlow(0)
 				at--
@@ -220,12 +220,12 @@ func (s *step) answered(i int) {
 	if there || item < 0 || item >= st.items {
 		return // it was called again
 	}
-	st.answers = slices.Insert(st.answers, where, answer{item, ev.Seq, ev})
+	st.answers = slices.Insert(st.answers, where, answer{item, ev.Seq, ev.Type != bus.TypeFunctionSucceeded})
 	if len(st.answers) < st.items {
 		return
 	}
 	st.state = stepSucceeded
-	if slices.ContainsFunc(st.answers, func(a answer) bool { return a.ev.Type != bus.TypeFunctionSucceeded }) {
+	if slices.ContainsFunc(st.answers, func(a answer) bool { return a.failed }) {
 		st.state = stepFailed
 	}
 	s.proceed(at)
@@ -304,7 +304,7 @@ func (s *step) ready(f *flow, t *trigger) (ready bool, skip string) {
 // follow fires a later step of a workflow, if its condition holds.
 func (s *step) follow(i int, t *trigger, f *flow) {
 	if t.cond != nil {
-		env, err := s.p.firingEnv(t, &t.condNeed, f.taken, f)
+		env, err := s.firingEnv(t, &t.condNeed, f.taken, f)
 		ok := false
 		if err == nil {
 			ok, err = t.cond.Bool(env)
@@ -344,39 +344,43 @@ func (p *Program) precedes(i int, t *trigger) bool {
 
 // results is what expressions see as `triggers`: the results of the steps that
 // have ended, of which a fan-out has a list of outputs.
-func (f *flow) results(p *Program) (map[string]any, error) {
+func (s *step) results(f *flow) (map[string]any, error) {
 	out := make(map[string]any, len(f.steps))
 	for i := range f.steps {
 		st := &f.steps[i]
 		if st.state != stepSucceeded && st.state != stepFailed {
 			continue
 		}
-		r, err := p.resultOf(st.trigger, st.answers)
+		r, err := s.resultOf(st.trigger, st.answers)
 		if err != nil {
 			return nil, err
 		}
-		out[expression.Ident(p.names[st.trigger])] = r
+		out[expression.Ident(s.p.names[st.trigger])] = r
 	}
 	return out, nil
 }
 
-func (p *Program) resultOf(trigger int, answers []answer) (map[string]any, error) {
+func (s *step) resultOf(trigger int, answers []answer) (map[string]any, error) {
 	outputs, r := make([]any, 0, len(answers)), map[string]any{"outcome": "succeeded", "output": nil, "error": nil, "attempts": int64(0)}
 	for _, a := range answers {
-		v, err := a.ev.Value()
+		ev, err := s.event(a.seq)
+		var v any
+		if err == nil {
+			v, err = ev.Value()
+		}
 		if err != nil {
-			return nil, fmt.Errorf("result of %s: %w", p.names[trigger], err)
+			return nil, fmt.Errorf("result of %s: %w", s.p.names[trigger], err)
 		}
 		data, _ := v.(map[string]any)
 		outputs = append(outputs, data["output"])
-		if a.ev.Type != bus.TypeFunctionSucceeded && r["error"] == nil {
+		if a.failed && r["error"] == nil {
 			r["outcome"], r["error"] = "failed", data["error"]
 		}
 		if n, ok := data["attempts"].(int64); ok {
 			r["attempts"] = max(n, r["attempts"].(int64))
 		}
 	}
-	if p.triggers[trigger].fan != nil {
+	if s.p.triggers[trigger].fan != nil {
 		r["output"] = outputs
 	} else if len(outputs) > 0 {
 		r["output"] = outputs[0]

@@ -209,7 +209,7 @@ func TestWorkflowAgainstModel(t *testing.T) {
 				}
 			}
 			if rapid.Bool().Draw(t, "stored") {
-				st = restored(t, st, events)
+				st = restored(t, st)
 			}
 		}
 		for range flows {

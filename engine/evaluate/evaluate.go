@@ -81,8 +81,12 @@ type Evaluator struct {
 	// Inspect, when not nil, is called before each step and returns what it is
 	// to fill in, nil for nothing.
 	Inspect func(sensor int, key string) *sensors.Inspection
+	// Resident is about how many bytes of events that states refer to stay in
+	// memory, the newest; large ones do not. It changes no decision.
+	Resident int
 
 	observer Observer
+	load     func(seq uint64) (*bus.Event, error)
 	sensors  []Sensor
 	index    *sensors.Index
 	byName   map[string]int
@@ -93,16 +97,58 @@ type Evaluator struct {
 	wakes    deadlines
 	now      time.Time
 	position uint64
+	resident resident
+	loaded   map[uint64]*bus.Event // for the step
+	kept     func(seq uint64) *bus.Event
+	err      error
 
 	candidates []*sensors.Program
 	deps       []int
 	view       sensors.View
 }
 
+// Events are events in memory by their sequence, to be loaded from.
+type Events map[uint64]*bus.Event
+
+// Load gives an event, nil when it is not there.
+func (e Events) Load(seq uint64) (*bus.Event, error) { return e[seq], nil }
+
 // New returns an evaluator without sensors that stands behind the event at
-// position, with now as the log time.
-func New(o Observer, log string, position uint64, now time.Time) *Evaluator {
-	return &Evaluator{Log: log, observer: o, spaces: map[string]*space{}, position: position, now: now, index: sensors.NewIndex(nil)}
+// position, with now as the log time. load gives an event that states refer to,
+// by its sequence, or nil when it is no longer stored. It is asked for what an
+// expression reads and is not in memory, and may block. After an error the
+// evaluator is of no more use; see [Evaluator.Err].
+func New(o Observer, log string, position uint64, now time.Time, load func(seq uint64) (*bus.Event, error)) *Evaluator {
+	e := &Evaluator{Log: log, observer: o, load: load, spaces: map[string]*space{}, position: position, now: now, index: sensors.NewIndex(nil)}
+	e.kept = e.event
+	return e
+}
+
+// Err is the error of loading an event that ended the evaluation, nil for none.
+// What was to be decided then is not, nobody was told of it, and nothing is
+// evaluated any more; the states in memory must not be used.
+func (e *Evaluator) Err() error { return e.err }
+
+// event gives a step an event that its state refers to.
+func (e *Evaluator) event(seq uint64) *bus.Event {
+	if ev := e.resident.get(seq); ev != nil {
+		return ev
+	}
+	if ev := e.loaded[seq]; ev != nil || e.err != nil {
+		return ev
+	}
+	ev, err := e.load(seq)
+	if err != nil {
+		e.err = err
+		return nil
+	}
+	if ev != nil {
+		if e.loaded == nil {
+			e.loaded = map[uint64]*bus.Event{}
+		}
+		e.loaded[seq] = ev
+	}
+	return ev
 }
 
 // Use puts sensors in force, whose names are unique. Of the events at one time
@@ -223,7 +269,7 @@ func (e *Evaluator) NextWake() (at time.Time, ok bool) {
 // Deadlines steps all deadlines up to until, in the order (deadline, sensor,
 // key).
 func (e *Evaluator) Deadlines(until time.Time) {
-	for {
+	for e.err == nil {
 		d := e.wakes.first()
 		if d == nil || d.at > until.UnixNano() {
 			return
@@ -234,7 +280,7 @@ func (e *Evaluator) Deadlines(until time.Time) {
 			e.now = at
 		}
 		if i, ok := e.byName[k.Sensor]; ok {
-			e.step(i, sensors.Input{LogID: e.Log, Key: k.Key, Time: at, Explain: e.Explain})
+			e.step(i, sensors.Input{LogID: e.Log, Key: k.Key, Time: at, Explain: e.Explain, Kept: e.kept})
 		}
 	}
 }
@@ -252,6 +298,9 @@ func (e *Evaluator) Advance(position uint64, at time.Time) {
 // Event evaluates the event to whose place the evaluator has advanced, and
 // reports whether a sensor wants it. The event must not be changed any more.
 func (e *Evaluator) Event(ev *bus.Event) (wanted bool) {
+	if e.err != nil {
+		return false
+	}
 	e.view.Reset(ev)
 	var undecided []sensors.GroupVerdict
 	e.candidates, undecided = e.index.Lookup(&e.view, e.candidates[:0])
@@ -259,6 +308,9 @@ func (e *Evaluator) Event(ev *bus.Event) (wanted bool) {
 		e.observer.Undecided(undecided)
 	}
 	for _, p := range e.candidates {
+		if e.err != nil {
+			break
+		}
 		i := e.byRule[p]
 		r := p.Route(&e.view)
 		e.observer.Routed(i, r)
@@ -292,9 +344,12 @@ func (e *Evaluator) match(sensor int, ev *bus.Event, matches []sensors.Match) {
 				e.deps = append(e.deps, o.Dep)
 			}
 		}
-		en := e.step(sensor, sensors.Input{LogID: id, Key: m.Key, Event: ev, Deps: e.deps, Time: e.now, Explain: e.Explain})
+		en := e.step(sensor, sensors.Input{LogID: id, Key: m.Key, Event: ev, Deps: e.deps, Time: e.now, Explain: e.Explain, Kept: e.kept})
 		// A key that alone is more than the sensor may keep does not drive out the
 		// others.
+		if e.err != nil {
+			return
+		}
 		if most := e.sensors[sensor].Program.Limits(); en != nil && en.size > most.Bytes && e.position > e.inForce[sensor].through {
 			e.evict(sensor, m.Key, en)
 		}
@@ -318,6 +373,10 @@ func (e *Evaluator) step(sensor int, in sensors.Input) *Entry {
 		in.Inspect = e.Inspect(sensor, in.Key)
 	}
 	state, firings, verdicts := s.Program.Step(state, in)
+	if e.err != nil {
+		return nil
+	}
+	e.retain(&state, in.Event, firings, verdicts)
 	if en == nil && !state.Empty() {
 		en = &Entry{}
 		e.put(sp, in.Key, en)

@@ -16,6 +16,7 @@ import (
 // log keeps what it is told, a line each.
 type log struct {
 	e     *evaluate.Evaluator
+	load  func(seq uint64) (*bus.Event, error)
 	start time.Time
 	lines []string
 }
@@ -41,6 +42,8 @@ func (l *log) Stepped(sensor int, vs []sensors.Verdict) {
 		}
 	}
 }
+
+func (l *log) read(seq uint64) (*bus.Event, error) { return l.load(seq) }
 
 func (l *log) Evicted(sensor int, ev evaluate.Eviction) {
 	l.add(sensor, "evicts %s, %d events, seen %d", ev.Key, ev.Events, ev.Seen)
@@ -72,7 +75,7 @@ func program(t *testing.T, name string, within time.Duration, when string) evalu
 
 func newLog(list ...evaluate.Sensor) *log {
 	l := &log{start: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)}
-	l.e = evaluate.New(l, "log", 0, l.start)
+	l.e = evaluate.New(l, "log", 0, l.start, l.read)
 	l.e.Use(list)
 	return l
 }

@@ -150,7 +150,7 @@ var began = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
 func newWorld(t *rapid.T, s evaluate.Sensor, events map[uint64]*bus.Event, position uint64, now time.Time) *world {
 	w := &world{t: t, events: events, changed: map[evaluate.Key]bool{}}
-	w.e = evaluate.New(w, "log", position, now)
+	w.e = evaluate.New(w, "log", position, now, evaluate.Events(events).Load)
 	w.e.Use([]evaluate.Sensor{s})
 	return w
 }
@@ -377,7 +377,6 @@ func TestEvictionsAfterACrash(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			state.Hydrate(func(seq uint64) *bus.Event { return events[seq] })
 			if state.Empty() && st.seen <= covered {
 				continue
 			}

@@ -10,6 +10,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -52,6 +54,10 @@ type Options struct {
 	CheckpointEvery time.Duration
 	// BatchSize is the most events folded at once, default 256.
 	BatchSize int
+	// Resident is about how many bytes of events that wait in sensors stay in
+	// memory; others are read when they are needed. The default is an eighth of
+	// the memory limit of the Go runtime (GOMEMLIMIT), 256 MiB without one.
+	Resident int
 	// Tombstones is how many emptied keys of sensor state stay in STATE before
 	// they are removed together, at least; default 1024.
 	Tombstones int
@@ -76,6 +82,9 @@ type Dispatcher struct {
 	ready     atomic.Bool
 }
 
+// defaultResident is [Options.Resident] without a memory limit.
+const defaultResident = 256 << 20
+
 // New returns a dispatcher that does nothing yet.
 func New(o Options) *Dispatcher {
 	if o.CheckpointEvery == 0 {
@@ -83,6 +92,12 @@ func New(o Options) *Dispatcher {
 	}
 	if o.BatchSize == 0 {
 		o.BatchSize = 256
+	}
+	if o.Resident == 0 {
+		o.Resident = defaultResident
+		if limit := debug.SetMemoryLimit(-1); limit < math.MaxInt64 {
+			o.Resident = int(limit / 8)
+		}
 	}
 	if o.Tombstones == 0 {
 		o.Tombstones = leastTombstones

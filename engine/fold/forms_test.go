@@ -124,6 +124,7 @@ type history struct {
 	rng       *rand.Rand
 	rules     *fold.Rules
 	evaluator *evaluate.Evaluator
+	events    evaluate.Events
 	calls     []sensors.Result // that have not ended
 	fires     []string
 }
@@ -161,8 +162,8 @@ func fill(t testing.TB, b *bustest.Past, rules *fold.Rules, seed uint64) *histor
 		t.Fatal(err)
 	}
 	at := time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)
-	h := &history{rng: rand.New(rand.NewPCG(3, seed)), rules: rules}
-	h.evaluator = evaluate.New(h, info.ID, 0, at)
+	h := &history{rng: rand.New(rand.NewPCG(3, seed)), rules: rules, events: evaluate.Events{}}
+	h.evaluator = evaluate.New(h, info.ID, 0, at, h.events.Load)
 	h.evaluator.Use(rules.Sensors)
 	for seq, n := uint64(1), 0; n < 60 || len(h.calls) > 0; seq++ {
 		at = at.Add(time.Duration(h.rng.IntN(40)) * time.Second)
@@ -188,6 +189,7 @@ func fill(t testing.TB, b *bustest.Past, rules *fold.Rules, seed uint64) *histor
 		if err != nil {
 			t.Fatal(err)
 		}
+		h.events[seq] = stored
 		h.evaluator.Advance(seq, at)
 		h.evaluator.Event(stored)
 	}

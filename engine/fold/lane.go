@@ -1,6 +1,7 @@
 package fold
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -38,8 +39,22 @@ type lane struct {
 // with now as its log time.
 func newLane(s *session, pos uint64, now time.Time) *lane {
 	l := &lane{s: s, pos: pos, deciding: pos}
-	l.eval = evaluate.New(l, s.log, pos, now)
+	l.eval = evaluate.New(l, s.log, pos, now, func(seq uint64) (*bus.Event, error) {
+		ev, err := s.d.o.Cache.Event(s.ctx, seq)
+		if errors.Is(err, bus.ErrNotFound) {
+			return nil, nil
+		}
+		return ev, err
+	})
 	return l
+}
+
+// err is why nothing can be decided any more, nil if all is well.
+func (l *lane) err() error {
+	if err := l.eval.Err(); err != nil {
+		return fmt.Errorf("reading an event that waits in a sensor: %w", err)
+	}
+	return nil
 }
 
 // use puts sensors in force. The dispatcher's mu is held; the caller has made
@@ -103,9 +118,14 @@ func (l *lane) Routed(sensor int, r sensors.Routing) {
 
 // Stepped counts how a step went.
 func (l *lane) Stepped(sensor int, verdicts []sensors.Verdict) {
-	st := l.running[sensor].stats
-	st.count(verdicts)
-	st.uses(l.eval.Usage(sensor))
+	run := &l.running[sensor]
+	run.stats.count(verdicts)
+	run.stats.uses(l.eval.Usage(sensor))
+	for i := range verdicts {
+		if verdicts[i].Outcome == sensors.Lost {
+			l.s.d.o.Alarm("state-events-lost", fmt.Sprintf("sensor %s: event %d, which is needed, is no longer stored", run.Name, verdicts[i].Seq))
+		}
+	}
 }
 
 // Evicted takes notice of a key that was given up.

@@ -174,6 +174,7 @@ func (s *session) recover(ctx context.Context) error {
 		pos = info.First - 1
 	}
 	s.main = newLane(s, pos, now)
+	s.main.eval.Resident = d.o.Resident
 	if err := s.readJobs(ctx, jinfo); err != nil {
 		return fmt.Errorf("reading JOBS from %d: %w", s.job+1, err)
 	}
@@ -181,7 +182,7 @@ func (s *session) recover(ctx context.Context) error {
 	rules := d.rules
 	d.mu.Unlock()
 	s.use(rules)
-	if err := s.loadKeys(ctx, cp.Epoch); err != nil {
+	if err := s.loadKeys(ctx, cp.Epoch, info.First); err != nil {
 		return fmt.Errorf("loading sensor state: %w", err)
 	}
 	if err := s.loadForce(ctx); err != nil {
@@ -247,11 +248,12 @@ func (s *session) readJobs(ctx context.Context, info bus.LogInfo) error {
 	})
 }
 
-// loadKeys loads the state of all keys and the events they wait with. States
-// of epochs before floor do not count any more.
-func (s *session) loadKeys(ctx context.Context, floor uint64) error {
+// loadKeys loads the state of all keys. The events they wait with are loaded
+// when they are read; those before first are not stored any more. States of epochs before floor do not count any more.
+func (s *session) loadKeys(ctx context.Context, floor, first uint64) error {
 	s.stones = tombstones{epoch: max(floor, firstEpoch), floor: floor, names: map[string]uint64{}, least: s.d.o.Tombstones}
 	var old, stale []string
+	lost := map[string]int{}
 	err := s.d.o.Bus.State().Scan(ctx, sensorPrefix, func(e bus.Entry) error {
 		st, err := decodeStored(e.Value)
 		if err != nil {
@@ -289,7 +291,13 @@ func (s *session) loadKeys(ctx context.Context, floor uint64) error {
 			stale = append(stale, e.Key)
 			return nil
 		}
-		s.main.eval.Put(evaluate.Key{Sensor: st.sensor, Key: st.key}, &evaluate.Entry{State: state, Seen: st.seen, Stored: true, Epoch: st.epoch})
+		state = r.Program.Adopt(state)
+		if n := state.Forget(first); n > 0 {
+			lost[st.sensor] += n
+		}
+		k := evaluate.Key{Sensor: st.sensor, Key: st.key}
+		s.main.eval.Put(k, &evaluate.Entry{State: state, Seen: st.seen, Stored: true, Epoch: st.epoch})
+		s.main.eval.Schedule(k)
 		if st.seen > s.main.pos {
 			s.decided[st.sensor] = max(s.decided[st.sensor], st.seen)
 		}
@@ -298,27 +306,8 @@ func (s *session) loadKeys(ctx context.Context, floor uint64) error {
 	if err != nil {
 		return err
 	}
-	for k, en := range s.main.eval.Keys() {
-		missing := 0
-		var failed error
-		en.State.Hydrate(func(seq uint64) *bus.Event {
-			ev, err := s.d.o.Cache.Event(ctx, seq)
-			if errors.Is(err, bus.ErrNotFound) {
-				missing++
-				return nil
-			}
-			if err != nil {
-				failed = err
-			}
-			return ev
-		})
-		if failed != nil {
-			return failed
-		}
-		if missing > 0 {
-			s.d.o.Alarm("state-events-lost", fmt.Sprintf("sensor %s, key %q: %d waiting events are no longer stored", k.Sensor, k.Key, missing))
-		}
-		s.main.eval.Schedule(k)
+	for name, n := range lost {
+		s.d.o.Alarm("state-events-lost", fmt.Sprintf("sensor %s: %d waiting events before event %d are no longer stored", name, n, first))
 	}
 	for _, k := range old {
 		if err := s.d.o.Bus.State().Delete(ctx, k); err != nil {
@@ -430,6 +419,9 @@ func (s *session) fold(stop context.Context) error {
 		if cause := context.Cause(s.ctx); cause != nil {
 			return cause
 		}
+		if err := s.main.err(); err != nil {
+			return err
+		}
 		if stop.Err() != nil {
 			return s.barrier()
 		}
@@ -468,6 +460,9 @@ func (s *session) foldUntil(ctx context.Context, rd bus.Reader) error {
 		}
 		for i := range recs {
 			s.event(&recs[i])
+			if err := s.main.err(); err != nil {
+				return err
+			}
 			if len(s.main.evicted) >= mostEvicted {
 				s.send(false)
 			}
@@ -513,7 +508,7 @@ func (s *session) next(ctx context.Context, rd bus.Reader) ([]bus.Record, error)
 	s.main.trailing = true
 	s.main.eval.Deadlines(time.Now())
 	s.main.trailing = false
-	return nil, nil
+	return nil, s.main.err()
 }
 
 // event folds one event.

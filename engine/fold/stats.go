@@ -90,7 +90,7 @@ func (s *stats) count(vs []sensors.Verdict) {
 			s.debounced.Add(1)
 		case sensors.Skipped:
 			s.skipped.Add(1)
-		case sensors.Yes, sensors.No, sensors.Waiting, sensors.Fired, sensors.Answered, sensors.Evicted:
+		case sensors.Yes, sensors.No, sensors.Waiting, sensors.Fired, sensors.Answered, sensors.Evicted, sensors.Lost:
 		}
 	}
 }

@@ -75,10 +75,7 @@ func NewJob(sensor, specHash string, position uint64, f *sensors.Firing) *Job {
 	j := &Job{
 		Key: f.Key, Sensor: sensor, Trigger: f.Trigger, SpecHash: specHash, Correlation: f.Correlation,
 		Flow: f.Flow, Item: f.Item, Items: f.Items,
-		Position: position, Events: f.Events, Time: f.Time, Late: f.Late,
-	}
-	if f.Event != nil {
-		j.Last = f.Event.Seq
+		Position: position, Events: f.Events, Last: f.Last, Time: f.Time, Late: f.Late,
 	}
 	if f.Err != nil {
 		j.Fault = f.Err.Error()

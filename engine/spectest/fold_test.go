@@ -178,8 +178,8 @@ func TestSpecTestsAgreeWithTheFold(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		f := &fired{}
-		f.e = evaluate.New(f, info.ID, 0, test.StartTime())
+		f := &fired{events: evaluate.Events{}}
+		f.e = evaluate.New(f, info.ID, 0, test.StartTime(), f.events.Load)
 		f.e.Use(list)
 		at, stored := specs.Duration(0), uint64(0)
 		for range 300 {
@@ -204,6 +204,7 @@ func TestSpecTestsAgreeWithTheFold(t *testing.T) {
 			if ev, err = bus.DecodeEvent(r); err != nil {
 				t.Fatal(err)
 			}
+			f.events[stored] = ev
 			f.e.Advance(stored, now)
 			f.e.Event(ev)
 		}
@@ -300,7 +301,7 @@ func (f *fired) answer(test *specs.Test, i int, at *specs.Duration, rng *rand.Ra
 	in := &specs.TestResult{Sensor: sensor, Trigger: fi.Trigger, Outcome: specs.OutcomeSucceeded, Output: specs.Value{Root: output, Set: true}}
 	r := sensors.Result{
 		Function: f.function(i), Sensor: sensor, Trigger: fi.Trigger, Firing: fi.Key, Correlation: fi.Correlation, Flow: fi.Flow, Item: fi.Item, Items: fi.Items,
-		Output: fmt.Append(nil, output), ContentType: "application/json", Attempts: 1, Last: fi.Event, Time: test.StartTime().Add(at.D()),
+		Output: fmt.Append(nil, output), ContentType: "application/json", Attempts: 1, Last: f.events[fi.Last], Time: test.StartTime().Add(at.D()),
 	}
 	if rng.IntN(4) == 0 {
 		in.Outcome, in.Error, r.Failed, r.Error = specs.OutcomeFailed, "broken", true, "broken"

@@ -120,7 +120,7 @@ func (r *recorder) answer(in *specs.TestResult, res *sensors.Result) (why string
 	}
 	r.open = slices.Delete(r.open, at, at+1)
 	f := c.firing
-	res.Function, res.Sensor, res.Trigger, res.Last = callee(c.sensor, c.trigger), c.sensor, c.trigger.Name, f.Event
+	res.Function, res.Sensor, res.Trigger, res.Last = callee(c.sensor, c.trigger), c.sensor, c.trigger.Name, r.events[f.Last]
 	res.Firing, res.Correlation, res.Flow, res.Item, res.Items = f.Key, f.Correlation, f.Flow, f.Item, f.Items
 	return ""
 }

@@ -47,9 +47,10 @@ spec:
 
 // fired keeps firings, each with the place of its sensor.
 type fired struct {
-	e    *evaluate.Evaluator
-	list []*sensors.Firing
-	of   []int
+	e      *evaluate.Evaluator
+	events evaluate.Events
+	list   []*sensors.Firing
+	of     []int
 }
 
 func (f *fired) Undecided([]sensors.GroupVerdict)      {}
@@ -111,8 +112,8 @@ tests:
 		ID: "p", Source: "/_emit", Type: "push", EventSource: bus.SourceEmit, EventName: "push", ProducerID: true, Seq: 1, StoredAt: test.StartTime(),
 		DataContentType: "application/json", Data: []byte(`{"commit":7,"parts":["one","fail"]}`), Extensions: test.Events[0].Extensions,
 	}
-	f := &fired{}
-	f.e = evaluate.New(f, "test", 0, test.StartTime())
+	f := &fired{events: evaluate.Events{1: push}}
+	f.e = evaluate.New(f, "test", 0, test.StartTime(), f.events.Load)
 	f.e.Use(list)
 	f.e.Advance(1, push.StoredAt)
 	f.e.Event(push)

@@ -154,8 +154,8 @@ type Failure struct {
 // Run runs one test that [Runner.Check] finds nothing wrong with. The error
 // says that an event cannot be made.
 func (r *Runner) Run(t *specs.Test) (Result, error) {
-	rec := &recorder{runner: r, start: t.StartTime(), events: map[uint64]*bus.Event{}}
-	rec.evaluator = evaluate.New(rec, "test", 0, rec.start)
+	rec := &recorder{runner: r, start: t.StartTime(), events: evaluate.Events{}}
+	rec.evaluator = evaluate.New(rec, "test", 0, rec.start, rec.events.Load)
 	rec.evaluator.Explain = slices.ContainsFunc(t.Verdicts, func(v specs.ExpectedVerdict) bool { return v.Outcome == "waiting" })
 	rec.evaluator.Use(r.sensors)
 	ids := map[string]time.Duration{}
@@ -266,7 +266,7 @@ type recorder struct {
 	runner    *Runner
 	evaluator *evaluate.Evaluator
 	start     time.Time
-	events    map[uint64]*bus.Event
+	events    evaluate.Events
 	firings   []Firing
 	verdicts  []verdict
 	open      []call
@@ -331,7 +331,7 @@ func (r *recorder) Fired(sensor int, f *sensors.Firing) {
 		rendered, err = s.Program.RenderTrigger(f.TriggerIndex, events, f.Item)
 	}
 	if err == nil {
-		out.Input, err = input(t, s.Program.InputPath(f.TriggerIndex), f.Event, rendered)
+		out.Input, err = input(t, s.Program.InputPath(f.TriggerIndex), r.events[f.Last], rendered)
 	}
 	if t.Inline != nil {
 		if out.Function = t.Inline.Kind; err == nil {
