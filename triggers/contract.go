@@ -135,6 +135,14 @@ type maskedError struct {
 func (e *maskedError) Error() string { return e.text }
 func (e *maskedError) Unwrap() error { return e.err }
 
+// Prepare implements [Preparer]; most functions need no preparation.
+func (f *Contract) Prepare(ctx context.Context) error {
+	if p, ok := f.Function.(Preparer); ok {
+		return p.Prepare(ctx)
+	}
+	return nil
+}
+
 // Close closes the function when it is an io.Closer.
 func (f *Contract) Close() error {
 	if c, ok := f.Function.(io.Closer); ok {

@@ -21,6 +21,14 @@ type Function interface {
 	Invoke(ctx context.Context, c *Call) (Result, error)
 }
 
+// Preparer is a [Function] that needs time before its first call, to compile
+// something for example. Prepare blocks until it can be called, or is not going
+// to be, which Invoke then tells; its error is that of ctx. Workers await it
+// before the time of a call begins, so that no attempt is lost to it.
+type Preparer interface {
+	Prepare(ctx context.Context) error
+}
+
 // Call is one call of a function.
 type Call struct {
 	// Key is the idempotency key: the same for every attempt and redrive of

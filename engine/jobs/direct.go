@@ -149,10 +149,19 @@ func invoke(ctx context.Context, log *slog.Logger, callee *Callee, c *triggers.C
 	return res, err
 }
 
+// prepare waits until the function can be called; it fails when ctx ends.
+func (c *Callee) prepare(ctx context.Context) error {
+	if p, ok := c.Function.(triggers.Preparer); ok {
+		return p.Prepare(ctx)
+	}
+	return nil
+}
+
 // Invoke makes one call of a function outside of any pool, within timeout, and
 // waits for its end. The caller closes the function.
 func Invoke(ctx context.Context, log *slog.Logger, callee *Callee, r Request) Outcome {
 	key := newKey()
+	_ = callee.prepare(ctx) // when ctx ends, the call tells
 	ctx, cancel := context.WithTimeout(ctx, r.Timeout)
 	defer cancel()
 	out := Outcome{ID: key + "-1", Key: key, Function: callee.Name, Started: time.Now()}

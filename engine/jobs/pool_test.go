@@ -388,6 +388,54 @@ func TestRunningJobComesBackAfterAStop(t *testing.T) {
 	}
 }
 
+// prepared is a function that cannot be called before ready is closed.
+type prepared struct {
+	function
+	ready chan struct{}
+}
+
+func (p *prepared) Prepare(ctx context.Context) error {
+	select {
+	case <-p.ready:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// TestPreparationIsNoAttempt: a function that takes longer to get ready than a
+// call may take is called once, and others do not wait for it.
+func TestPreparationIsNoAttempt(t *testing.T) {
+	f := newFixture(t, Options{})
+	fn, other := &prepared{ready: make(chan struct{})}, &function{}
+	slow := trigger("s", "a", &triggers.Contract{Function: fn})
+	slow.Timeout = 10 * time.Millisecond
+	ready := fn.ready
+	fn.do = func(ctx context.Context, _ *triggers.Call) error {
+		select {
+		case <-ready:
+			return ctx.Err()
+		default:
+			return errors.New("called before it was ready")
+		}
+	}
+	f.pool.Apply(table(slow, trigger("s", "b", other)))
+	f.pool.Covered(f.seq, f.seq)
+	f.run()
+	f.enqueue("s", "a", "k1", nil)
+	f.enqueue("s", "b", "k2", nil)
+	until(t, "the call of the other", func() bool { return other.count() == 1 })
+	time.AfterFunc(5*slow.Timeout, func() { close(ready) })
+	until(t, "the call", func() bool { return fn.count() == 1 && records(t, f.bus.Jobs()) == 0 })
+	if fn.calls[0] != "k1#1" || records(t, f.bus.DeadLetters()) != 0 {
+		t.Fatalf("calls %v", fn.calls)
+	}
+	// A stop does not wait for one that never is.
+	fn.ready = make(chan struct{})
+	f.enqueue("s", "a", "k3", nil)
+	f.stop()
+}
+
 func TestRunsAreWrittenInBlocks(t *testing.T) {
 	f := newFixture(t, Options{})
 	fn := &function{}

@@ -242,6 +242,10 @@ func (q *queue) run(t *task) {
 		return
 	}
 	callee := spec.Callee
+	if err := callee.prepare(p.stopping); err != nil {
+		q.end(spec)
+		return
+	}
 	if spec.Direct {
 		p.recent.begin(j.Key)
 	}

@@ -8,7 +8,9 @@ import (
 	"errors"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -44,6 +46,30 @@ func (e *engine) says(what string) {
 	})
 }
 
+var buildCommand = regexp.MustCompile(`(?m)^\$ (.* go build .*)$`)
+
+// built returns the directory of an example, or a copy of it in which is built
+// what its README says to build.
+func built(t *testing.T, dir string) string {
+	t.Helper()
+	readme, err := os.ReadFile(filepath.Join(dir, "README.md"))
+	commands := buildCommand.FindAllStringSubmatch(string(readme), -1)
+	if err != nil || len(commands) == 0 {
+		return dir
+	}
+	to := t.TempDir()
+	if err := os.CopyFS(to, os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range commands {
+		cmd := exec.Command("sh", "-c", strings.ReplaceAll(c[1], "examples/"+filepath.Base(dir), to))
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v\n%s", c[1], err, out)
+		}
+	}
+	return to
+}
+
 // TestExamplesAreValid: no example has as much as a warning.
 func TestExamplesAreValid(t *testing.T) {
 	dirs, err := filepath.Glob(filepath.Join("..", "..", "examples", "*"))
@@ -51,7 +77,7 @@ func TestExamplesAreValid(t *testing.T) {
 		t.Fatalf("examples: %v %v", dirs, err)
 	}
 	for _, dir := range dirs {
-		stdout, stderr, code := execute(t, nil, "validate", dir)
+		stdout, stderr, code := execute(t, nil, "validate", built(t, dir))
 		if code != 0 || strings.Contains(stderr, "warning[") || strings.Contains(stderr, "error[") {
 			t.Errorf("%s: exit code %d\n%s%s", dir, code, stdout, stderr)
 		}
@@ -83,7 +109,7 @@ func TestExamplesHaveTests(t *testing.T) {
 		t.Fatalf("examples: %v %v", dirs, err)
 	}
 	for _, dir := range dirs {
-		stdout, stderr, code := execute(t, nil, "test", dir)
+		stdout, stderr, code := execute(t, nil, "test", built(t, dir))
 		if code != 0 || !strings.HasSuffix(stdout, " passed\n") {
 			t.Errorf("%s: exit code %d\n%s%s", dir, code, stdout, stderr)
 		}

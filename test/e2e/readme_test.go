@@ -90,7 +90,7 @@ func (e *engine) types(name, command string, want []string) {
 	const verb = "go run ./cmd/engine "
 	script := strings.NewReplacer(verb, binary+" ", "127.0.0.1:12000", e.in, "examples/"+name, e.specs).Replace(command)
 	once := func() error {
-		ctx, cancel := context.WithTimeout(e.t.Context(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(e.t.Context(), 2*time.Minute) // some build a program
 		defer cancel()
 		cmd := exec.CommandContext(ctx, "sh", "-c", script)
 		cmd.Env = append(cleanEnv(), "ENGINE_API=http://"+e.api)

@@ -10,9 +10,13 @@ import (
 	"github.com/sensor-engine/engine/triggers/node"
 	"github.com/sensor-engine/engine/triggers/publish"
 	"github.com/sensor-engine/engine/triggers/python"
+	"github.com/sensor-engine/engine/triggers/wasm"
 )
 
 // All returns every function kind, by name.
 func All() triggers.Registry {
-	return triggers.Registry{exec.Factory(), http.Factory(), log.Factory(), node.Factory(), publish.Factory(), python.Factory()}
+	return triggers.Registry{
+		exec.Factory(), http.Factory(), log.Factory(), node.Factory(),
+		publish.Factory(), python.Factory(), wasm.Factory(),
+	}
 }
