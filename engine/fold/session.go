@@ -491,7 +491,9 @@ func (s *session) next(ctx context.Context, rd bus.Reader) ([]bus.Record, error)
 		return recs, err
 	}
 	// The clock is past the deadline. It counts only when the log, asked now,
-	// holds nothing that should be folded first.
+	// holds nothing that should be folded first. What is stored from now on is
+	// stored later than this; deadlines in between have to wait for it.
+	asked := time.Now()
 	info, err := s.d.o.Bus.Events().Info(ctx)
 	if err != nil {
 		return nil, err
@@ -506,7 +508,7 @@ func (s *session) next(ctx context.Context, rd bus.Reader) ([]bus.Record, error)
 		}
 	}
 	s.main.trailing = true
-	s.main.eval.Deadlines(time.Now())
+	s.main.eval.Deadlines(asked)
 	s.main.trailing = false
 	return nil, s.main.err()
 }
