@@ -15,6 +15,9 @@ func (c *Config) Validate(ck *specs.Checker) {
 	if c.Memory < pageSize || c.Memory > maxMemory {
 		ck.Errorf("memory", specs.CodeInvalidValue, "for example 64MiB", "memory is from 64KiB to 4GiB")
 	}
+	if c.Mode == modeWorker && c.Stdin != "" {
+		ck.Errorf("stdin", specs.CodeInvalidValue, "leave one of them out", "with mode worker, stdin has the call")
+	}
 	for _, arg := range c.Args {
 		if strings.Contains(arg, "${ ") {
 			ck.Errorf("args", specs.CodeInvalidValue, "read data on stdin or from a variable of env", "args have no templates, %q would reach the program as it is", arg)

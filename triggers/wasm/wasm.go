@@ -24,6 +24,7 @@ import (
 	"github.com/sensor-engine/engine/specs"
 	"github.com/sensor-engine/engine/triggers"
 	"github.com/sensor-engine/engine/triggers/program"
+	"github.com/sensor-engine/engine/triggers/worker"
 )
 
 // Config is the config of a `wasm` function.
@@ -32,6 +33,7 @@ type Config struct {
 	Args   []string                      `yaml:"args" doc:"Arguments after the program's name. They have no templates: event data reaches the program on stdin and in variables." example:"[--strict]"`
 	Env    map[string]specs.TextOrSecret `yaml:"env" doc:"Environment variables; a value is text with ${ expr } or a secret. Nothing of the engine's own environment is passed on."`
 	Stdin  string                        `yaml:"stdin" enum:"data,event,input,none" doc:"What the program reads: the event's data untouched, the whole event as CloudEvents JSON, the trigger's input as JSON, or nothing. Default: the input if there is one, else data."`
+	Mode   string                        `yaml:"mode" enum:"call,worker" doc:"Whether stdin and stdout are what the call is about, or the call comes as a line of JSON and the answer is one, as with workers of exec; default call. Either way each call is an instance of its own, whose stdin ends."`
 	Memory specs.Size                    `yaml:"memory" doc:"Most memory of one call, up to 4GiB; default 64MiB. Concurrent calls have a memory each."`
 	Mounts []Mount                       `yaml:"mounts" doc:"Directories that the program may use; without any it has no files."`
 }
@@ -46,6 +48,9 @@ type Mount struct {
 func (m Mount) readOnly() bool { return m.ReadOnly == nil || *m.ReadOnly }
 
 const (
+	modeCall   = "call"
+	modeWorker = "worker"
+
 	defaultMemory = 64 << 20
 	maxMemory     = 4 << 30
 	// maxTrace is how many lines of a stack are kept.
@@ -60,7 +65,7 @@ func Factory() triggers.Factory {
 		Type: specs.Type{
 			Name: "wasm",
 			Doc:  "Runs a WebAssembly program (WASI preview 1) in a sandbox, with the event on stdin and in CE_* variables; its stdout is the output, its stderr the log.",
-			New:  func() any { return &Config{Memory: defaultMemory} },
+			New:  func() any { return &Config{Mode: modeCall, Memory: defaultMemory} },
 		},
 		Make: func(config any, env triggers.Env) (triggers.Function, error) {
 			return newFunction(shared, config.(*Config), env), nil
@@ -198,11 +203,11 @@ func (f *function) Invoke(ctx context.Context, c *triggers.Call) (triggers.Resul
 	if err != nil {
 		return triggers.Result{}, err
 	}
-	in, err := program.Stdin(f.cfg.Stdin, c)
+	in, most, err := f.stdin(ctx, c)
 	if err != nil {
 		return triggers.Result{}, err
 	}
-	stdout, stderr := &program.Capped{Limit: triggers.MaxOutput}, &program.Capped{Limit: triggers.MaxLogs}
+	stdout, stderr := &program.Capped{Limit: most}, &program.Capped{Limit: triggers.MaxLogs}
 	cfg := f.base.WithStdin(bytes.NewReader(in)).WithStdout(stdout).WithStderr(stderr).WithNanosleep(sleep(ctx))
 	for _, v := range env {
 		name, value, _ := strings.Cut(v, "=")
@@ -218,12 +223,28 @@ func (f *function) Invoke(ctx context.Context, c *triggers.Call) (triggers.Resul
 	}
 	memory := &memories{limit: f.limit}
 	err = f.module.run(experimental.WithMemoryAllocator(ctx, memory), cfg)
-	res := triggers.Result{
-		Output: stdout.Kept, ContentType: program.ContentType(stdout.Kept), Truncated: stdout.Cut,
-		Logs: triggers.Logs{Stderr: stderr.Kept, Truncated: stderr.Cut},
+	status, err := f.outcome(ctx, err, memory.refused, stderr.Kept)
+	res := triggers.Result{Status: status}
+	switch {
+	case f.cfg.Mode != modeWorker:
+		res.Output, res.ContentType, res.Truncated = stdout.Kept, program.ContentType(stdout.Kept), stdout.Cut
+	case err == nil && stdout.Cut:
+		err = triggers.Errorf(triggers.FunctionError, "%s: the answer is longer than %d bytes", f.name, worker.MaxLine)
+	case err == nil:
+		res, err = worker.Answer(stdout.Kept)
 	}
-	res.Status, err = f.outcome(ctx, err, memory.refused, stderr.Kept)
+	res.Logs = triggers.Logs{Stderr: stderr.Kept, Truncated: stderr.Cut}
 	return res, err
+}
+
+// stdin returns what the program reads, and how much of what it writes counts.
+func (f *function) stdin(ctx context.Context, c *triggers.Call) (in []byte, most int, err error) {
+	if f.cfg.Mode == modeWorker {
+		in, err = worker.Line(ctx, c)
+		return in, worker.MaxLine, err
+	}
+	in, err = program.Stdin(f.cfg.Stdin, c)
+	return in, triggers.MaxOutput, err
 }
 
 // sleep is how a program waits: not beyond ctx.

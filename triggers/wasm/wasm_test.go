@@ -3,6 +3,7 @@ package wasm
 import (
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -313,6 +314,26 @@ func TestStdin(t *testing.T) {
 	}
 }
 
+// TestWorker: the protocol of exec's workers, one call an instance.
+func TestWorker(t *testing.T) {
+	path := guest(t)
+	for what, want := range map[string]string{
+		"answer": `{"id":1234567890123456789} k 1 t`, "refuse": "InputError: no name", "exit": "FunctionError: guest.wasm: exit 3: that was it",
+		"args": "FunctionError: not an answer: ", "flood": "FunctionError: guest.wasm: the answer is longer than",
+	} {
+		f := newFunction(sharedLibrary, &Config{File: path, Args: []string{what}, Mode: modeWorker}, triggers.Env{})
+		res, err := f.Invoke(t.Context(), call(nil))
+		_ = f.Close()
+		if got := string(res.Output); err != nil {
+			if !strings.HasPrefix(err.Error(), want) || got != "" {
+				t.Errorf("%s: %v, %s, want %s", what, err, got, want)
+			}
+		} else if want, _ := json.Marshal(want); got != string(want) || len(res.Events) != 1 || res.Events[0].Subject != "s" || len(res.Logs.Stderr) == 0 || res.ContentType != "application/json" {
+			t.Errorf("%s: %+v, want %s", what, res, want)
+		}
+	}
+}
+
 func TestMounts(t *testing.T) {
 	path := guest(t)
 	base := t.TempDir()
@@ -506,6 +527,8 @@ func TestValidate(t *testing.T) {
 		"file: a.wasm\nargs: ['${ data.id }']":                                     "args have no templates",
 		"file: a.wasm\nenv: {'A=B': c}":                                            "is no name of a variable",
 		"file: a.wasm\nenv: {PYTHONPATH: '${ data.id }'}":                          "",
+		"file: a.wasm\nmode: worker\nstdin: data":                                  "with mode worker, stdin has the call",
+		"file: a.wasm\nmode: worker":                                               "",
 		"file: a.wasm\nstdin: body":                                                "unknown-value",
 		"file: a.wasm\nmounts: [{host: a}]":                                        "missing-key",
 		"file: a.wasm\nmounts: [{host: a, guest: data}]":                           "is no absolute path",

@@ -3,6 +3,7 @@ package main
 
 import (
 	"bufio"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -15,6 +16,24 @@ func main() {
 	switch what {
 	case "echo":
 		must(io.Copy(os.Stdout, os.Stdin))
+	case "answer", "refuse": // a line by the protocol of workers
+		var in struct {
+			ID      int
+			Context struct {
+				Key     string
+				Attempt int
+				Event   struct{ Type string }
+			}
+			Payload json.RawMessage
+		}
+		must(0, json.NewDecoder(os.Stdin).Decode(&in))
+		fmt.Fprintln(os.Stderr, "called")
+		if what == "refuse" {
+			must(fmt.Printf(`{"id":%d,"error":{"type":"InputError","message":"no name"}}`+"\n", in.ID))
+			return
+		}
+		text := fmt.Sprintf("%s %s %d %s", in.Payload, in.Context.Key, in.Context.Attempt, in.Context.Event.Type)
+		must(fmt.Printf(`{"id":%d,"payload":%q,"events":[{"type":"t","subject":"s"}]}`+"\n", in.ID, text))
 	case "environ":
 		fmt.Println(strings.Join(os.Environ(), "\n"))
 	case "args":
