@@ -3,6 +3,7 @@ package engine_test
 import (
 	"encoding/json"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"github.com/sensor-engine/engine/engine"
 	"github.com/sensor-engine/engine/engine/jobs"
 	"github.com/sensor-engine/engine/specs"
+	"github.com/sensor-engine/engine/triggers/triggertest"
 )
 
 // call emits an event and returns the history of the first call it led to.
@@ -112,4 +114,126 @@ spec: {env: {b-key: ADDED}}
 	if ok, why := r.e.Ready(t.Context()); !ok {
 		t.Error(why)
 	}
+}
+
+// The code of a function is replaced when its file changes; what is wrong with
+// it is told before it is called, and calls that could not be made are made
+// again.
+func TestCodeBesideSpecs(t *testing.T) {
+	needPython(t)
+	dir := t.TempDir()
+	w := &running{t: t, dir: dir}
+	code := func(text string) string { return "def handle(context, payload):\n    " + text + "\n" }
+	w.write("f.py", code(`return "one"`))
+	w.write("f.yaml", head+`kind: Function
+metadata: {name: f}
+spec:
+  python: {file: f.py}
+  retry: {attempts: 100, backoff: 20ms, factor: 1}
+---
+`+head+`kind: Subscription
+metadata: {name: sub}
+spec: {eventType: t, function: f}
+`)
+	r := start(t, dir, t.TempDir())
+	if got := r.call("t", "1", `1`); string(got.Output) != `"one"` {
+		t.Errorf("%+v", got)
+	}
+	generation := func() int { return r.e.Status(t.Context()).Reload.Generation }
+	was := generation()
+	w.write("f.py", code(`return "two"`))
+	r.until("the new code", func() bool { return generation() > was })
+	if got := r.call("t", "2", `1`); string(got.Output) != `"two"` {
+		t.Errorf("%+v", got)
+	}
+	was = generation()
+	w.write("f.py", "def handle(context): return 1\n")
+	r.until("the reason", func() bool {
+		return slices.ContainsFunc(r.e.Status(t.Context()).Resources, func(s engine.ResourceStatus) bool {
+			return s.Name == "f" && strings.Contains(s.NotReady, "f.handle does not take two arguments")
+		})
+	})
+	if got := r.call("t", "3", `1`); got.Status != jobs.StatusRetrying || got.Class != "SystemError" || !strings.Contains(got.Error, "the function is not ready: f.handle does not take two arguments") {
+		t.Errorf("%+v", got)
+	}
+	was = generation()
+	w.write("f.py", code(`return "three"`))
+	r.until("the new code", func() bool { return generation() > was })
+	r.until("the call to be made again", func() bool {
+		runs, err := jobs.ReadRuns(t.Context(), r.bus, jobs.RunFilter{Status: jobs.StatusSucceeded})
+		return err == nil && len(runs) > 0 && strings.Contains(string(runs[len(runs)-1].JSON), `"three"`)
+	})
+	if got := r.call("t", "4", `1`); string(got.Output) != `"three"` {
+		t.Errorf("%+v", got)
+	}
+	// A file that disappears replaces nothing.
+	if err := os.Remove(filepath.Join(dir, "f.py")); err != nil {
+		t.Fatal(err)
+	}
+	r.until("the warning", func() bool {
+		return slices.ContainsFunc(r.e.Decision().Diagnostics, func(d specs.Diagnostic) bool { return d.Code == specs.CodeUnreadable })
+	})
+	if got := r.call("t", "5", `1`); string(got.Output) != `"three"` {
+		t.Errorf("%+v", got)
+	}
+}
+
+// What a function emits is an event like any other, once, and its cause is told.
+func TestEmittedEventsGoOn(t *testing.T) {
+	needPython(t)
+	dir := t.TempDir()
+	w := &running{t: t, dir: dir}
+	w.write("f.yaml", head+`kind: Function
+metadata: {name: first}
+spec:
+  python:
+    source: |
+      seen = 0
+      def handle(context, payload):
+          global seen
+          seen += 1
+          context.emit("second", {"n": payload["n"] + 1, "attempt": context.attempt}, subject="s")
+          context.emit("second", {"n": payload["n"] + 2, "attempt": context.attempt})
+          if seen < 3:
+              raise RuntimeError("not yet")
+  retry: {attempts: 5, backoff: 1ms}
+---
+`+head+`kind: Subscription
+metadata: {name: one}
+spec: {eventType: first, function: first}
+---
+`+head+`kind: Sensor
+metadata: {name: two}
+spec:
+  dependencies: [{name: it, type: second}]
+  triggers: [{name: note, exec: {command: [cat]}}]
+`)
+	r := start(t, dir, t.TempDir())
+	r.call("first", "1", `{"n": 1}`)
+	var got []string
+	r.until("what the emitted events led to", func() bool {
+		runs, err := jobs.ReadRuns(t.Context(), r.bus, jobs.RunFilter{Function: "two.note"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = got[:0]
+		for _, run := range runs {
+			var of struct{ Output json.RawMessage }
+			if err := json.Unmarshal(run.JSON, &of); err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, string(of.Output))
+		}
+		return len(got) >= 2
+	})
+	slices.Sort(got)
+	if want := []string{`{"n":2,"attempt":3}`, `{"n":3,"attempt":3}`}; !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+}
+
+// needPython skips a test where there is no Python.
+func needPython(t *testing.T) {
+	t.Helper()
+	triggertest.Need(t, exec.Command("python3", "-c", "0"), "python3")
 }

@@ -64,6 +64,9 @@ type ResourceStatus struct {
 	RunsAs   string          `json:"runsAs,omitempty"`
 	Triggers []TriggerStatus `json:"triggers,omitempty"`
 	UsedBy   []string        `json:"usedBy,omitempty"`
+	// NotReady is why a Function cannot be called at the moment, or the inline
+	// function of a trigger; "" when it can.
+	NotReady string `json:"notReady,omitempty"`
 }
 
 // EventStatus is the state of one event of an EventSource.
@@ -186,6 +189,7 @@ func (e *Engine) Status(ctx context.Context) Status {
 			Succeeded: t.Stats.Succeeded.Load(), Failed: t.Stats.Failed.Load(), Dead: t.Stats.Dead.Load(),
 		})
 	}
+	notReady := e.pool.NotReady()
 	sensorStats := e.fold.SensorStats()
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -214,11 +218,22 @@ func (e *Engine) Status(ctx context.Context) Status {
 		if r := e.applied.Resources[st.Ref]; r != nil {
 			rs.Place, rs.Hash, rs.Labels = fmt.Sprintf("%s:%d", r.Pos.File, r.Pos.Line), r.Hash, r.Metadata.Labels
 			switch spec := r.Spec.(type) {
+			case *specs.Function:
+				if err := notReady[st.Ref.Name]; err != nil {
+					rs.NotReady = err.Error()
+				}
 			case *specs.EventSource:
 				rs.Events = e.eventStatus(st.Ref.Name, spec)
 			case *specs.Sensor, *specs.Subscription:
-				name, _ := r.Sensor()
+				name, sensor := r.Sensor()
 				rs.RunsAs = name
+				for i := range sensor.Triggers {
+					if t := &sensor.Triggers[i]; t.Inline != nil {
+						if err := notReady[calleeName(st.Ref, t)]; err != nil {
+							rs.NotReady = t.Name + ": " + err.Error()
+						}
+					}
+				}
 				if c, ok := sensorStats[name]; ok {
 					st := SensorStatus(c)
 					rs.Sensor = &st

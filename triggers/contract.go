@@ -143,6 +143,20 @@ func (f *Contract) Prepare(ctx context.Context) error {
 	return nil
 }
 
+// Ready tells why the function cannot be called at the moment, nil when it can
+// or nobody knows: what a function with a method Ready says.
+func (f *Contract) Ready() error {
+	r, ok := f.Function.(interface{ Ready() error })
+	if !ok {
+		return nil
+	}
+	err := r.Ready()
+	if err != nil {
+		err = f.maskError(err)
+	}
+	return err
+}
+
 // Close closes the function when it is an io.Closer.
 func (f *Contract) Close() error {
 	if c, ok := f.Function.(io.Closer); ok {

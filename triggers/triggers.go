@@ -16,7 +16,8 @@ import (
 // Function does what a trigger asks for. Invoke obeys ctx's deadline and may
 // be called from many goroutines. The same call may come twice: Call.Key tells.
 // A function that also implements io.Closer is closed when it is replaced and
-// its last call has ended.
+// its last call has ended. One that may be unable to take calls can have a
+// method Ready() error that says why; it must not block.
 type Function interface {
 	Invoke(ctx context.Context, c *Call) (Result, error)
 }

@@ -92,6 +92,8 @@ func describe(w io.Writer, r *api.Resource) error {
 		state := stateOf(r.ResourceStatus)
 		if r.Reason != "" {
 			state += " (" + r.Reason + ")"
+		} else if r.NotReady != "" {
+			state += " (" + r.NotReady + ")"
 		}
 		t.row("State:", state)
 		t.row("Place:", dash(r.Place))

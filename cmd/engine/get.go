@@ -167,6 +167,9 @@ func stateOf(r engine.ResourceStatus) string {
 				return string(ev.State)
 			}
 		}
+		if r.NotReady != "" {
+			return "NotReady"
+		}
 	}
 	return r.State
 }
@@ -175,6 +178,9 @@ func stateOf(r engine.ResourceStatus) string {
 func infoOf(r engine.ResourceStatus) string {
 	if r.Reason != "" {
 		return r.Reason
+	}
+	if r.NotReady != "" {
+		return r.NotReady
 	}
 	switch {
 	case r.Kind == specs.KindEventSource:

@@ -298,6 +298,23 @@ type TriggerStatus struct {
 	Stats            *Stats
 }
 
+// NotReady returns why functions cannot be called at the moment, by name.
+func (p *Pool) NotReady() map[string]error {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	out := map[string]error{}
+	for _, q := range p.queues {
+		if t := q.spec.Load(); t != nil {
+			if r, ok := t.Callee.Function.(interface{ Ready() error }); ok {
+				if err := r.Ready(); err != nil {
+					out[t.Callee.Name] = err
+				}
+			}
+		}
+	}
+	return out
+}
+
 // Status returns the state of all triggers, in no order; of those that are
 // called directly, only of those that were.
 func (p *Pool) Status() []TriggerStatus {

@@ -326,6 +326,9 @@ func (p *Pool) start() {
 	if later, ok := errors.AsType[*triggers.RetryAfterError](err); ok {
 		wait = max(wait, later.After)
 	}
+	if e, ok := err.(*triggers.Error); ok { //nolint:errorlint // its own text, without the class of what follows from it
+		err = errors.New(e.Message)
+	}
 	p.fails++
 	p.again = time.Now().Add(wait)
 	if p.failure == nil || p.failure.Error() != err.Error() {
