@@ -2,6 +2,7 @@ package sensors
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -60,16 +61,49 @@ func BenchmarkCorrelated(b *testing.B) {
 	n := uint64(0)
 	deps := [][]int{{0}, {1}}
 	names := []string{"a", "b"}
+	var waits *bus.Event
+	kept := func(uint64) *bus.Event { return waits }
 	b.ReportAllocs()
 	for b.Loop() {
 		n++
 		ev := benchEvent(names[n%2], n)
 		m := p.Route(NewView(ev)).Matches[0]
 		var fs []Firing
-		st, fs, _ = p.Step(st, Input{LogID: "log", Key: m.Key, Event: ev, Deps: deps[m.Dep], Time: t0})
-		if len(fs) == 1 != (n%2 == 0) {
+		st, fs, _ = p.Step(st, Input{LogID: "log", Key: m.Key, Event: ev, Deps: deps[m.Dep], Time: t0, Kept: kept})
+		if len(fs) == 1 != (n%2 == 0) || len(fs) == 1 && fs[0].Err != nil {
 			b.Fatal("fired", n, len(fs))
 		}
+		waits = ev
+	}
+}
+
+// BenchmarkDependencies is one event of a sensor that waits for one of each of
+// its dependencies.
+func BenchmarkDependencies(b *testing.B) {
+	for _, count := range []int{1, 2, 4, 8} {
+		b.Run(fmt.Sprint(count), func(b *testing.B) {
+			all := make([]string, count)
+			for i := range all {
+				all[i] = string(rune('a' + i))
+			}
+			p := compileOK(b, sensor(strings.Join(all, " "), "t="+strings.Join(all, " && ")))
+			var st KeyState
+			v, n, fired := NewView(nil), uint64(0), 0
+			deps := []int{0}
+			b.ReportAllocs()
+			for b.Loop() {
+				ev := benchEvent(all[n%uint64(count)], n+1)
+				n++
+				v.Reset(ev)
+				deps[0] = p.Route(v).Matches[0].Dep
+				var fs []Firing
+				st, fs, _ = p.Step(st, Input{LogID: "log", Event: ev, Deps: deps, Time: t0})
+				fired += len(fs)
+			}
+			if uint64(fired) != n/uint64(count) {
+				b.Fatal(fired, n)
+			}
+		})
 	}
 }
 
@@ -81,7 +115,7 @@ func BenchmarkManySensors(b *testing.B) {
 		"guard+":  "data.total > 1 && data.customer.id == %d && data.total < 1e9",
 		"noguard": "data.customer.id - %d == 0",
 	} {
-		for _, count := range []int{1, 10, 100, 10_000} {
+		for _, count := range []int{1, 10, 1000, 10_000} {
 			b.Run(fmt.Sprintf("%s/%d", name, count), func(b *testing.B) { manySensors(b, filter, count) })
 		}
 	}
