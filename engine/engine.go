@@ -283,8 +283,6 @@ func (e *Engine) Run(ctx context.Context) error {
 	case ctx.Err() != nil: // stopped while it started
 		err = nil
 	case err == nil:
-		e.awaitSettled(ctx, 10*time.Second)
-		e.table.Open()
 		e.mu.Lock()
 		e.ready = true
 		e.mu.Unlock()
@@ -393,7 +391,7 @@ func (e *Engine) accept(ctx context.Context, d reload.Decision) error {
 	code := e.callees.outdated(d.Set)
 	if first || !d.Plan.Empty() || moved(e.applied, d.Set) || len(code) > 0 {
 		begin := time.Now()
-		if err := e.apply(ctx, d.Set); err != nil {
+		if err := e.apply(ctx, d.Set, first); err != nil {
 			return err
 		}
 		e.reconciler.Accept(d)
@@ -429,8 +427,10 @@ func moved(was, is *specs.Set) bool {
 	return false
 }
 
-// apply makes set run: functions first, then the fold, then the sources.
-func (e *Engine) apply(ctx context.Context, set *specs.Set) error {
+// apply makes set run: functions first, then the fold, then the sources. The
+// first time, sources do not wait for the fold, which may have much to recover:
+// what they store meanwhile is in the log.
+func (e *Engine) apply(ctx context.Context, set *specs.Set, first bool) error {
 	e.secrets.Apply(set)
 	table, err := e.callees.table(set)
 	if err != nil {
@@ -438,8 +438,11 @@ func (e *Engine) apply(ctx context.Context, set *specs.Set) error {
 	}
 	rules := e.compiler.rules(set)
 	e.pool.Apply(table)
-	if err := e.fold.Swap(ctx, rules); err != nil {
-		return err
+	swapped := e.fold.BeginSwap(rules)
+	if !first {
+		if err := swapped(ctx); err != nil {
+			return err
+		}
 	}
 	wanted := e.callees.needRequest(set)
 	for _, s := range rules.Sensors {
@@ -447,6 +450,13 @@ func (e *Engine) apply(ctx context.Context, set *specs.Set) error {
 	}
 	e.wanted.Store(wanted)
 	e.applyUnits(set)
+	if first {
+		e.awaitSettled(ctx, 10*time.Second)
+		e.table.Open()
+		if err := swapped(ctx); err != nil {
+			return err
+		}
+	}
 	e.compiler.forget(set)
 	e.watcher.Include(e.compiler.files(set))
 	e.mu.Lock()

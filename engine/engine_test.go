@@ -334,3 +334,82 @@ func TestLimitBeyondTheBusIsAWarning(t *testing.T) {
 		t.Fatalf("a body larger than the bus takes is answered %d", code)
 	}
 }
+
+// scanned is a bus whose sensor state is read only when it may be.
+type scanned struct {
+	bus.Bus
+	gate chan struct{}
+}
+
+func (b *scanned) State() bus.Store { return &scannedStore{b.Bus.State(), b.gate} }
+
+type scannedStore struct {
+	bus.Store
+	gate chan struct{}
+}
+
+func (s *scannedStore) Scan(ctx context.Context, prefix string, fn func(bus.Entry) error) error {
+	if prefix == "sensor." {
+		select {
+		case <-s.gate:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return s.Store.Scan(ctx, prefix, fn)
+}
+
+// TestWebhooksDoNotWaitForTheFold: while it recovers, events are stored; they
+// are evaluated then.
+func TestWebhooksDoNotWaitForTheFold(t *testing.T) {
+	dir := t.TempDir()
+	(&running{t: t, dir: dir}).write("specs.yaml", `apiVersion: engine/v1
+kind: EventSource
+metadata: {name: shop}
+spec: {webhook: {orders: {path: /orders}}}
+---
+apiVersion: engine/v1
+kind: Sensor
+metadata: {name: note}
+spec:
+  dependencies: [{name: order, source: shop, event: orders}]
+  triggers: [{name: t, log: {}}]
+`)
+	b, err := jetstream.Open(t.Context(), jetstream.Options{Dir: t.TempDir(), MinFree: -1, Reserve: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	gate := make(chan struct{})
+	r := &running{t: t, bus: b, e: engine.New(engine.Options{
+		Bus: &scanned{b, gate}, Catalog: catalog(), Paths: []string{dir}, Listen: "127.0.0.1:0",
+		Logger: slog.New(slog.NewTextHandler(testWriter{t}, nil)), LookupEnv: os.LookupEnv,
+	})}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- r.e.Run(ctx) }()
+	r.until("the listener", func() bool { return r.e.Addr() != "" })
+	r.until("the webhook", func() bool {
+		code, _ := r.post("/orders", `{"id": 1}`)
+		return code == http.StatusAccepted
+	})
+	if ok, _ := r.e.Ready(t.Context()); ok {
+		t.Error("the engine is ready before its fold is")
+	}
+	close(gate)
+	r.until("the firing", func() bool {
+		st := r.e.Status(t.Context())
+		for _, rs := range st.Resources {
+			if rs.Sensor != nil && rs.Sensor.Fired > 0 {
+				return st.Ready
+			}
+		}
+		return false
+	})
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if err := b.Close(context.Background()); err != nil {
+		t.Error(err)
+	}
+}

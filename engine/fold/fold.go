@@ -155,7 +155,13 @@ func (d *Dispatcher) setFailing(err error) {
 // kept. It waits while the bus is away, until ctx ends; the rules take force
 // then all the same.
 func (d *Dispatcher) Swap(ctx context.Context, rules *Rules) error {
-	return d.do(ctx, func(s *session) error { return s.swap(rules) })
+	return d.BeginSwap(rules)(ctx)
+}
+
+// BeginSwap is [Dispatcher.Swap] in two parts: what it returns waits. An event
+// that is stored after it returned is evaluated by rules.
+func (d *Dispatcher) BeginSwap(rules *Rules) (wait func(context.Context) error) {
+	return d.call(func(s *session) error { return s.swap(rules) })
 }
 
 // SetRules replaces the rules before Run was called.
@@ -228,6 +234,11 @@ func (d *Dispatcher) statsOf(name string) *stats {
 // do runs fn on the fold's goroutine between two batches, as soon as the
 // recovery is over.
 func (d *Dispatcher) do(ctx context.Context, fn func(*session) error) error {
+	return d.call(fn)(ctx)
+}
+
+// call is do in two parts: what it returns waits.
+func (d *Dispatcher) call(fn func(*session) error) (wait func(context.Context) error) {
 	done := make(chan error, 1)
 	d.mu.Lock()
 	d.calls = append(d.calls, func(s *session) { done <- fn(s) })
@@ -236,11 +247,13 @@ func (d *Dispatcher) do(ctx context.Context, fn func(*session) error) error {
 	if wake != nil {
 		wake()
 	}
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return fmt.Errorf("waiting for the fold: %w", ctx.Err())
+	return func(ctx context.Context) error {
+		select {
+		case err := <-done:
+			return err
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for the fold: %w", ctx.Err())
+		}
 	}
 }
 
