@@ -35,12 +35,13 @@ type Entry struct {
 	Epoch         uint64
 	Stored, Dirty bool
 
-	waits  bool // until wake
-	queued bool // in the queue of deadlines, at latest for alarm
-	aged   bool // in the queue of its space
-	wake   int64
-	alarm  int64
-	size   int // what it counts in its space
+	waits    bool // until wake
+	queued   bool // in the queue of deadlines, at latest for alarm
+	aged     bool // in the queue of its space
+	referred bool // in the queue of references
+	wake     int64
+	alarm    int64
+	size     int // what it counts in its space
 }
 
 // Wake is when the key must be stepped by time, zero for never.
@@ -95,6 +96,7 @@ type Evaluator struct {
 	keys     int
 	inForce  []*space // by the number of the sensor
 	wakes    deadlines
+	oldest   references
 	now      time.Time
 	position uint64
 	resident resident
@@ -247,6 +249,7 @@ func (e *Evaluator) Schedule(k Key) {
 func (e *Evaluator) take(sp *space, key string, en *Entry, p *sensors.Program) {
 	sp.count(en, p.Size(key, &en.State))
 	sp.age(key, en)
+	e.oldest.add(en, e.keys)
 	if at, ok := p.NextWake(en.State); ok {
 		e.wakes.at(at.UnixNano(), sp, key, en)
 	} else {

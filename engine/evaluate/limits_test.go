@@ -299,6 +299,17 @@ func TestLimitsAgainstModel(t *testing.T) {
 			if !slices.Equal(m.said, w.fired) {
 				t.Fatalf("event %d: the evaluator says %q, the model %q", seq, w.fired, m.said)
 			}
+			if rapid.IntRange(0, 3).Draw(t, "look") == 0 {
+				least := uint64(0)
+				for _, st := range m.states {
+					if seq := st.MinRef(); seq > 0 && (least == 0 || seq < least) {
+						least = seq
+					}
+				}
+				if got := w.e.Oldest(); got != least {
+					t.Fatalf("event %d: the oldest event referred to is %d, the model's %d", seq, got, least)
+				}
+			}
 			keys, size := w.e.Usage(0)
 			live := 0
 			for k, en := range w.e.Keys() {

@@ -133,10 +133,8 @@ func (d *Dispatcher) floor(ctx context.Context) (uint64, error) {
 		if err := s.barrier(); err != nil {
 			return err
 		}
-		for _, en := range s.main.eval.Keys() {
-			if least := en.State.MinRef(); least > 0 {
-				floor = min(floor, least)
-			}
+		if oldest := s.main.eval.Oldest(); oldest > 0 {
+			floor = min(floor, oldest)
 		}
 		return nil
 	})
