@@ -516,6 +516,7 @@ func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, erro
 	}
 	add := func(t *jobs.Trigger, d specs.Delivery) {
 		t.Timeout, t.Concurrency, t.Policy, t.Block = d.Timeout.D(), d.Concurrency, triggers.PolicyOf(d.Retry), d.Overflow == "block"
+		t.Ordered = d.Order == "key" && !t.Direct
 		if t.Timeout == 0 {
 			t.Timeout = DefaultTimeout
 		}
@@ -614,6 +615,9 @@ func inherit(t, f specs.Delivery) specs.Delivery {
 	}
 	if t.Retry == nil {
 		t.Retry = f.Retry
+	}
+	if t.Order == "" {
+		t.Order = f.Order
 	}
 	if t.Overflow == "" {
 		t.Overflow = f.Overflow

@@ -473,6 +473,7 @@ type Delivery struct {
 	Timeout     Duration `yaml:"timeout" min:"1ms" doc:"Longest time one call may take; default 30s." example:"10s"`
 	Concurrency int      `yaml:"concurrency" min:"1" max:"10000" doc:"Most calls at the same time; default 16."`
 	Retry       *Retry   `yaml:"retry" doc:"How failed calls are repeated."`
+	Order       string   `yaml:"order" enum:"none,key" doc:"Order of calls: none (default), or key: those of one correlation key one after the other, as they fired."`
 	Overflow    string   `yaml:"overflow" enum:"dlq,block" doc:"What happens with jobs beyond the parking limit: dlq (default) or block."`
 }
 

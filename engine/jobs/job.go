@@ -63,6 +63,9 @@ type Job struct {
 	Redrive int
 	// Since is when it was first parked or died.
 	Since time.Time
+	// Order is its sequence in JOBS, kept when it is parked so that it keeps its
+	// turn; 0 while it is in JOBS.
+	Order uint64
 	// Event is the embedded event Last, kept by dead letters so that they
 	// outlive the purge of EVENTS. Of a job that is parked as [WhyResult] it is the
 	// event that tells its result. It is nil elsewhere.
@@ -111,6 +114,7 @@ const (
 	flagTrailing
 	flagFlow
 	flagPlaces
+	flagOrder
 )
 
 // Encode appends the stored form to b: a version byte, then fields in fixed
@@ -139,6 +143,9 @@ func (j *Job) Encode(b []byte) []byte {
 	}
 	if slices.ContainsFunc(j.Events, func(c sensors.Contribution) bool { return c.Batch|c.Item != 0 }) {
 		flags |= flagPlaces
+	}
+	if j.Order != 0 {
+		flags |= flagOrder
 	}
 	b = binary.AppendUvarint(b, flags)
 	b = binary.AppendUvarint(b, j.Position)
@@ -184,6 +191,9 @@ func (j *Job) Encode(b []byte) []byte {
 			b = binary.AppendUvarint(b, uint64(c.Batch))
 			b = binary.AppendUvarint(b, uint64(c.Item))
 		}
+	}
+	if flags&flagOrder != 0 {
+		b = binary.AppendUvarint(b, j.Order)
 	}
 	return b
 }
@@ -303,6 +313,9 @@ func DecodeJob(b []byte) (*Job, error) {
 		for i := range j.Events {
 			j.Events[i].Batch, j.Events[i].Item = int(d.uvarint()), int(d.uvarint())
 		}
+	}
+	if flags&flagOrder != 0 {
+		j.Order = d.uvarint()
 	}
 	if d.err != nil {
 		return nil, d.err

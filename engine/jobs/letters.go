@@ -1,7 +1,7 @@
 package jobs
 
 import (
-	"container/heap"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,16 +24,28 @@ func (p *Pool) loadParked(ctx context.Context, queues []*queue) error {
 		return err
 	}
 	for _, q := range queues {
-		if n := counts[parkedSubject(q.ref.Sensor, q.ref.Trigger, WhyOverflow)]; n > 0 {
+		overflow := parkedSubject(q.ref.Sensor, q.ref.Trigger, WhyOverflow)
+		if n := counts[overflow]; n > 0 {
 			q.count()
-			q.mu.Lock()
-			q.overflow = max(q.overflow, n)
-			q.mu.Unlock()
+			if q.turns != nil {
+				if err := q.load(ctx, overflow, n, q.loadTurn); err != nil {
+					return err
+				}
+			} else {
+				q.mu.Lock()
+				q.overflow = max(q.overflow, n)
+				q.mu.Unlock()
+			}
 		}
 		subject := parkedSubject(q.ref.Sensor, q.ref.Trigger, WhyRetry)
 		if counts[subject] > 0 {
 			q.count()
 			if err := q.loadRetries(ctx, subject, counts[subject]); err != nil {
+				return err
+			}
+		}
+		if q.turns != nil {
+			if err := q.loaded(ctx); err != nil {
 				return err
 			}
 		}
@@ -65,18 +77,57 @@ func (p *Pool) countDirect(ctx context.Context, queues []*queue) error {
 	return nil
 }
 
-func (q *queue) loadRetries(ctx context.Context, subject string, n uint64) error {
-	rd, err := q.p.o.Bus.Parked().Read(ctx, 0, subject)
-	if err != nil {
+// loadTurn notes the turn of a job that is parked as overflow.
+func (q *queue) loadTurn(r bus.Record, j *Job) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if !q.turns.stored(j.Correlation, j.Order, r.Seq) {
+		q.turns.add(turn{key: j.Correlation, order: j.Order, parked: r.Seq})
+	}
+}
+
+// loaded tells the turns that all parked jobs are known, and up to where JOBS
+// holds earlier ones.
+func (q *queue) loaded(ctx context.Context) error {
+	last, err := q.p.o.Bus.Jobs().Last(ctx, (&Job{Sensor: q.ref.Sensor, Trigger: q.ref.Trigger}).Subject(len(q.p.parts)))
+	if err != nil && !isNotFound(err) {
 		return err
 	}
-	defer rd.Close()
+	q.mu.Lock()
+	q.turns.loaded, q.turns.barrier = true, last.Seq
+	q.mu.Unlock()
+	q.part.mu.Lock()
+	delivered := q.part.last
+	q.part.mu.Unlock()
+	q.reached(delivered)
+	return nil
+}
+
+func (q *queue) loadRetries(ctx context.Context, subject string, n uint64) error {
 	q.mu.Lock()
 	known := make(map[uint64]bool, len(q.retries))
 	for _, r := range q.retries {
 		known[r.seq] = true
 	}
 	q.mu.Unlock()
+	return q.load(ctx, subject, n, func(r bus.Record, j *Job) {
+		if known[r.Seq] {
+			return
+		}
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		q.addRetryLocked(r.Seq, j)
+	})
+}
+
+// load calls each for the n records of PARKED under a subject. Those that cannot
+// be read are an empty job.
+func (q *queue) load(ctx context.Context, subject string, n uint64, each func(bus.Record, *Job)) error {
+	rd, err := q.p.o.Bus.Parked().Read(ctx, 0, subject)
+	if err != nil {
+		return err
+	}
+	defer rd.Close()
 	for n > 0 {
 		wait, cancel := context.WithTimeout(ctx, 5*time.Second)
 		recs, err := rd.Next(wait, 512)
@@ -89,16 +140,12 @@ func (q *queue) loadRetries(ctx context.Context, subject string, n uint64) error
 		}
 		for _, r := range recs {
 			n--
-			if known[r.Seq] {
-				continue
+			j, err := DecodeJob(r.Data)
+			if err != nil {
+				j = &Job{}
 			}
-			var due time.Time
-			if j, err := DecodeJob(r.Data); err == nil {
-				due = j.NotBefore
-			}
-			q.mu.Lock()
-			heap.Push(&q.retries, parkedRetry{due, r.Seq})
-			q.mu.Unlock()
+			j.Order = cmp.Or(j.Order, r.Seq) // of engines that did not note it
+			each(r, j)
 		}
 	}
 	return nil
@@ -276,7 +323,7 @@ func Redrive(ctx context.Context, b bus.Bus, l Letter) error {
 	if j.Fault != "" {
 		return fmt.Errorf("dead letter %d cannot be redriven: %s", l.Seq, j.Fault)
 	}
-	j.Attempt, j.NotBefore, j.Error, j.Since, j.Position = 0, time.Time{}, "", time.Time{}, 0
+	j.Attempt, j.NotBefore, j.Error, j.Since, j.Position, j.Order = 0, time.Time{}, "", time.Time{}, 0, 0
 	j.Redrive++
 	rec := bus.Record{Subject: j.Subject(b.Jobs().Partitions()), Data: j.Encode(nil), MsgID: fmt.Sprintf("%s/%d", j.Key, j.Redrive)}
 	if _, err := b.Jobs().Append(ctx, rec); err != nil {
@@ -322,7 +369,7 @@ func (p *Pool) Status() []TriggerStatus {
 	defer p.mu.RUnlock()
 	out := make([]TriggerStatus, 0, len(p.queues))
 	for ref, q := range p.queues {
-		s := TriggerStatus{Ref: ref, Stats: &q.stats}
+		s := TriggerStatus{Ref: ref, Stats: q.stats}
 		t := q.spec.Load()
 		if t != nil && t.Direct && !q.used.Load() {
 			continue
@@ -331,7 +378,7 @@ func (p *Pool) Status() []TriggerStatus {
 			s.Function = t.Callee.Name
 		}
 		q.mu.Lock()
-		s.Running, s.Waiting, s.Overflow, s.Retries = q.running, len(q.ready)-q.head, q.overflow, len(q.retries)
+		s.Running, s.Waiting, s.Overflow, s.Retries = q.running, len(q.ready)-q.head+q.turns.inMemory(), q.parkedLocked(), len(q.retries)
 		q.mu.Unlock()
 		out = append(out, s)
 	}

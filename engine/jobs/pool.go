@@ -34,6 +34,9 @@ type Trigger struct {
 	Policy      triggers.Policy
 	// Block is true for `overflow: block`.
 	Block bool
+	// Ordered is true for `order: key`: calls of one correlation key are made
+	// one after the other, in the order of their firings.
+	Ordered bool
 	// Direct is true when no sensor fires it: its calls are those of [Pool.Call]
 	// and [Pool.Submit], and Hash is that of its resource.
 	Direct bool
@@ -145,6 +148,18 @@ type task struct {
 	counted  bool
 	delivery bus.Delivery
 	ended    bool
+
+	// held is true while the task has the turn of its key. The queue's mu
+	// guards it.
+	held bool
+}
+
+// order is the place of the task's firing among those of its trigger.
+func (t *task) order() uint64 {
+	if t.parked != 0 {
+		return t.job.Order
+	}
+	return t.seq
 }
 
 // NewPool returns a pool that does nothing yet.
@@ -182,9 +197,13 @@ func (p *Pool) Apply(table map[TriggerRef]*Trigger) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var added []*queue
+	var moved []*task // of queues that another one replaces
 	defer func() {
-		if len(added) > 0 { // a trigger that returned finds its jobs parked
+		if len(added) > 0 || len(moved) > 0 { // a trigger that returned finds its jobs parked
 			p.work.Go(func() {
+				for _, t := range moved {
+					p.readmit(t)
+				}
 				if err := p.loadParked(p.callCtx, added); err != nil && p.callCtx.Err() == nil {
 					p.log.Warn("parked jobs of new triggers could not be counted; they are found at the next start", "error", err)
 				}
@@ -196,12 +215,18 @@ func (p *Pool) Apply(table map[TriggerRef]*Trigger) {
 		kept[t.Callee] = true
 	}
 	var orphans []*task
+	replaced := map[TriggerRef]*queue{}
 	for ref, q := range p.queues {
 		old := q.spec.Load()
-		if t, ok := table[ref]; ok {
+		if t, ok := table[ref]; ok && q.fits(t) {
 			q.setSpec(t)
 		} else {
-			orphans = append(orphans, q.remove()...)
+			if ok {
+				replaced[ref] = q
+				moved = append(moved, q.remove()...)
+			} else {
+				orphans = append(orphans, q.remove()...)
+			}
 			q.uncount()
 			delete(p.queues, ref)
 		}
@@ -214,8 +239,10 @@ func (p *Pool) Apply(table map[TriggerRef]*Trigger) {
 	}
 	for ref, t := range table {
 		if _, ok := p.queues[ref]; !ok {
-			q := &queue{p: p, ref: ref, part: p.parts[Partition(ref.Sensor, ref.Trigger, len(p.parts))]}
-			q.wake = make(chan struct{}, 1)
+			q := newQueue(p, t)
+			if old := replaced[ref]; old != nil {
+				q.stats = old.stats
+			}
 			if !t.Direct { // of those many may never have a job
 				q.count()
 			}
@@ -406,6 +433,9 @@ func (p *Pool) admit(t *task) {
 	}
 	t.q = q
 	q.count()
+	if q.turns != nil && t.parked == 0 {
+		defer q.reached(t.seq)
+	}
 	if t.job.Fault != "" {
 		p.work.Go(func() { p.bury(t, t.job.Fault) })
 		return
@@ -414,15 +444,47 @@ func (p *Pool) admit(t *task) {
 		if q.parkedOverflow() >= p.o.ParkLimit {
 			if spec := q.spec.Load(); spec == nil || !spec.Block {
 				p.work.Go(func() { p.bury(t, fmt.Sprintf("more than %d jobs of this trigger are waiting", p.o.ParkLimit)) })
+			} else if q.turns != nil { // it takes its place in line
+				q.push(t)
 			} else { // stays outstanding until there is room
 				time.AfterFunc(time.Second, func() { p.admit(t) })
 			}
 			return
 		}
-		p.park(t, q, WhyOverflow)
+		if q.parkTurn(t) {
+			p.park(t, q, WhyOverflow)
+		} else {
+			p.finish(t) // it is parked already
+		}
 		return
 	}
 	q.push(t)
+}
+
+// readmit takes in a task whose queue was replaced. The new queue finds what is
+// parked itself.
+func (p *Pool) readmit(t *task) {
+	if t.parked != 0 {
+		return
+	}
+	t.part.mu.Lock()
+	t.part.uncount(t)
+	t.part.mu.Unlock()
+	t.held = false
+	p.admit(t)
+}
+
+// uncount ends that a task counts as one its queue holds. mu is held.
+func (part *partition) uncount(t *task) {
+	if !t.counted {
+		return
+	}
+	t.counted = false
+	if n := part.active[t.q] - 1; n > 0 {
+		part.active[t.q] = n
+	} else {
+		delete(part.active, t.q)
+	}
 }
 
 // orphan makes a job wait, parked, for its trigger to come back.
@@ -437,6 +499,9 @@ func (p *Pool) orphan(t *task) {
 func (p *Pool) park(t *task, q *queue, why Why) {
 	if t.job.Since.IsZero() {
 		t.job.Since = time.Now()
+	}
+	if t.seq != 0 {
+		t.job.Order = t.seq
 	}
 	if q != nil && why == WhyOverflow {
 		q.parking(1)
@@ -454,7 +519,7 @@ func (p *Pool) park(t *task, q *queue, why Why) {
 			again(err)
 			return
 		}
-		if q == nil { // it may have come into being meanwhile
+		if q == nil || q.spec.Load() == nil { // it may have come into being meanwhile
 			p.mu.RLock()
 			q = p.queues[TriggerRef{t.job.Sensor, t.job.Trigger}]
 			p.mu.RUnlock()
@@ -463,7 +528,7 @@ func (p *Pool) park(t *task, q *queue, why Why) {
 			}
 		}
 		if q != nil {
-			q.parkedAt(why, a.Seq, t.job.NotBefore)
+			q.parkedAt(why, a.Seq, t.job)
 		}
 		p.finish(t)
 	})
@@ -510,13 +575,7 @@ func (p *Pool) release(t *task) {
 		return
 	}
 	delete(part.inflight, t.seq)
-	if t.counted {
-		if n := part.active[t.q] - 1; n > 0 {
-			part.active[t.q] = n
-		} else {
-			delete(part.active, t.q)
-		}
-	}
+	part.uncount(t)
 }
 
 // keepAlive tells the bus which jobs are still being worked on.

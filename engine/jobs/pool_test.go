@@ -29,6 +29,8 @@ type fixture struct {
 	pool *Pool
 	seq  uint64
 	stop func()
+	// grace is how long running calls may end when it stops.
+	grace time.Duration
 }
 
 type directEvents struct{ bus bus.Bus }
@@ -54,13 +56,13 @@ func newFixture(t testing.TB, o Options) *fixture {
 		t.Fatal(err)
 	}
 	o.Bus, o.Events, o.Logger = b, directEvents{b}, slog.New(slog.DiscardHandler)
-	return &fixture{t: t, bus: b, pool: NewPool(o), seq: ack.Seq}
+	return &fixture{t: t, bus: b, pool: NewPool(o), seq: ack.Seq, grace: 2 * time.Second}
 }
 
 func (f *fixture) run() {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- f.pool.Run(ctx, 2*time.Second) }()
+	go func() { done <- f.pool.Run(ctx, f.grace) }()
 	f.stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil && !errors.Is(err, context.Canceled) { // stopped while it started

@@ -40,9 +40,24 @@ type queue struct {
 	overflow uint64 // jobs parked as overflow, with those on their way
 	cursor   uint64 // overflow below this sequence was taken
 	retries  retryHeap
+	turns    *turns // nil without `order: key`
 
-	stats Stats
+	stats *Stats
 }
+
+// newQueue returns the queue of a trigger.
+func newQueue(p *Pool, t *Trigger) *queue {
+	q := &queue{
+		p: p, ref: t.Ref, part: p.parts[Partition(t.Ref.Sensor, t.Ref.Trigger, len(p.parts))], wake: make(chan struct{}, 1), stats: &Stats{},
+	}
+	if t.Ordered {
+		q.turns = newTurns()
+	}
+	return q
+}
+
+// fits reports whether the queue can be that of the trigger from now on.
+func (q *queue) fits(t *Trigger) bool { return (q.turns != nil) == t.Ordered }
 
 // Stats are the counters of one trigger since the start.
 type Stats struct {
@@ -69,8 +84,9 @@ func (s *Stats) observe(d time.Duration) {
 
 // parkedRetry is one retry that waits in PARKED.
 type parkedRetry struct {
-	due time.Time
-	seq uint64
+	due  time.Time
+	seq  uint64
+	turn *turn // the one it has, nil without an order
 }
 
 type retryHeap []parkedRetry
@@ -105,10 +121,7 @@ func (q *queue) setSpec(t *Trigger) {
 // its share. A trigger alone in its partition is never parked: its backlog
 // waits in JOBS.
 func (q *queue) overflows(t *task) bool {
-	q.mu.Lock()
-	behind := q.overflow > 0
-	q.mu.Unlock()
-	if behind {
+	if q.behind(t) {
 		return true
 	}
 	part := q.part
@@ -121,6 +134,20 @@ func (q *queue) overflows(t *task) bool {
 	part.active[q] = held + 1
 	t.counted = true
 	return false
+}
+
+// behind reports whether a new job must be parked because of those before it.
+func (q *queue) behind(t *task) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	switch {
+	case q.turns == nil:
+		return q.overflow > 0
+	case q.turns.free(t.job.Correlation):
+		return len(q.turns.next) > 0
+	default: // it waits for its turn: only so many do that in memory
+		return q.turns.waiting >= q.p.o.MaxOutstanding/8
+	}
 }
 
 // count makes the queue one of the triggers that share its partition.
@@ -146,7 +173,17 @@ func (q *queue) push(t *task) {
 		q.p.orphan(t)
 		return
 	}
-	q.ready = append(q.ready, t)
+	if q.turns != nil && !t.held {
+		ready, added := q.turns.add(turn{key: t.job.Correlation, order: t.order(), task: t})
+		if !added { // it is parked already, or in the hands of another worker
+			q.mu.Unlock()
+			q.p.finish(t)
+			return
+		}
+		q.ready = append(q.ready, ready...)
+	} else {
+		q.ready = append(q.ready, t)
+	}
 	q.startLocked()
 	q.mu.Unlock()
 }
@@ -156,7 +193,7 @@ func (q *queue) push(t *task) {
 func (q *queue) remove() []*task {
 	q.mu.Lock()
 	q.spec.Store(nil)
-	waiting := slices.Clone(q.ready[q.head:])
+	waiting := slices.Concat(q.ready[q.head:], q.turns.leave())
 	q.ready, q.head = nil, 0
 	q.mu.Unlock()
 	q.signal()
@@ -168,8 +205,19 @@ func (q *queue) tryStart(t *task) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	spec := q.spec.Load()
-	if spec == nil || q.running >= spec.Concurrency || q.head < len(q.ready) || q.overflow > 0 || q.p.closing.Load() {
+	if spec == nil || q.running >= spec.Concurrency || q.head < len(q.ready) || q.p.closing.Load() {
 		return false
+	}
+	if q.turns == nil {
+		if q.overflow > 0 {
+			return false
+		}
+	} else {
+		if !q.turns.free(t.job.Correlation) || len(q.turns.next) > 0 {
+			return false
+		}
+		q.turns.hold(t.job.Correlation, t.seq)
+		t.held = true
 	}
 	q.running++
 	q.p.work.Add(1)
@@ -214,7 +262,7 @@ func (q *queue) worker(t *task) {
 		spec := q.spec.Load()
 		if spec == nil || q.running > spec.Concurrency || q.head == len(q.ready) || q.p.closing.Load() {
 			q.running--
-			parked := q.overflow > 0 || len(q.retries) > 0
+			parked := q.parkedLocked() > 0 || len(q.retries) > 0
 			q.mu.Unlock()
 			if parked {
 				q.signal()
@@ -222,7 +270,7 @@ func (q *queue) worker(t *task) {
 			return
 		}
 		t = q.popLocked()
-		low := len(q.ready)-q.head < spec.Concurrency && (q.overflow > 0 || len(q.retries) > 0)
+		low := len(q.ready)-q.head < spec.Concurrency && (q.parkedLocked() > 0 || len(q.retries) > 0)
 		q.mu.Unlock()
 		if low {
 			q.signal()
@@ -272,9 +320,10 @@ func (q *queue) run(t *task) {
 		p.note(spec, &run)
 		if tells(spec, j) {
 			p.tell(t, callee, ev, res, false)
-			return
+		} else {
+			p.finish(t)
 		}
-		p.finish(t)
+		q.release(t)
 		return
 	}
 	j.Error = string(mask(callee.Mask, []byte(err.Error())))
@@ -513,16 +562,21 @@ func (p *Pool) giveUp(t *task, reason string, ev *bus.Event, res triggers.Result
 	p.log.Warn("job given up, it is in the dead letters", "sensor", j.Sensor, "trigger", j.Trigger, "key", j.Key, "attempts", j.Attempt, "reason", reason)
 	if callee != nil {
 		p.tell(t, callee, ev, res, true)
-		return
+	} else {
+		p.finish(t)
 	}
-	p.finish(t)
+	if t.q != nil {
+		t.q.release(t)
+	}
 }
 
 // parking counts n more overflow jobs on their way to PARKED: later ones
 // must queue behind them.
 func (q *queue) parking(n uint64) {
 	q.mu.Lock()
-	q.overflow += n
+	if q.turns == nil { // they count themselves
+		q.overflow += n
+	}
 	q.mu.Unlock()
 	q.stats.Parked.Add(n)
 }
@@ -530,18 +584,42 @@ func (q *queue) parking(n uint64) {
 func (q *queue) parkedOverflow() uint64 {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	return q.parkedLocked()
+}
+
+// parkedLocked is the number of jobs parked as overflow that were not fetched,
+// with those on their way. mu is held.
+func (q *queue) parkedLocked() uint64 {
+	if q.turns != nil {
+		return uint64(q.turns.parked)
+	}
 	return q.overflow
 }
 
 // parkedAt notes where a job is parked and sees that somebody fetches it.
-func (q *queue) parkedAt(why Why, seq uint64, due time.Time) {
+func (q *queue) parkedAt(why Why, seq uint64, j *Job) {
 	q.mu.Lock()
-	if why == WhyRetry {
-		heap.Push(&q.retries, parkedRetry{due, seq})
+	switch {
+	case why == WhyRetry:
+		q.addRetryLocked(seq, j)
+	case q.turns != nil:
+		if !q.turns.stored(j.Correlation, j.Order, seq) { // parked before this queue was there
+			q.turns.add(turn{key: j.Correlation, order: j.Order, parked: seq})
+		}
 	}
 	q.feedLocked()
 	q.mu.Unlock()
 	q.signal()
+}
+
+// addRetryLocked notes a parked retry. mu is held.
+func (q *queue) addRetryLocked(seq uint64, j *Job) {
+	r := parkedRetry{due: j.NotBefore, seq: seq}
+	if q.turns != nil {
+		r.turn = &turn{key: j.Correlation, order: j.Order}
+		q.turns.hold(r.turn.key, r.turn.order)
+	}
+	heap.Push(&q.retries, r)
 }
 
 func (q *queue) signal() {
@@ -554,7 +632,7 @@ func (q *queue) signal() {
 // feedLocked starts the goroutine that fetches parked jobs, unless it runs.
 // It lives as long as something is parked. mu is held.
 func (q *queue) feedLocked() {
-	if q.feeding || q.spec.Load() == nil || q.p.closing.Load() || (q.overflow == 0 && len(q.retries) == 0) {
+	if q.feeding || q.spec.Load() == nil || q.p.closing.Load() || (q.parkedLocked() == 0 && len(q.retries) == 0) {
 		return
 	}
 	q.feeding = true
@@ -570,34 +648,47 @@ func (q *queue) feed() {
 	for {
 		q.mu.Lock()
 		spec := q.spec.Load()
-		if spec == nil || q.p.closing.Load() || (q.overflow == 0 && len(q.retries) == 0) {
+		if spec == nil || q.p.closing.Load() || (q.parkedLocked() == 0 && len(q.retries) == 0) {
 			q.feeding = false
 			q.mu.Unlock()
 			return
 		}
 		wait := time.Second // closing is noticed within this time
-		var seq uint64
+		var retry parkedRetry
 		fetchOverflow := false
+		var next turn
 		if q.running+len(q.ready)-q.head < 2*spec.Concurrency {
 			if len(q.retries) > 0 {
 				if until := time.Until(q.retries[0].due); until > 0 {
 					wait = min(wait, until)
 				} else {
-					seq = heap.Pop(&q.retries).(parkedRetry).seq
+					retry = heap.Pop(&q.retries).(parkedRetry)
 				}
 			}
-			fetchOverflow = seq == 0 && q.overflow > 0
+			switch {
+			case retry.seq != 0:
+			case q.turns == nil:
+				fetchOverflow = q.overflow > 0
+			case len(q.turns.next) > 0:
+				next = q.turns.next[0]
+				q.turns.next = slices.Delete(q.turns.next, 0, 1)
+			}
 		}
 		cursor := q.cursor
 		q.mu.Unlock()
 		switch {
-		case seq != 0:
-			if !q.fetch(seq) {
+		case retry.seq != 0:
+			if !q.fetch(retry) {
 				q.mu.Lock()
-				heap.Push(&q.retries, parkedRetry{time.Now().Add(time.Second), seq})
+				retry.due = time.Now().Add(time.Second)
+				heap.Push(&q.retries, retry)
 				q.mu.Unlock()
 			}
 			continue
+		case next.parked != 0:
+			if q.fetchNext(next) {
+				continue
+			}
 		case fetchOverflow:
 			if q.fetchOverflow(cursor) {
 				continue
@@ -614,15 +705,39 @@ func (q *queue) feed() {
 
 // fetch loads one parked job into the queue. It reports false when the bus
 // did not answer.
-func (q *queue) fetch(seq uint64) bool {
-	r, err := q.p.o.Bus.Parked().Get(q.p.callCtx, seq)
-	if errors.Is(err, bus.ErrNotFound) {
-		return true // somebody dropped it
+func (q *queue) fetch(p parkedRetry) bool {
+	r, err := q.p.o.Bus.Parked().Get(q.p.callCtx, p.seq)
+	if errors.Is(err, bus.ErrNotFound) { // somebody dropped it
+		if p.turn != nil {
+			q.pass(p.turn)
+		}
+		return true
 	}
 	if err != nil {
 		return false
 	}
 	q.unpark(r)
+	return true
+}
+
+// fetchNext loads a parked job that has the turn of its key. It reports false
+// when the bus did not answer.
+func (q *queue) fetchNext(n turn) bool {
+	r, err := q.p.o.Bus.Parked().Get(q.p.callCtx, n.parked)
+	missing := errors.Is(err, bus.ErrNotFound) // somebody dropped it
+	q.mu.Lock()
+	if err != nil && !missing {
+		q.turns.next = slices.Insert(q.turns.next, 0, n)
+		q.mu.Unlock()
+		return false
+	}
+	q.turns.parked--
+	q.mu.Unlock()
+	if missing {
+		q.pass(&n)
+	} else {
+		q.unpark(r)
+	}
 	return true
 }
 
@@ -667,7 +782,11 @@ func (q *queue) unpark(r bus.Record) {
 		q.p.log.Error("parked job cannot be read", "sensor", q.ref.Sensor, "trigger", q.ref.Trigger, "parked_seq", r.Seq, "error", err)
 		job = &Job{Key: fmt.Sprintf("unreadable-%d", r.Seq), Sensor: q.ref.Sensor, Trigger: q.ref.Trigger, Rendered: r.Data, Fault: err.Error()}
 	}
+	job.Order = cmp.Or(job.Order, r.Seq) // of engines that did not note it
 	t := &task{job: job, q: q, parked: r.Seq}
+	if q.turns != nil { // whatever is fetched has the turn
+		t.held = true
+	}
 	if job.Fault != "" {
 		q.p.bury(t, job.Fault)
 		return
