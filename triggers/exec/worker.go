@@ -58,6 +58,9 @@ func (w *workers) Invoke(ctx context.Context, c *triggers.Call) (triggers.Result
 	return w.pool.Invoke(ctx, c)
 }
 
+// Prepare waits for the first process.
+func (w *workers) Prepare(ctx context.Context) error { return w.pool.Prepare(ctx) }
+
 // Ready tells why the function cannot be called, nil when it can, or nobody
 // knows yet.
 func (w *workers) Ready() error { return w.pool.Failure() }

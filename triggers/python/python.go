@@ -111,6 +111,9 @@ func (f *function) Invoke(ctx context.Context, c *triggers.Call) (triggers.Resul
 	return f.pool.Invoke(ctx, c)
 }
 
+// Prepare waits for the first process, and for what has to be installed.
+func (f *function) Prepare(ctx context.Context) error { return f.pool.Prepare(ctx) }
+
 // Ready tells why the function cannot be called, nil when it can, or nobody
 // knows yet.
 func (f *function) Ready() error { return f.pool.Failure() }

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // kin watches the children of a worker. What a call leaves running would write
@@ -59,6 +61,18 @@ func over(pid string) bool {
 	}
 	_, rest, ok := bytes.Cut(stat, []byte(") "))
 	return !ok || len(rest) == 0 || rest[0] == 'Z' || rest[0] == 'X'
+}
+
+// unread reports whether n bytes, all that was last written to a pipe, are still
+// in it.
+func unread(pipe *os.File, n int) bool {
+	conn, err := pipe.SyscallConn()
+	if err != nil {
+		return false
+	}
+	left := 0
+	_ = conn.Control(func(fd uintptr) { left, err = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
+	return err == nil && n > 0 && left >= n
 }
 
 func (k *kin) close() {

@@ -63,6 +63,8 @@ type Pool struct {
 	stop context.CancelFunc
 	work sync.WaitGroup // starts and stops
 
+	known chan struct{} // closed when the first start has succeeded or failed
+
 	mu       sync.Mutex
 	closed   bool
 	idle     []*worker // those that wait, the warmest last
@@ -97,7 +99,7 @@ func NewPool(o Options) *Pool {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	p := &Pool{o: o, log: o.Logger}
+	p := &Pool{o: o, log: o.Logger, known: make(chan struct{})}
 	p.ctx, p.stop = context.WithCancel(context.Background())
 	return p
 }
@@ -124,8 +126,11 @@ func (p *Pool) Invoke(ctx context.Context, c *triggers.Call) (triggers.Result, e
 	return res, err
 }
 
+// takers is how many workers are tried that end before they take a call.
+const takers = 3
+
 func (p *Pool) call(ctx context.Context, r *request) (reply, error) {
-	for {
+	for n := 1; ; n++ {
 		w, err := p.acquire(ctx)
 		if err != nil {
 			return reply{}, err
@@ -136,10 +141,12 @@ func (p *Pool) call(ctx context.Context, r *request) (reply, error) {
 		} else {
 			p.replace(w, err == nil)
 		}
-		if errors.Is(err, errNotTaken) {
-			continue
+		if !errors.Is(err, errNotTaken) {
+			return a, err
 		}
-		return a, err
+		if n == takers {
+			return a, triggers.Errorf(triggers.SystemError, "%d workers in a row ended before they took the call%s", n, excerpt(a.Logs.Stderr))
+		}
 	}
 }
 
@@ -150,6 +157,34 @@ func (p *Pool) Warm() {
 	defer p.mu.Unlock()
 	if p.count == 0 && !p.closed {
 		p.startLocked()
+	}
+}
+
+// Prepare implements [triggers.Preparer]: it starts the first worker, unless
+// that was done, and waits until it is ready or is known not to be.
+func (p *Pool) Prepare(ctx context.Context) error {
+	select {
+	case <-p.known:
+		return nil
+	default:
+	}
+	p.Warm()
+	select {
+	case <-p.known:
+		return nil
+	case <-p.ctx.Done():
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// triedLocked notes that a start has ended. mu is held.
+func (p *Pool) triedLocked() {
+	select {
+	case <-p.known:
+	default:
+		close(p.known)
 	}
 }
 
@@ -310,6 +345,7 @@ func (p *Pool) start() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.starting--
+	p.triedLocked()
 	if err == nil {
 		p.failure, p.fails, p.again = nil, 0, time.Time{}
 		p.log.Debug("worker started", "pid", w.proc.Pid(), "took", time.Since(begin).Round(time.Millisecond))

@@ -13,7 +13,6 @@ import (
 	"os"
 	"os/exec"
 	"strings"
-	"syscall"
 	"time"
 	"unicode"
 
@@ -114,7 +113,7 @@ func launch(ctx context.Context, cmd *exec.Cmd, hello [][]byte, lines bool, mark
 		process.Sweep(mark)
 		// Who waits for an answer gets what the process still wrote, and no more.
 		_ = answers.SetReadDeadline(time.Now().Add(drain))
-		_ = in.Close()
+		_ = in.SetWriteDeadline(time.Now())
 	})
 	if err != nil {
 		all.close()
@@ -193,7 +192,7 @@ func (w *worker) call(ctx context.Context, r *request) (a reply, usable bool, er
 	stop := context.AfterFunc(ctx, w.proc.Kill)
 	w.request = w.talk.request(w.request[:0], w.calls, r)
 	var got answer
-	_, writeErr := w.in.Write(w.request)
+	sent, writeErr := w.in.Write(w.request)
 	if cap(w.request) > smallRequest {
 		w.request = nil
 	}
@@ -210,7 +209,7 @@ func (w *worker) call(ctx context.Context, r *request) (a reply, usable bool, er
 	switch {
 	case interrupted:
 		return reply{Logs: a.Logs}, false, interruption(ctx)
-	case errors.Is(writeErr, syscall.EPIPE) || errors.Is(writeErr, os.ErrClosed):
+	case writeErr != nil, err != nil && unread(w.in, sent):
 		return reply{Logs: a.Logs}, false, errNotTaken
 	case err != nil:
 		return reply{Logs: a.Logs}, false, w.failure(err, a.Logs)
