@@ -57,6 +57,7 @@ func generated() map[string]string {
 		"intake":                 table(reflect.ValueOf(&specs.Intake{})),
 		"spec of a Function":     table(reflect.ValueOf(&specs.Function{})),
 		"spec of a Subscription": table(reflect.ValueOf(&specs.Subscription{})),
+		"spec of an Endpoint":    table(reflect.ValueOf(&specs.Endpoint{})),
 		"spec of a DriverType":   table(reflect.ValueOf(&specs.DriverType{})),
 		"spec of a Secret":       table(reflect.ValueOf(&specs.Secret{})),
 		"delivery":               table(reflect.ValueOf(&specs.Delivery{})),

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/engine/endpoints"
 	"github.com/sensor-engine/engine/engine/evaluate"
 	"github.com/sensor-engine/engine/engine/fold"
 	"github.com/sensor-engine/engine/engine/jobs"
@@ -33,7 +34,8 @@ const (
 
 // Diagnostic codes of checks that need the whole set or the running engine.
 const (
-	// CodeRouteConflict marks two events that ask for the same HTTP route.
+	// CodeRouteConflict marks two events or endpoints that ask for the same HTTP
+	// route.
 	CodeRouteConflict specs.Code = "route-conflict"
 	// CodeUnknownField marks an expression that reads a field which the data of
 	// the events it is about never has.
@@ -74,6 +76,7 @@ type Compiler struct {
 	stamps    reload.Stamper
 	programs  map[specs.Ref]compiledSensor
 	functions map[specs.Ref]compiledFunction
+	endpoints map[specs.Ref]compiledEndpoint
 	// passed has the hashes of resources whose functions were found right.
 	passed map[specs.Ref]string
 }
@@ -96,7 +99,7 @@ type compiledFunction struct {
 
 // NewCompiler returns a compiler for a catalog.
 func NewCompiler(c Catalog) *Compiler {
-	return &Compiler{catalog: c, programs: map[specs.Ref]compiledSensor{}, functions: map[specs.Ref]compiledFunction{}, passed: map[specs.Ref]string{}}
+	return &Compiler{catalog: c, programs: map[specs.Ref]compiledSensor{}, functions: map[specs.Ref]compiledFunction{}, endpoints: map[specs.Ref]compiledEndpoint{}, passed: map[specs.Ref]string{}}
 }
 
 // Check finds what is wrong with a set as a whole: dangling references, what
@@ -112,6 +115,8 @@ func (c *Compiler) Check(set *specs.Set, invalid ...specs.Ref) specs.Diagnostics
 			found = append(found, c.fields(set, ref, cs)...)
 		case *specs.Function:
 			found = append(found, c.function(ref, r, spec).found...)
+		case *specs.Endpoint:
+			found = append(found, c.endpoint(ref, r, spec).found...)
 		case *specs.EventSource:
 			found = append(found, c.sizes(ref, spec)...)
 			found = append(found, c.events(set, ref, r, spec)...)
@@ -265,33 +270,37 @@ func (c *Compiler) sizes(ref specs.Ref, es *specs.EventSource) specs.Diagnostics
 	return found
 }
 
-// routes finds events whose HTTP routes overlap.
+// routes finds events and endpoints whose HTTP routes overlap.
 func (c *Compiler) routes(set *specs.Set) specs.Diagnostics {
 	type claim struct {
 		route sources.Route
 		ref   specs.Ref
-		event specs.SourceEvent
+		who   string // for messages
+		path  string // of the diagnostic
+		pos   specs.Pos
 	}
 	var claims []claim
 	for ref, r := range set.Resources {
-		es, ok := r.Spec.(*specs.EventSource)
-		if !ok {
-			continue
-		}
-		for _, ev := range es.Events {
-			f := c.catalog.Sources.Lookup(ev.Type)
-			if f == nil || f.Routes == nil {
-				continue
+		switch spec := r.Spec.(type) {
+		case *specs.Endpoint:
+			for _, rt := range endpoints.Routes(ref.Name, spec) {
+				claims = append(claims, claim{rt, ref, ref.String(), "spec.path", spec.Places["path"]})
 			}
-			for _, rt := range f.Routes(ev.Config, env(set, ref.Name, filepath.Dir(r.Pos.File), ev)) {
-				claims = append(claims, claim{rt, ref, ev})
+		case *specs.EventSource:
+			for _, ev := range spec.Events {
+				f := c.catalog.Sources.Lookup(ev.Type)
+				if f == nil || f.Routes == nil {
+					continue
+				}
+				for _, rt := range f.Routes(ev.Config, env(set, ref.Name, filepath.Dir(r.Pos.File), ev)) {
+					claims = append(claims, claim{rt, ref, ref.String() + ", event " + ev.Name, fmt.Sprintf("spec.%s.%s", ev.Type, ev.Name), ev.Pos})
+				}
 			}
 		}
 	}
 	// The later one in the files is told of the earlier one.
 	slices.SortFunc(claims, func(a, b claim) int {
-		p, q := a.event.Pos, b.event.Pos
-		return cmp.Or(cmp.Compare(p.File, q.File), cmp.Compare(p.Line, q.Line), cmp.Compare(p.Col, q.Col))
+		return cmp.Or(cmp.Compare(a.pos.File, b.pos.File), cmp.Compare(a.pos.Line, b.pos.Line), cmp.Compare(a.pos.Col, b.pos.Col))
 	})
 	var found specs.Diagnostics
 	meet := func(a, b claim) {
@@ -299,11 +308,10 @@ func (c *Compiler) routes(set *specs.Set) specs.Diagnostics {
 			return
 		}
 		found = append(found, specs.Diagnostic{
-			Pos: b.event.Pos, Severity: specs.Error, Code: CodeRouteConflict, Ref: b.ref,
-			Path:    fmt.Sprintf("spec.%s.%s", b.event.Type, b.event.Name),
-			Message: fmt.Sprintf("its route %s meets the route %s of %s, event %s, at %s", b.route.Path, a.route.Path, a.ref, a.event.Name, a.event.Pos),
+			Pos: b.pos, Severity: specs.Error, Code: CodeRouteConflict, Ref: b.ref, Path: b.path,
+			Message: fmt.Sprintf("its route %s meets the route %s of %s, at %s", b.route.Path, a.route.Path, a.who, a.pos),
 			Hint:    "give one of them another path or other methods",
-			Related: []specs.Pos{a.event.Pos},
+			Related: []specs.Pos{a.pos},
 		})
 	}
 	// Plain paths meet only themselves and patterns, which are few.
@@ -359,6 +367,11 @@ func (c *Compiler) forget(set *specs.Set) {
 	for ref := range c.functions {
 		if set.Resources[ref] == nil {
 			delete(c.functions, ref)
+		}
+	}
+	for ref := range c.endpoints {
+		if set.Resources[ref] == nil {
+			delete(c.endpoints, ref)
 		}
 	}
 	for ref := range c.passed {
@@ -537,6 +550,21 @@ func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, erro
 				add(&jobs.Trigger{
 					Ref: jobs.TriggerRef{Sensor: jobs.SensorExec, Trigger: ref.Name}, Callee: callee, Direct: true, Hash: r.Hash,
 					Tell: asked.Wants(ref.Name, jobs.SensorExec, ref.Name),
+				}, d)
+			}
+			if ep, ok := r.Spec.(*specs.Endpoint); ok {
+				callee, fn, err := named(ep.Function)
+				if err != nil {
+					return err
+				}
+				if callee == nil {
+					continue
+				}
+				d := inherit(specs.Delivery{Timeout: ep.Timeout}, fn.Delivery)
+				d.Concurrency = limit[ep.Function]
+				add(&jobs.Trigger{
+					Ref: jobs.TriggerRef{Sensor: jobs.SensorEndpoint, Trigger: ref.Name}, Callee: callee, Direct: true, Hash: r.Hash,
+					Tell: asked.Wants(ep.Function, jobs.SensorEndpoint, ref.Name),
 				}, d)
 			}
 			if !isSensor(r) {

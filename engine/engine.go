@@ -21,6 +21,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/engine/endpoints"
 	"github.com/sensor-engine/engine/engine/fold"
 	"github.com/sensor-engine/engine/engine/jobs"
 	"github.com/sensor-engine/engine/engine/listen"
@@ -98,6 +99,7 @@ type Engine struct {
 	mu       sync.Mutex
 	units    map[unitKey]*unit
 	stats    map[unitKey]*SourceStats
+	answers  map[string]*endpoints.Stats // by the name of the endpoint
 	decision reload.Decision
 	applied  *specs.Set
 	alarms   map[string]Alarm
@@ -163,7 +165,7 @@ func New(o Options) *Engine {
 	}
 	e := &Engine{
 		o: o, log: o.Logger, start: time.Now(), reloads: make(chan reloadRequest),
-		units: map[unitKey]*unit{}, stats: map[unitKey]*SourceStats{}, alarms: map[string]Alarm{},
+		units: map[unitKey]*unit{}, stats: map[unitKey]*SourceStats{}, answers: map[string]*endpoints.Stats{}, alarms: map[string]Alarm{},
 		applied: &specs.Set{Resources: map[specs.Ref]*specs.Resource{}},
 		wakes:   newWakes(),
 	}
@@ -286,7 +288,7 @@ func (e *Engine) Run(ctx context.Context) error {
 		e.mu.Lock()
 		e.ready = true
 		e.mu.Unlock()
-		e.log.Info("engine is running", "resources", len(decision.Set.Resources), "sources", e.countUnits(), "took", time.Since(e.start).Round(time.Millisecond))
+		e.log.Info("engine is running", "resources", len(decision.Set.Resources), "sources", e.countSources(), "took", time.Since(e.start).Round(time.Millisecond))
 		err = e.loop(ctx, failed, down, decision.Again)
 	}
 
@@ -465,15 +467,19 @@ func (e *Engine) apply(ctx context.Context, set *specs.Set, first bool) error {
 	return nil
 }
 
-// applyUnits starts, restarts and stops sources so that those of set run.
+// applyUnits starts, restarts and stops sources and endpoints so that those of
+// set run.
 func (e *Engine) applyUnits(set *specs.Set) {
 	type wish struct {
-		ev   specs.SourceEvent
+		ev   specs.SourceEvent // of a source
 		hash string
 		dir  string
 	}
 	wishes := map[unitKey]wish{}
 	for ref, r := range set.Resources {
+		if _, ok := r.Spec.(*specs.Endpoint); ok {
+			wishes[endpointKey(ref.Name)] = wish{hash: endpointHash(set, r), dir: filepath.Dir(r.Pos.File)}
+		}
 		if es, ok := r.Spec.(*specs.EventSource); ok {
 			for _, ev := range es.Events {
 				hash := []string{set.HashOfEvent(ev)}
@@ -495,7 +501,8 @@ func (e *Engine) applyUnits(set *specs.Set) {
 			continue
 		}
 		delete(units, k)
-		if f := e.o.Catalog.Sources.Lookup(u.typ); ok && w.ev.Type == u.typ && f.Routes != nil && !f.Single {
+		f := e.o.Catalog.Sources.Lookup(u.typ)
+		if ok && (k.isEndpoint() || w.ev.Type == u.typ && f.Routes != nil && !f.Single) {
 			// Its routes pass to the new one without a gap: the old one ends
 			// after the new one has them.
 			replaced = append(replaced, u)
@@ -506,14 +513,24 @@ func (e *Engine) applyUnits(set *specs.Set) {
 	e.stopUnits(stopping)
 	e.mu.Lock()
 	for k, w := range wishes {
-		if units[k] == nil {
-			units[k] = e.newUnit(k, w.ev, w.hash, w.dir, set)
-			starting = append(starting, units[k])
+		if units[k] != nil {
+			continue
 		}
+		if k.isEndpoint() {
+			units[k] = e.newEndpoint(k, w.hash, w.dir, set)
+		} else {
+			units[k] = e.newSource(k, w.ev, w.hash, w.dir, set)
+		}
+		starting = append(starting, units[k])
 	}
 	for k := range e.stats {
 		if units[k] == nil {
 			delete(e.stats, k)
+		}
+	}
+	for name := range e.answers {
+		if units[endpointKey(name)] == nil {
+			delete(e.answers, name)
 		}
 	}
 	e.units = units
@@ -527,11 +544,12 @@ func (e *Engine) applyUnits(set *specs.Set) {
 	e.stopUnits(replaced)
 }
 
-// newUnit makes the unit of one event. mu is held.
-func (e *Engine) newUnit(k unitKey, ev specs.SourceEvent, hash, dir string, set *specs.Set) *unit {
+// newSource makes the unit of one event. mu is held.
+func (e *Engine) newSource(k unitKey, ev specs.SourceEvent, hash, dir string, set *specs.Set) *unit {
 	f := e.o.Catalog.Sources.Lookup(ev.Type)
 	log := e.log.With("source", k.source, "event", k.event, "type", ev.Type)
-	u := &unit{key: k, typ: ev.Type, hash: hash, dir: dir, log: log, ready: make(chan struct{}), settled: make(chan struct{})}
+	u := newUnit(k, "source", hash, dir, log)
+	u.typ = ev.Type
 	st := e.stats[k]
 	if st == nil {
 		st = &SourceStats{}
@@ -622,10 +640,16 @@ func (e *Engine) stopUnits(units []*unit) {
 	wg.Wait()
 }
 
-func (e *Engine) countUnits() int {
+func (e *Engine) countSources() int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return len(e.units)
+	n := 0
+	for k := range e.units {
+		if !k.isEndpoint() {
+			n++
+		}
+	}
+	return n
 }
 
 // restore takes the set accepted before the last stop from STATE.
@@ -703,7 +727,7 @@ func (e *Engine) Addr() string {
 }
 
 // Routes returns the HTTP routes that are served, by owner
-// ("<EventSource>/<event>").
+// ("<EventSource>/<event>", "Endpoint/<name>").
 func (e *Engine) Routes() map[string][]sources.Route { return e.table.Routes() }
 
 // Bus is the bus the engine works on.

@@ -54,17 +54,21 @@ func start(t testing.TB, dir, data string) *running {
 }
 
 // launch starts an engine and does not wait for it.
-func launch(t testing.TB, c engine.Catalog, dir, data string) *running {
+func launch(t testing.TB, c engine.Catalog, dir, data string, edit ...func(*engine.Options)) *running {
 	t.Helper()
 	b, err := jetstream.Open(t.Context(), jetstream.Options{Dir: data, MinFree: -1, Reserve: -1})
 	if err != nil {
 		t.Fatal(err)
 	}
 	r := &running{t: t, dir: dir, data: data, bus: b}
-	r.e = engine.New(engine.Options{
+	o := engine.Options{
 		Bus: b, Catalog: c, Paths: []string{dir}, Listen: "127.0.0.1:0",
 		Logger: slog.New(slog.NewTextHandler(testWriter{t}, nil)), LookupEnv: os.LookupEnv, RemovalGrace: 0,
-	})
+	}
+	for _, f := range edit {
+		f(&o)
+	}
+	r.e = engine.New(o)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- r.e.Run(ctx) }()

@@ -192,6 +192,14 @@ func (c *Compiler) findCalls(set *specs.Set, ref specs.Ref, r *specs.Resource) s
 		}
 		return found
 	}
+	if ep, ok := r.Spec.(*specs.Endpoint); ok {
+		if fr := set.Resources[specs.Ref{Kind: specs.KindFunction, Name: ep.Function}]; fr != nil && len(ep.Secrets) > 0 {
+			ck := specs.NewChecker(ref, "spec", ep.Places)
+			unused(ck, "secrets", fr.Spec.(*specs.Function).Call.Kind)
+			found = append(found, ck.Found()...)
+		}
+		return found
+	}
 	_, s := r.Sensor()
 	if s == nil {
 		return nil

@@ -204,7 +204,7 @@ func (h *host) complete(ev *bus.Event) {
 
 // Handle adds a route to the shared listener.
 func (h *host) Handle(r sources.Route, handler http.Handler) (func(), error) {
-	return h.routes.Handle(h.key.source+"/"+h.key.event, r, handler)
+	return h.routes.Handle(h.key.String(), r, handler)
 }
 
 // RequestWanted reports whether a spec in force reads `request`.

@@ -63,6 +63,7 @@ type ResourceStatus struct {
 	// the one its jobs, runs and dead letters have.
 	RunsAs   string          `json:"runsAs,omitempty"`
 	Triggers []TriggerStatus `json:"triggers,omitempty"`
+	Endpoint *EndpointStatus `json:"endpoint,omitempty"`
 	UsedBy   []string        `json:"usedBy,omitempty"`
 	// NotReady is why a Function cannot be called at the moment, or the inline
 	// function of a trigger; "" when it can.
@@ -151,7 +152,7 @@ func (e *Engine) Ready(ctx context.Context) (bool, []string) {
 	}
 	for k, u := range e.units {
 		if state, detail, _, _ := u.status(); state != UnitRunning {
-			why = append(why, fmt.Sprintf("source %s/%s is %s: %s", k.source, k.event, state, detail))
+			why = append(why, fmt.Sprintf("%s %s is %s: %s", u.what, k, state, detail))
 		}
 	}
 	e.mu.Unlock()
@@ -219,11 +220,15 @@ func (e *Engine) Status(ctx context.Context) Status {
 			rs.Place, rs.Hash, rs.Labels = fmt.Sprintf("%s:%d", r.Pos.File, r.Pos.Line), r.Hash, r.Metadata.Labels
 			switch spec := r.Spec.(type) {
 			case *specs.Function:
+				rs.Triggers = named(triggers[jobs.SensorExec], st.Ref.Name)
 				if err := notReady[st.Ref.Name]; err != nil {
 					rs.NotReady = err.Error()
 				}
 			case *specs.EventSource:
 				rs.Events = e.eventStatus(st.Ref.Name, spec)
+			case *specs.Endpoint:
+				rs.Endpoint = e.endpointStatus(st.Ref.Name, spec)
+				rs.Triggers = named(triggers[jobs.SensorEndpoint], st.Ref.Name)
 			case *specs.Sensor, *specs.Subscription:
 				name, sensor := r.Sensor()
 				rs.RunsAs = name
@@ -247,6 +252,16 @@ func (e *Engine) Status(ctx context.Context) Status {
 		s.Resources = append(s.Resources, rs)
 	}
 	return s
+}
+
+// named are the triggers of a name.
+func named(all []TriggerStatus, name string) []TriggerStatus {
+	for i := range all {
+		if all[i].Name == name {
+			return all[i : i+1]
+		}
+	}
+	return nil
 }
 
 // eventStatus is the state of an EventSource's events. mu is held.

@@ -28,9 +28,10 @@ const (
 // unitKey names one event of an EventSource.
 type unitKey struct{ source, event string }
 
-// unit is one supervised source.
+// unit is one supervised source, or an endpoint.
 type unit struct {
 	key     unitKey
+	what    string // what it is called in the log
 	typ     string
 	hash    string
 	dir     string
@@ -52,6 +53,18 @@ type unit struct {
 	detail   string
 	since    time.Time
 	restarts int
+}
+
+func newUnit(k unitKey, what, hash, dir string, log *slog.Logger) *unit {
+	return &unit{
+		key: k, what: what, typ: what, hash: hash, dir: dir, log: log, ready: make(chan struct{}), settled: make(chan struct{}),
+		details: func(time.Time) []sources.Detail { return nil },
+	}
+}
+
+// say logs what the unit does.
+func (u *unit) say(level slog.Level, what string, args ...any) {
+	u.log.Log(context.Background(), level, u.what+" "+what, args...) //nolint:sloglint // one of two words, then a constant
 }
 
 func (u *unit) set(state UnitState, detail string) {
@@ -78,9 +91,9 @@ func (u *unit) isReady(detail string) {
 	switch {
 	case state == UnitRunning:
 	case restarts > 0:
-		u.log.Info("source recovered", "detail", detail)
+		u.say(slog.LevelInfo, "recovered", "detail", detail)
 	default:
-		u.log.Info("source started", "detail", detail)
+		u.say(slog.LevelInfo, "started", "detail", detail)
 	}
 }
 
@@ -151,7 +164,7 @@ func (u *unit) failed(err error, ran time.Duration) (pause time.Duration, perman
 	defer u.settle()
 	if _, permanent := errors.AsType[*sources.Permanent](err); permanent {
 		u.set(UnitFailed, err.Error())
-		u.log.Error("source failed; it waits for a change of its spec", "error", err)
+		u.say(slog.LevelError, "failed; it waits for a change of its spec", "error", err)
 		return 0, true
 	}
 	if ran > healthyAfter {
@@ -163,7 +176,7 @@ func (u *unit) failed(err error, ran time.Duration) (pause time.Duration, perman
 	u.restarts++
 	u.mu.Unlock()
 	u.set(UnitRetrying, err.Error())
-	u.log.Warn("source failed; it is started again", "error", err, "in", pause.Round(time.Millisecond))
+	u.say(slog.LevelWarn, "failed; it is started again", "error", err, "in", pause.Round(time.Millisecond))
 	return pause, false
 }
 
@@ -186,7 +199,7 @@ func (u *unit) run(ctx context.Context, src sources.Source) (err error) {
 func (u *unit) recovered(err *error) {
 	if r := recover(); r != nil {
 		*err = fmt.Errorf("panic: %v", r)
-		u.log.Error("source panicked", "panic", r, "stack", string(debug.Stack()))
+		u.say(slog.LevelError, "panicked", "panic", r, "stack", string(debug.Stack()))
 	}
 }
 
@@ -198,8 +211,8 @@ func (u *unit) stop(limit time.Duration) {
 	case <-u.done:
 		u.host.position.close()
 		u.set(UnitStopped, "")
-		u.log.Info("source stopped")
+		u.say(slog.LevelInfo, "stopped")
 	case <-time.After(limit):
-		u.log.Error("source does not stop; it is left behind", "after", limit)
+		u.say(slog.LevelError, "does not stop; it is left behind", "after", limit)
 	}
 }

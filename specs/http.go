@@ -45,6 +45,21 @@ type APIKeys struct {
 	Secret string `yaml:"secret" required:"true" ref:"Secret" doc:"Name of the Secret whose values are the keys; the key within the Secret is the name of the client." example:"partners"`
 }
 
+// Way is the name of the way of authentication, "none" for nil.
+func (a *Auth) Way() string {
+	switch {
+	case a == nil:
+		return "none"
+	case a.Bearer != nil:
+		return "bearer"
+	case a.Basic != nil:
+		return "basic"
+	case a.HMAC != nil:
+		return "hmac"
+	}
+	return "apiKeys"
+}
+
 // Validate reports what the types of the fields cannot say; field is where
 // the Auth is, below what the checker is about.
 func (a *Auth) Validate(ck *Checker, field string) {

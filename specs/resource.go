@@ -192,6 +192,19 @@ func (d *decoder) spec(n *node, r *Resource) {
 		d.structure(s, reflect.ValueOf(sub).Elem(), "spec", nil, nil)
 		d.subscription(s, sub)
 		r.Spec = sub
+	case KindEndpoint:
+		ep := &Endpoint{MaxBody: DefaultMaxBody, MaxInFlight: DefaultMaxInFlight, Places: map[string]Pos{}}
+		before := d.errors
+		d.structure(s, reflect.ValueOf(ep).Elem(), "spec", nil, nil)
+		d.places(s, "", ep.Places)
+		if d.errors == before { // what is half decoded would mislead
+			c := NewChecker(d.ref, "spec", ep.Places)
+			ep.Validate(c)
+			for _, f := range c.Found() {
+				d.add(f)
+			}
+		}
+		r.Spec = ep
 	case KindDriverType:
 		typ := &DriverType{}
 		d.structure(s, reflect.ValueOf(typ).Elem(), "spec", nil, nil)

@@ -26,6 +26,7 @@ func Schema(t Types) ([]byte, error) {
 		string(KindSecret):      b.structure(reflect.ValueOf(&Secret{}).Elem(), "Secret", nil),
 
 		string(KindSubscription): b.structure(reflect.ValueOf(&Subscription{}).Elem(), "Subscription", nil),
+		string(KindEndpoint):     b.structure(reflect.ValueOf(&Endpoint{MaxBody: DefaultMaxBody, MaxInFlight: DefaultMaxInFlight}).Elem(), "Endpoint", nil),
 		string(KindDriverType):   b.structure(reflect.ValueOf(&DriverType{}).Elem(), "DriverType", nil),
 	}
 	meta := b.structure(reflect.ValueOf(&Metadata{}).Elem(), "metadata", nil)

@@ -23,13 +23,14 @@ const (
 	KindSensor       Kind = "Sensor"
 	KindFunction     Kind = "Function"
 	KindSubscription Kind = "Subscription"
+	KindEndpoint     Kind = "Endpoint"
 	KindDriverType   Kind = "DriverType"
 	KindSecret       Kind = "Secret"
 )
 
 // Kinds returns all kinds, in the order in which people are shown them.
 func Kinds() []Kind {
-	return []Kind{KindEventSource, KindSensor, KindFunction, KindSubscription, KindDriverType, KindSecret}
+	return []Kind{KindEventSource, KindSensor, KindFunction, KindSubscription, KindEndpoint, KindDriverType, KindSecret}
 }
 
 // Ref names a resource.
@@ -71,7 +72,8 @@ type Resource struct {
 	// Source is the document's own text, whole lines beginning with that of
 	// Pos, so that it can be stored and loaded again by [Loader.LoadSource].
 	Source string
-	// Spec is *EventSource, *Sensor, *Function, *Subscription, *DriverType or *Secret.
+	// Spec is *EventSource, *Sensor, *Function, *Subscription, *Endpoint,
+	// *DriverType or *Secret.
 	Spec any
 	// Uses are the resources this one references, sorted.
 	Uses []Ref

@@ -55,7 +55,8 @@ const (
 )
 
 // fitPayload makes the limit of the embedded bus follow the largest event that
-// a source takes, as far as the bus can. What is larger still is a diagnostic
+// a source takes, and the largest request that becomes a job, as far as the bus
+// can. What is larger still is a diagnostic
 // of its source and keeps nothing else from starting.
 func (f *runFlags) fitPayload(cat engine.Catalog, l *specs.Loaded) {
 	if f.payload != 0 || f.bus != "" {
@@ -63,6 +64,9 @@ func (f *runFlags) fitPayload(cat engine.Catalog, l *specs.Loaded) {
 	}
 	largest := int64(0)
 	for _, r := range l.Resources {
+		if ep, ok := r.Spec.(*specs.Endpoint); ok && ep.Async {
+			largest = max(largest, 4*int64(ep.MaxBody)/3) // in base64
+		}
 		es, ok := r.Spec.(*specs.EventSource)
 		if !ok {
 			continue

@@ -238,7 +238,7 @@ spec:
 `)
 	var got []string
 	for _, u := range webhookURLs(catalog(), l, "0.0.0.0:80") {
-		got = append(got, u.event+" "+u.curl())
+		got = append(got, u.name+" "+u.curl())
 	}
 	if want := []string{"a/x curl -d '{}' http://127.0.0.1:80/x", "a/y curl -X PUT http://127.0.0.1:80/y/{id}"}; !slices.Equal(got, want) {
 		t.Errorf("%q", got)

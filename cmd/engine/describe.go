@@ -17,6 +17,7 @@ import (
 	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/engine"
 	"github.com/sensor-engine/engine/engine/api"
+	"github.com/sensor-engine/engine/specs"
 )
 
 func (e *env) describeVerb() *cobra.Command {
@@ -129,6 +130,18 @@ func describe(w io.Writer, r *api.Resource) error {
 			out.add("Event "+ev.Name, func(t *table) { describeEvent(t, &ev) })
 		}
 	}
+	if ep := r.Endpoint; ep != nil {
+		out.add("Endpoint", func(t *table) {
+			t.row("Route:", strings.Join(ep.Methods, ",")+" "+strings.Join(ep.Hosts, ",")+ep.Path)
+			t.row("Function:", ep.Function)
+			t.row("Authentication:", ep.Auth)
+			t.row("State:", string(ep.State)+", "+ep.Detail)
+			t.row("In flight:", strconv.FormatInt(ep.InFlight, 10))
+			for _, status := range slices.Sorted(maps.Keys(ep.Answers)) {
+				t.row(fmt.Sprintf("Answered %d:", status), count(ep.Answers[status]))
+			}
+		})
+	}
 	if len(r.Dependencies) > 0 {
 		out.add("Dependencies", func(t *table) {
 			t.row("NAME", "SOURCE", "EVENT", "TYPE", "WHEN")
@@ -169,7 +182,11 @@ func describe(w io.Writer, r *api.Resource) error {
 		})
 	}
 	if len(r.Triggers) > 0 {
-		out.add("Triggers", func(t *table) {
+		heading := "Triggers"
+		if r.Kind == specs.KindEndpoint || r.Kind == specs.KindFunction {
+			heading = "Calls"
+		}
+		out.add(heading, func(t *table) {
 			t.row("NAME", "FUNCTION", "RUNNING", "WAITING", "PARKED", "RETRIES", "SUCCEEDED", "FAILED", "DEAD")
 			for _, tr := range r.Triggers {
 				t.row(tr.Name, tr.Function, strconv.Itoa(tr.Running), strconv.Itoa(tr.Waiting), count(tr.Overflow), strconv.Itoa(tr.Retries),

@@ -25,6 +25,7 @@ var kinds = []struct {
 	{specs.KindSensor, []string{"sensor", "sensors"}},
 	{specs.KindFunction, []string{"function", "functions", "fn"}},
 	{specs.KindSubscription, []string{"subscription", "subscriptions", "sub"}},
+	{specs.KindEndpoint, []string{"endpoint", "endpoints", "ep"}},
 	{specs.KindDriverType, []string{"drivertype", "drivertypes"}},
 	{specs.KindSecret, []string{"secret", "secrets"}},
 }
@@ -35,7 +36,7 @@ func kindArg(arg string) (specs.Kind, error) {
 			return k.kind, nil
 		}
 	}
-	return "", usagef("unknown kind %q; there are eventsource, sensor, function, subscription, drivertype, secret", arg)
+	return "", usagef("unknown kind %q; there are eventsource, sensor, function, subscription, endpoint, drivertype, secret", arg)
 }
 
 // refArgs reads KIND NAME or KIND/NAME; without a name, name is "".
@@ -90,8 +91,8 @@ func (e *env) getVerb() *cobra.Command {
 		Long: `Lists resources, and on standard error the problems of the specs, alarms, and
 why the engine is not ready. The state is ok; stale: the last good version runs, because the
 files have an error; removing: absent from the files; rejected: does not run. An
-EventSource of which an event does not work shows that event's state: Starting,
-Retrying, Failed.`,
+EventSource of which an event does not work shows that event's state, an Endpoint
+that is not served its own: Starting, Retrying, Failed.`,
 		Example: "  engine get\n  engine get sensors\n  engine get sensor large-orders -o yaml",
 		Args:    cobra.MaximumNArgs(2),
 	}
@@ -162,6 +163,9 @@ func (e *env) attention(st engine.Status) (err error) {
 // stateOf is the state of a resource and of what it runs in one word.
 func stateOf(r engine.ResourceStatus) string {
 	if r.State == string(reload.OK) {
+		if r.Endpoint != nil && r.Endpoint.State != engine.UnitRunning {
+			return string(r.Endpoint.State)
+		}
 		for _, ev := range r.Events {
 			if ev.State != engine.UnitRunning {
 				return string(ev.State)
@@ -194,6 +198,8 @@ func infoOf(r engine.ResourceStatus) string {
 			}
 		}
 		return fmt.Sprintf("%d of %d run, %d stored%s", running, len(r.Events), stored, why)
+	case r.Endpoint != nil:
+		return infoOfEndpoint(r.Endpoint)
 	case r.Sensor != nil:
 		var failed, dead, waiting uint64
 		for _, t := range r.Triggers {
@@ -213,6 +219,24 @@ func infoOf(r engine.ResourceStatus) string {
 		return "used by " + strings.Join(r.UsedBy, ", ")
 	}
 	return ""
+}
+
+func infoOfEndpoint(ep *engine.EndpointStatus) string {
+	var all, failed uint64
+	for status, n := range ep.Answers {
+		all += n
+		if status >= 400 {
+			failed += n
+		}
+	}
+	info := ep.Detail
+	if ep.State == engine.UnitRunning && len(ep.Methods) > 0 {
+		info = fmt.Sprintf("%s %s%s calls %s, %d requests", strings.Join(ep.Methods, ","), strings.Join(ep.Hosts, ","), ep.Path, ep.Function, all)
+		if failed > 0 {
+			info += fmt.Sprintf(", %d failed", failed)
+		}
+	}
+	return info
 }
 
 func resourcePath(kind specs.Kind, name string) string {

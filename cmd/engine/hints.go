@@ -14,10 +14,10 @@ import (
 	"github.com/sensor-engine/engine/specs"
 )
 
-// maxHints is the most webhooks that are printed at the start.
+// maxHints is the most that are printed at the start.
 const maxHints = 10
 
-// hints logs how to reach the webhooks, as soon as they can be reached.
+// hints logs how to reach webhooks and endpoints, as soon as they can be reached.
 func hints(ctx context.Context, eng *engine.Engine, cat engine.Catalog, l *specs.Loaded, log *slog.Logger) {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
@@ -28,20 +28,30 @@ func hints(ctx context.Context, eng *engine.Engine, cat engine.Catalog, l *specs
 			return
 		}
 	}
-	urls := webhookURLs(cat, l, eng.Addr())
+	urls := append(webhookURLs(cat, l, eng.Addr()), endpointURLs(l, eng.Addr())...)
 	for i, u := range urls {
 		if i == maxHints {
-			log.Info("there are more webhooks: engine get eventsource", "more", len(urls)-i)
+			log.Info("there are more: engine get eventsource, engine get endpoint", "more", len(urls)-i)
 			break
 		}
-		log.Info("webhook", "event", u.event, "try", u.curl())
+		if u.endpoint {
+			log.Info("endpoint", "name", u.name, "try", u.curl())
+		} else {
+			log.Info("webhook", "event", u.name, "try", u.curl())
+		}
 	}
 }
 
-// webhookURL is where an event can be sent.
-type webhookURL struct{ event, method, url string }
+// tryURL is where something can be sent.
+type tryURL struct {
+	endpoint          bool
+	name, method, url string
+}
 
-func (u webhookURL) curl() string {
+func (u tryURL) curl() string {
+	if u.method == http.MethodGet {
+		return "curl " + u.url
+	}
 	if u.method == http.MethodPost {
 		return "curl -d '{}' " + u.url
 	}
@@ -49,7 +59,7 @@ func (u webhookURL) curl() string {
 }
 
 // webhookURLs lists where events can be sent to a listener on addr.
-func webhookURLs(cat engine.Catalog, l *specs.Loaded, addr string) (out []webhookURL) {
+func webhookURLs(cat engine.Catalog, l *specs.Loaded, addr string) (out []tryURL) {
 	resource := func(ref specs.Ref) *specs.Resource { return l.Set().Resources[ref] }
 	for _, r := range l.Resources {
 		es, ok := r.Spec.(*specs.EventSource)
@@ -66,9 +76,25 @@ func webhookURLs(cat engine.Catalog, l *specs.Loaded, addr string) (out []webhoo
 				if len(route.Methods) > 0 && !slices.Contains(route.Methods, method) {
 					method = route.Methods[0]
 				}
-				out = append(out, webhookURL{r.Metadata.Name + "/" + ev.Name, method, "http://" + listen.Reachable(addr) + route.Path})
+				out = append(out, tryURL{false, r.Metadata.Name + "/" + ev.Name, method, "http://" + listen.Reachable(addr) + route.Path})
 			}
 		}
+	}
+	return out
+}
+
+// endpointURLs lists where a listener on addr answers for functions.
+func endpointURLs(l *specs.Loaded, addr string) (out []tryURL) {
+	for _, r := range l.Resources {
+		ep, ok := r.Spec.(*specs.Endpoint)
+		if !ok || !ep.On() || len(ep.Hosts) > 0 {
+			continue
+		}
+		method := http.MethodPost
+		if len(ep.Methods) > 0 && !slices.Contains(ep.Methods, method) {
+			method = ep.Methods[0]
+		}
+		out = append(out, tryURL{true, r.Metadata.Name, method, "http://" + listen.Reachable(addr) + ep.Path})
 	}
 	return out
 }

@@ -242,6 +242,7 @@ func TestFieldsAreDocumented(t *testing.T) {
 		{engine.EventStatus{}, "ResourceStatus"},
 		{engine.SensorStatus{}, "ResourceStatus"},
 		{engine.TriggerStatus{}, "ResourceStatus"},
+		{engine.EndpointStatus{}, "ResourceStatus"},
 		{Resource{}, "Resource"},
 		{Dependency{}, "Resource"},
 		{Pending{}, "Pending"},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"runtime"
+	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -74,6 +75,9 @@ var (
 	descRunning     = desc("trigger_running", "Calls that run at the moment.", "sensor", "trigger")
 	descWaiting     = desc("trigger_waiting", "Jobs that wait in memory.", "sensor", "trigger")
 	descParked      = desc("trigger_parked", "Jobs that wait on the bus, for a retry or for their turn.", "sensor", "trigger", "reason")
+	descRequests    = desc("endpoint_requests_total", "Requests of an endpoint by the status of the answer; 499 is that of clients who went away.", "endpoint", "status")
+	descInFlight    = desc("endpoint_in_flight", "Requests of an endpoint that are being served.", "endpoint")
+	descEndpointUp  = desc("endpoint_up", "1 when the endpoint is served.", "endpoint")
 	descLetters     = desc("dead_letters", "Jobs that were given up and are kept.", "sensor", "trigger")
 	descDied        = desc("trigger_dead_total", "Jobs that were given up.", "sensor", "trigger")
 	descRunsDropped = desc("runs_dropped_total", "Runs the history could not take.")
@@ -91,7 +95,7 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descBuild, descReady, descBusOK, descBytes, descMaxBytes, descRecords, descUp, descRestarts, descEvents, descIntake, descLimited, descSourceLag, descLast, descPosition,
 		descCovered, descLag, descFailing, descUnmatched, descMatched, descFired, descSuperseded, descExpired, descSuppressed, descDebounced, descSkipped, descEvicted, descKeys, descState, descErrors, descCalls,
-		descRetried, descDuration, descRunning, descWaiting, descParked, descLetters, descDied, descRunsDropped, descGeneration,
+		descRetried, descDuration, descRunning, descWaiting, descParked, descRequests, descInFlight, descEndpointUp, descLetters, descDied, descRunsDropped, descGeneration,
 		descReloaded, descRefused, descFailed, descProblems, descResources, descAlarms,
 	} {
 		ch <- d
@@ -153,6 +157,13 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 			counter(descLimited, ev.Intake.Limited, r.Name, ev.Name)
 			gauge(descSourceLag, ev.Lag, r.Name, ev.Name)
 			gauge(descLast, unix(ev.Last), r.Name, ev.Name)
+		}
+		if ep := r.Endpoint; ep != nil {
+			gauge(descEndpointUp, truth(ep.State == engine.UnitRunning), r.Name)
+			gauge(descInFlight, float64(ep.InFlight), r.Name)
+			for status, n := range ep.Answers {
+				counter(descRequests, n, r.Name, strconv.Itoa(status))
+			}
 		}
 		if sn := r.Sensor; sn != nil {
 			counter(descMatched, sn.Matched, r.RunsAs)

@@ -72,6 +72,9 @@ var (
 	ErrBusy = errors.New("the function is busy")
 )
 
+// keyLen is the length of keys.
+const keyLen = 24
+
 // newKey makes an idempotency key that nobody can guess.
 func newKey() string {
 	var b [18]byte

@@ -107,11 +107,13 @@ type Pool struct {
 	gate   gate
 	runs   *recorder
 	recent *recent
-	parts  []*partition
-	mu     sync.RWMutex
-	queues map[TriggerRef]*queue
-	away   map[TriggerRef]time.Time // since when a trigger with parked jobs is missing; the janitor's
-	untold chan struct{}            // a result was parked
+	// searches has a place for each look into the history at the same time.
+	searches chan struct{}
+	parts    []*partition
+	mu       sync.RWMutex
+	queues   map[TriggerRef]*queue
+	away     map[TriggerRef]time.Time // since when a trigger with parked jobs is missing; the janitor's
+	untold   chan struct{}            // a result was parked
 
 	callCtx  context.Context // ends when the grace of a shutdown is over
 	cancel   context.CancelFunc
@@ -181,7 +183,7 @@ func NewPool(o Options) *Pool {
 	}
 	p := &Pool{o: o, log: o.Logger, queues: map[TriggerRef]*queue{}, away: map[TriggerRef]time.Time{}, untold: make(chan struct{}, 1)}
 	p.runs = newRecorder(o.Bus, o.Logger)
-	p.recent = newRecent()
+	p.recent, p.searches = newRecent(), make(chan struct{}, 2)
 	p.callCtx, p.cancel = context.WithCancel(context.Background())
 	p.stopping, p.stop = context.WithCancel(p.callCtx)
 	p.parts = make([]*partition, o.Bus.Jobs().Partitions())

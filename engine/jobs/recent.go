@@ -2,8 +2,12 @@ package jobs
 
 import (
 	"container/list"
+	"context"
 	"encoding/json"
 	"sync"
+	"time"
+
+	"github.com/sensor-engine/engine/bus"
 )
 
 // StatusRunning is that of a submitted call while an attempt runs. The history
@@ -26,6 +30,7 @@ type recent struct {
 
 // call is how one submitted call stands.
 type call struct {
+	ref         TriggerRef
 	key, status string
 	run         json.RawMessage // its last run
 }
@@ -42,7 +47,7 @@ func (r *recent) expect(run *Run) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if _, ok := r.calls[run.Key]; !ok {
-		r.set(run.Key, run.Status, b)
+		r.set(run, b)
 	}
 }
 
@@ -69,12 +74,13 @@ func (r *recent) put(run *Run) {
 	b := run.AppendJSON(nil)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.set(run.Key, run.Status, b)
+	r.set(run, b)
 }
 
 // set notes a call and forgets the oldest beyond the limit. mu is held.
-func (r *recent) set(key, status string, run []byte) {
-	c := &call{key, status, run}
+func (r *recent) set(run *Run, b []byte) {
+	key := run.Key
+	c := &call{TriggerRef{run.Sensor, run.Trigger}, key, run.Status, b}
 	if e, ok := r.calls[key]; ok {
 		r.bytes -= e.Value.(*call).size()
 		e.Value = c
@@ -94,16 +100,60 @@ func (r *recent) drop(e *list.Element) {
 	r.bytes -= c.size()
 }
 
-// Submission tells how a submitted call stands and gives its last run, if it is
-// one of the newest. The history has the others.
-func (p *Pool) Submission(key string) (status string, run json.RawMessage, ok bool) {
-	r := p.recent
+// get returns how a call stands.
+func (r *recent) get(key string) (call, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	e, ok := r.calls[key]
 	if !ok {
-		return "", nil, false
+		return call{}, false
 	}
-	c := e.Value.(*call)
-	return c.status, c.run, true
+	return *e.Value.(*call), true
+}
+
+// Submission tells how a submitted call stands and gives its last run, if it is
+// one of the newest. The history has the others.
+func (p *Pool) Submission(key string) (status string, run json.RawMessage, ok bool) {
+	c, ok := p.recent.get(key)
+	return c.status, c.run, ok
+}
+
+// Find is [Pool.Submission] for the calls of one trigger, which also looks into
+// the history of the function. It blocks on the bus. It fails with
+// [bus.ErrNotFound] when there is no such call, or not any more, and with
+// [ErrBusy] when too many ask for calls that are not among the newest.
+func (p *Pool) Find(ctx context.Context, ref TriggerRef, function, key string) (status string, run json.RawMessage, err error) {
+	if c, ok := p.recent.get(key); ok {
+		if c.ref != ref {
+			return "", nil, bus.ErrNotFound
+		}
+		return c.status, c.run, nil
+	}
+	if len(key) != keyLen {
+		return "", nil, bus.ErrNotFound
+	}
+	select {
+	case p.searches <- struct{}{}:
+		defer func() { <-p.searches }()
+	default:
+		return "", nil, ErrBusy
+	}
+	found, err := ReadRuns(ctx, p.o.Bus, RunFilter{Function: function, Key: key, Sensor: ref.Sensor, Trigger: ref.Trigger, Limit: 1000})
+	if err != nil {
+		return "", nil, err
+	}
+	var newest time.Time
+	for _, r := range found {
+		var head struct {
+			Status  string
+			Started time.Time
+		}
+		if json.Unmarshal(r.JSON, &head) == nil && !head.Started.Before(newest) {
+			newest, status, run = head.Started, head.Status, r.JSON
+		}
+	}
+	if run == nil {
+		return "", nil, bus.ErrNotFound
+	}
+	return status, run, nil
 }

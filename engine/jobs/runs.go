@@ -315,7 +315,7 @@ func (r *recorder) write(fn string, bl block) {
 
 // RunFilter selects runs; zero fields select all.
 type RunFilter struct {
-	Function, Status, ID, Key string
+	Function, Status, ID, Key, Sensor, Trigger string
 	// Limit is the most runs returned, the newest; 0 means 100.
 	Limit int
 }
@@ -385,15 +385,29 @@ func SplitRuns(r bus.Record, f RunFilter) []StoredRun {
 	var out []StoredRun
 	for line := range strings.Lines(string(r.Data)) {
 		line = strings.TrimSuffix(line, "\n")
-		if f.Status != "" || f.ID != "" || f.Key != "" || f.Function != "" {
-			var head struct{ ID, Key, Status, Function string }
-			if json.Unmarshal([]byte(line), &head) != nil ||
-				f.Status != "" && head.Status != f.Status || f.ID != "" && head.ID != f.ID ||
-				f.Key != "" && head.Key != f.Key || f.Function != "" && head.Function != f.Function {
-				continue
-			}
+		if !f.matches([]byte(line)) {
+			continue
 		}
 		out = append(out, StoredRun{r.Seq, json.RawMessage(line)})
 	}
 	return out
+}
+
+// matches reports whether a run, as JSON, is one of those selected.
+func (f *RunFilter) matches(run []byte) bool {
+	if f.Status == "" && f.ID == "" && f.Key == "" && f.Function == "" && f.Sensor == "" && f.Trigger == "" {
+		return true
+	}
+	var head struct{ ID, Key, Status, Function, Sensor, Trigger string }
+	if json.Unmarshal(run, &head) != nil {
+		return false
+	}
+	for _, c := range [...][2]string{
+		{f.Status, head.Status}, {f.ID, head.ID}, {f.Key, head.Key}, {f.Function, head.Function}, {f.Sensor, head.Sensor}, {f.Trigger, head.Trigger},
+	} {
+		if c[0] != "" && c[0] != c[1] {
+			return false
+		}
+	}
+	return true
 }

@@ -321,7 +321,9 @@ func build(routes []*entry) *tree {
 			}
 		})
 	}
-	for _, e := range routes { // where nothing else takes OPTIONS
+	// Where nothing else takes OPTIONS; in an order that does not depend on
+	// when they were added.
+	for _, e := range slices.SortedFunc(slices.Values(routes), func(a, b *entry) int { return strings.Compare(a.owner, b.owner) }) {
 		if e.route.Preflight {
 			each(e, func(ms methods) { ms.tree(http.MethodOptions).add(e) })
 		}

@@ -32,16 +32,16 @@ func AppendRequest(b []byte, r *http.Request, params []string, auth *Auth) []byt
 	b = append(b, `},"headers":{`...)
 	b = appendMember(b, 0, "host")
 	b = AppendString(b, r.Host)
-	for lower, value := range plainHeaders(r, auth) {
+	for lower, value := range PlainHeaders(r, auth) {
 		b = appendMember(b, 1, lower)
 		b = AppendString(b, value)
 	}
 	return append(b, '}', '}')
 }
 
-// plainHeaders yields the headers that hold no credentials, in the order of
-// their names, which are in small letters.
-func plainHeaders(r *http.Request, auth *Auth) iter.Seq2[string, string] {
+// PlainHeaders yields the headers that hold no credentials, in the order of
+// their names, which are in small letters. auth may be nil.
+func PlainHeaders(r *http.Request, auth *Auth) iter.Seq2[string, string] {
 	return func(yield func(string, string) bool) {
 		names := make([]string, 0, len(r.Header))
 		for name := range r.Header {

@@ -135,6 +135,16 @@ func CallScope() Scope {
 	return sc
 }
 
+// RequestScope is for the templates of an endpoint: `data`, what a request was
+// mapped to, and `request`, an object of its method, path, params, query and
+// headers.
+func RequestScope() Scope {
+	return Scope{types: types.Map{"data": types.Any, "request": types.Any}}
+}
+
+// WithOutput adds `output`, what a function gave.
+func (sc Scope) WithOutput() Scope { return sc.with("output", types.Any, nil) }
+
 // hint suggests what an unknown name was meant to be.
 func (sc Scope) hint(name string, called bool) string {
 	known := slices.Collect(maps.Keys(sc.types))
