@@ -607,3 +607,23 @@ func TestAbsent(t *testing.T) {
 		}
 	}
 }
+
+func TestResponseScope(t *testing.T) {
+	env := map[string]any{"status": int64(200), "headers": map[string]any{"a": "b"}, "body": map[string]any{"id": int64(1234567890123456789)}}
+	for source, want := range map[string]any{
+		"status < 300 && body.id == 1234567890123456789": true, "headers.a": "b", `headers["x-none"] == nil`: true,
+	} {
+		p, ds := Compile(specs.Expr{Source: source}, "spec.x", ResponseScope(), WantAny)
+		if len(ds) > 0 {
+			t.Fatal(ds)
+		}
+		if got, err := p.Eval(env); got != want || err != nil {
+			t.Errorf("%s: %v, %v", source, got, err)
+		}
+	}
+	for _, source := range []string{"data.a", "status && true", "now()"} {
+		if _, ds := Compile(specs.Expr{Source: source}, "spec.x", ResponseScope(), WantBool); !ds.HasErrors() {
+			t.Errorf("%s compiles", source)
+		}
+	}
+}

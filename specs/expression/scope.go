@@ -145,6 +145,16 @@ func RequestScope() Scope {
 // WithOutput adds `output`, what a function gave.
 func (sc Scope) WithOutput() Scope { return sc.with("output", types.Any, nil) }
 
+// ResponseScope is for what a function's spec says of an answer: `status`, an
+// int64; `headers`, an object of text by name in lower case, of a list of texts
+// where a name comes more than once; and `body`: any value when it is JSON, else
+// text, or nil when it is neither.
+func ResponseScope() Scope {
+	return Scope{types: types.Map{
+		"status": types.TypeOf(int64(0)), "headers": types.TypeOf(map[string]any{}), "body": types.Any,
+	}}
+}
+
 // hint suggests what an unknown name was meant to be.
 func (sc Scope) hint(name string, called bool) string {
 	known := slices.Collect(maps.Keys(sc.types))
@@ -166,6 +176,8 @@ func (sc Scope) hint(name string, called bool) string {
 		return "there are no dependencies"
 	case sc.deps != nil:
 		return "the dependencies are " + strings.Join(known, ", ")
+	case sc.types["data"] == nil:
+		return "the names are " + strings.Join(known, ", ")
 	default:
 		return "the payload is `data`: write data." + name
 	}

@@ -57,8 +57,9 @@ func mayImport(from, to string) bool {
 		// are started, which both rooms do; and how requests are received.
 		return contracts || to == room || within(to, from) || to == "triggers/process" ||
 			room == "sources" && to == "sources/ingress" ||
-			// What the kinds that run programs and keep processes waiting share.
-			room == "triggers" && (to == "triggers/worker" || to == "triggers/program")
+			// What the kinds share that run programs, keep processes waiting or call
+			// others over the network.
+			room == "triggers" && (to == "triggers/worker" || to == "triggers/program" || to == "triggers/outbound")
 	case "engine":
 		return slices.Contains(roots, to) || within(to, "engine")
 	case "cmd":
@@ -217,6 +218,8 @@ func TestViolationsAreCaught(t *testing.T) {
 		{"triggers/exec", "triggers/process", true},
 		{"triggers/exec", "triggers/worker", true},
 		{"triggers/wasm", "triggers/program", true},
+		{"triggers/http", "triggers/outbound", true},
+		{"triggers/outbound", "triggers/http", false},
 		{"triggers/worker", "triggers/exec", false},
 		{"sources/driver", "triggers/process", true},
 		{"sources/driver", "triggers/worker", false},

@@ -16,42 +16,59 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/specs"
+	"github.com/sensor-engine/engine/specs/expression"
 	"github.com/sensor-engine/engine/triggers"
+	"github.com/sensor-engine/engine/triggers/outbound"
 )
 
 // Config is the config of an `http` function.
 type Config struct {
-	URL     specs.TextOrSecret            `yaml:"url" required:"true" doc:"Address to call; text with ${ expr }, or a secret as a whole. Redirects are not followed." example:"https://example.com/orders/${ data.id }"`
-	Method  string                        `yaml:"method" enum:"POST,PUT,PATCH,DELETE,GET,HEAD,OPTIONS" doc:"HTTP method; default POST. GET and HEAD carry a body only when the trigger has an input."`
-	Headers map[string]specs.TextOrSecret `yaml:"headers" doc:"Further request headers; they win over those the engine sets. A value is text with ${ expr } or a secret."`
-	TLS     *TLS                          `yaml:"tls" doc:"How the server is verified and this client proves itself."`
+	URL         specs.TextOrSecret            `yaml:"url" required:"true" doc:"Address to call; text with ${ expr }, or a secret as a whole. Redirects are not followed. When an expression decides about the host, only public addresses are called." example:"https://example.com/orders/${ data.id }"`
+	Allow       []string                      `yaml:"allow" doc:"Exceptions, for a url whose host an expression decides about: addresses, networks and hosts that may be called though they are not public." example:"[10.1.0.0/16, hooks.internal, '*.svc.local']"`
+	Method      string                        `yaml:"method" enum:"POST,PUT,PATCH,DELETE,GET,HEAD,OPTIONS" doc:"HTTP method; default POST. GET and HEAD carry a body only when the trigger has an input."`
+	Headers     map[string]specs.TextOrSecret `yaml:"headers" doc:"Further request headers; they win over those the engine sets. A value is text with ${ expr } or a secret."`
+	CloudEvents string                        `yaml:"cloudevents" enum:"binary,structured" doc:"How the event is sent when the trigger has no input: its data as the body and its attributes as ce-* headers (binary, default), or all of it as CloudEvents JSON (structured)."`
+	OAuth2      *OAuth2                       `yaml:"oauth2" doc:"Where the token comes from that is sent as Authorization: Bearer (client credentials grant). It is kept until it expires, or is refused with 401."`
+	TLS         *outbound.TLS                 `yaml:"tls" doc:"How the server is verified and this client proves itself."`
+	Success     specs.Expr                    `yaml:"success" doc:"When a call has succeeded: an expression over the answer, with status, headers (names in lower case) and body (parsed when it is JSON). Default: any status from 200 to 299." example:"status == 200 && body.ok"`
+	Retryable   specs.Expr                    `yaml:"retryable" doc:"Which failed answers are worth another call: an expression like success. Default: 408, 425, 429, 500 and above, and 2xx that are no success." example:"status == 409 || status >= 500"`
 }
 
-// TLS says how TLS connections are made.
-type TLS struct {
-	CA                 string `yaml:"ca" doc:"PEM file with the authorities to trust instead of the system's, relative to this file."`
-	Cert               string `yaml:"cert" doc:"PEM file with the client's certificate; read again for every new connection."`
-	Key                string `yaml:"key" doc:"PEM file with the key of the client's certificate."`
-	ServerName         string `yaml:"serverName" doc:"Name the server's certificate must have, when it is not that of the URL."`
-	InsecureSkipVerify bool   `yaml:"insecureSkipVerify" doc:"Accept any certificate. For experiments only."`
+// OAuth2 says how tokens are had with the credentials of a client.
+type OAuth2 struct {
+	TokenURL     string             `yaml:"tokenUrl" required:"true" doc:"Where tokens are had." example:"https://login.example.com/oauth2/token"`
+	ClientID     specs.TextOrSecret `yaml:"clientId" required:"true" doc:"Name of this client: text or a secret."`
+	ClientSecret specs.SecretRef    `yaml:"clientSecret" required:"true" doc:"Its password."`
+	Scopes       []string           `yaml:"scopes" doc:"What the token shall be good for." example:"[orders.write]"`
+	Params       map[string]string  `yaml:"params" doc:"Further parameters of the request." example:"{audience: https://api.example.com}"`
+	Credentials  string             `yaml:"credentials" enum:"header,body" doc:"Where the server wants to see name and password: in the header (basic authentication, default) or the body."`
 }
 
-// Factory returns the kind `http`.
+// Choices of the config.
+const (
+	modeStructured  = "structured"
+	credentialsBody = "body"
+)
+
+// Factory returns the kind `http`. Functions of one Factory with the same
+// settings share their connections.
 func Factory() triggers.Factory {
+	shared := &network{}
 	return triggers.Factory{
 		Type: specs.Type{
 			Name: "http",
-			Doc:  "Calls a URL with the event's data (CloudEvents binary mode) or the trigger's input as JSON.",
+			Doc:  "Calls a URL with the event (CloudEvents binary or structured mode) or the trigger's input as JSON.",
 			New:  func() any { return &Config{Method: http.MethodPost} },
 		},
 		Make: func(config any, env triggers.Env) (triggers.Function, error) {
-			return newFunction(config.(*Config), env)
+			return newFunction(config.(*Config), env, shared)
 		},
+		Check: func(config any, dir string, ck *specs.Checker) { config.(*Config).TLS.Check(ck, "tls", dir) },
+		Files: func(config any, dir string) []string { return config.(*Config).TLS.Files(dir) },
 	}
 }
 
@@ -81,11 +98,8 @@ const (
 )
 
 type function struct {
-	cfg *Config
-	// pool serves plain HTTP, transport everything else: TLS, HTTP/2, proxies,
-	// large bodies.
-	pool      *pool
-	transport *http.Transport
+	cfg   *Config
+	links *links
 	// maxDirect is the largest body sent over the pool, in bytes: a larger one
 	// needs someone to listen for an early answer while it is written.
 	maxDirect int
@@ -96,8 +110,10 @@ type function struct {
 	fixed    []fixedHeader
 	rendered []renderedHeader
 	// given are the names of both; the engine's own headers give way.
-	given   map[string]bool
-	buffers sync.Pool // of *[]byte
+	given map[string]bool
+	// success and retryable are nil when the status decides.
+	success, retryable *expression.Program
+	tokens             *tokens // nil without oauth2
 }
 
 type fixedHeader struct {
@@ -122,21 +138,13 @@ type target struct {
 	head []byte
 }
 
-func newFunction(cfg *Config, env triggers.Env) (*function, error) {
+func newFunction(cfg *Config, env triggers.Env, shared *network) (*function, error) {
 	if cfg.Method == "" {
 		c := *cfg
 		c.Method = http.MethodPost
 		cfg = &c
 	}
-	tr, err := newTransport(cfg.TLS, env)
-	if err != nil {
-		return nil, err
-	}
-	f := &function{
-		cfg: cfg, transport: tr, maxDirect: defaultDirect, given: map[string]bool{},
-		pool: &pool{dial: tr.DialContext, maxIdle: tr.MaxIdleConnsPerHost, idle: map[string][]*conn{}},
-	}
-	f.buffers.New = func() any { b := make([]byte, 0, 2048); return &b }
+	f := &function{cfg: cfg, maxDirect: defaultDirect}
 	for _, name := range sortedKeys(cfg.Headers) {
 		v, key := cfg.Headers[name], http.CanonicalHeaderKey(name)
 		value, constant := triggers.Constant(v)
@@ -148,23 +156,48 @@ func newFunction(cfg *Config, env triggers.Env) (*function, error) {
 		default:
 			f.rendered = append(f.rendered, renderedHeader{key, v})
 		}
-		f.given[key] = true
+		f.give(key)
 	}
 	if !f.given[hdrAgent] {
 		f.fixed = append(f.fixed, fixedHeader{hdrAgent, "sensor-engine"})
 	}
+	var err error
 	if raw, ok := triggers.Constant(cfg.URL); ok {
 		if f.target, err = newTarget(cfg.Method, raw, true); err != nil {
 			return nil, err
 		}
 	}
-	return f, nil
+	for _, e := range []struct {
+		source specs.Expr
+		into   **expression.Program
+	}{{cfg.Success, &f.success}, {cfg.Retryable, &f.retryable}} {
+		if e.source.IsZero() {
+			continue
+		}
+		p, found := expression.Compile(e.source, "", expression.ResponseScope(), expression.WantBool)
+		if found.HasErrors() {
+			return nil, found.Err()
+		}
+		*e.into = p
+	}
+	if cfg.OAuth2 != nil {
+		f.tokens = &tokens{cfg: cfg.OAuth2, turn: make(chan struct{}, 1)}
+		f.give(hdrAuth)
+	}
+	f.links, err = shared.open(cfg, env)
+	return f, err
 }
 
-// Close closes the connections that are idle.
+func (f *function) give(header string) {
+	if f.given == nil {
+		f.given = map[string]bool{}
+	}
+	f.given[header] = true
+}
+
+// Close closes the connections that are idle and nobody else uses.
 func (f *function) Close() error {
-	f.pool.close()
-	f.transport.CloseIdleConnections()
+	f.links.close()
 	return nil
 }
 
@@ -227,35 +260,75 @@ func (f *function) Invoke(ctx context.Context, c *triggers.Call) (triggers.Resul
 			return triggers.Result{}, &triggers.PermanentError{Err: fmt.Errorf("rendered %w", err)}
 		}
 	}
-	body, contentType, err := f.body(c)
+	m, err := f.message(c)
 	if err != nil {
 		return triggers.Result{}, err
 	}
-	if t.addr != "" && f.host == nil && len(body) <= f.maxDirect {
-		return f.direct(ctx, t, c, body, contentType)
+	if f.tokens == nil {
+		return f.exchange(ctx, t, c, &m)
 	}
+	transport, err := f.links.http()
+	if err != nil {
+		return triggers.Result{}, err
+	}
+	var fresh bool
+	if m.token, fresh, err = f.tokens.get(ctx, c.Values, transport, ""); err != nil {
+		return triggers.Result{}, err
+	}
+	res, err := f.exchange(ctx, t, c, &m)
+	if m.code != http.StatusUnauthorized || fresh {
+		return res, err
+	}
+	// It may have been revoked before its time.
+	if m.token, _, err = f.tokens.get(ctx, c.Values, transport, m.token); err != nil {
+		return res, err
+	}
+	return f.exchange(ctx, t, c, &m)
+}
 
-	req, err := f.request(ctx, t, c, body, contentType)
+// message is what one call sends, and the status of the answer.
+type message struct {
+	body        []byte
+	contentType string
+	// attributes is true when the headers tell those of the event.
+	attributes bool
+	token      string
+	code       int
+}
+
+// exchange sends a message and reads the answer.
+func (f *function) exchange(ctx context.Context, t *target, c *triggers.Call, m *message) (triggers.Result, error) {
+	if t.addr != "" && f.host == nil && len(m.body) <= f.maxDirect {
+		return f.direct(ctx, t, c, m)
+	}
+	transport, err := f.links.http()
 	if err != nil {
 		return triggers.Result{}, err
+	}
+	req, err := f.request(ctx, t, c, m)
+	if err != nil {
+		return triggers.Result{}, err
+	}
+	if err := f.links.behindProxy(req); err != nil {
+		return triggers.Result{}, unreachable(ctx, t, err)
 	}
 	// RoundTrip rather than Client.Do: neither redirects nor cookies are
 	// wanted, and Client's errors repeat the whole URL.
-	resp, err := f.transport.RoundTrip(req)
+	resp, err := transport.RoundTrip(req)
 	if err != nil {
-		return triggers.Result{}, fmt.Errorf("%s: %w", t.label, cause(ctx, err))
+		return triggers.Result{}, unreachable(ctx, t, err)
 	}
-	res, _, err := result(ctx, t.label, resp)
+	res, _, err := f.result(ctx, t.label, resp, m)
 	_ = resp.Body.Close()
 	return res, err
 }
 
 // direct makes the exchange over the pool.
-func (f *function) direct(ctx context.Context, t *target, c *triggers.Call, body []byte, contentType string) (triggers.Result, error) {
-	buffer := f.buffers.Get().(*[]byte)
-	defer f.buffers.Put(buffer)
+func (f *function) direct(ctx context.Context, t *target, c *triggers.Call, m *message) (triggers.Result, error) {
+	buffer := f.links.buffers.Get().(*[]byte)
+	defer f.links.buffers.Put(buffer)
 	b := append((*buffer)[:0], t.head...)
-	err := f.headers(t, c, contentType, func(name, value string) {
+	err := f.headers(t, c, m, func(name, value string) {
 		b = append(b, name...)
 		b = append(b, ": "...)
 		b = append(b, value...)
@@ -264,31 +337,46 @@ func (f *function) direct(ctx context.Context, t *target, c *triggers.Call, body
 	if err != nil {
 		return triggers.Result{}, err
 	}
-	if len(body) > 0 || f.cfg.Method == http.MethodPost || f.cfg.Method == http.MethodPut || f.cfg.Method == http.MethodPatch {
+	if len(m.body) > 0 || f.cfg.Method == http.MethodPost || f.cfg.Method == http.MethodPut || f.cfg.Method == http.MethodPatch {
 		b = append(b, "Content-Length: "...)
-		b = strconv.AppendInt(b, int64(len(body)), 10)
+		b = strconv.AppendInt(b, int64(len(m.body)), 10)
 		b = append(b, "\r\n"...)
 	}
 	b = append(b, "\r\n"...)
-	b = append(b, body...)
+	b = append(b, m.body...)
 	*buffer = b
 
-	resp, cn, err := f.pool.exchange(ctx, t.addr, b, &t.req)
+	resp, cn, err := f.links.pool.exchange(ctx, t.addr, b, &t.req)
 	if err != nil {
-		return triggers.Result{}, fmt.Errorf("%s: %w", t.label, cause(ctx, err))
+		return triggers.Result{}, unreachable(ctx, t, err)
 	}
-	res, complete, err := result(ctx, t.label, resp)
-	f.pool.release(cn, complete && !resp.Close)
+	res, complete, err := f.result(ctx, t.label, resp, m)
+	f.links.pool.release(cn, complete && !resp.Close)
 	return res, err
 }
 
+// unreachable is the error of a call without an answer.
+func unreachable(ctx context.Context, t *target, err error) error {
+	if forbidden, ok := errors.AsType[*outbound.ForbiddenError](err); ok {
+		return triggers.Errorf(triggers.InputError, "%s: %w", t.label, forbidden)
+	}
+	return fmt.Errorf("%s: %w", t.label, cause(ctx, err))
+}
+
 // result reads an answer; complete tells that nothing of it is left unread.
-func result(ctx context.Context, label string, resp *http.Response) (res triggers.Result, complete bool, err error) {
+func (f *function) result(ctx context.Context, label string, resp *http.Response, m *message) (res triggers.Result, complete bool, err error) {
+	m.code = resp.StatusCode
 	res.Status = statusText(resp.StatusCode)
 	if v := resp.Header[hdrContentType]; len(v) > 0 {
 		res.ContentType = v[0]
 	}
 	res.Output, res.Truncated, complete, err = readBody(resp)
+	if f.success != nil || f.retryable != nil {
+		if err != nil { // the expressions need all of it
+			return res, complete, fmt.Errorf("%s answered %s, but reading the answer failed: %w", label, res.Status, cause(ctx, err))
+		}
+		return res, complete, f.judge(label, resp, &res)
+	}
 	if failure := statusError(label, res.Status, resp); failure != nil {
 		return res, complete, failure
 	}
@@ -306,27 +394,32 @@ func cause(ctx context.Context, err error) error {
 	return err
 }
 
-// body returns what is sent and its media type.
-func (f *function) body(c *triggers.Call) (data []byte, contentType string, err error) {
+// message returns what is sent.
+func (f *function) message(c *triggers.Call) (m message, err error) {
 	switch {
 	case c.HasInput:
-		data, err = c.InputJSON()
-		return data, "application/json", err
-	case c.Event != nil && f.cfg.Method != http.MethodGet && f.cfg.Method != http.MethodHead:
-		return c.Event.Data, headerText(c.Event.DataContentType), nil
+		// With an input the body is not the event: no attributes.
+		m.contentType = "application/json"
+		m.body, err = c.InputJSON()
+	case c.Event == nil:
+	case f.cfg.Method == http.MethodGet || f.cfg.Method == http.MethodHead:
+		m.attributes = true
+	case f.cfg.CloudEvents == modeStructured:
+		m.body, m.contentType = c.Event.AppendStructured(nil), bus.StructuredType
+	default:
+		m.body, m.contentType, m.attributes = c.Event.Data, headerText(c.Event.DataContentType), true
 	}
-	return nil, "", nil
+	return m, err
 }
 
 // headers calls add for each header of one call but Host and Content-Length.
-func (f *function) headers(t *target, c *triggers.Call, contentType string, add func(name, value string)) error {
+func (f *function) headers(t *target, c *triggers.Call, m *message, add func(name, value string)) error {
 	set := func(name, value string) {
 		if value != "" && (len(f.given) == 0 || !f.given[name]) {
 			add(name, value)
 		}
 	}
-	// The attributes say what the body is: with an input it is not the event.
-	if ev := c.Event; ev != nil && !c.HasInput {
+	if ev := c.Event; ev != nil && m.attributes {
 		set(hdrSpec, "1.0")
 		set(hdrID, bus.EscapeHeader(ev.ID))
 		set(hdrSource, bus.EscapeHeader(ev.Source))
@@ -342,10 +435,13 @@ func (f *function) headers(t *target, c *triggers.Call, contentType string, add 
 			}
 		}
 	}
-	set(hdrContentType, contentType)
+	set(hdrContentType, m.contentType)
 	set(hdrKey, headerText(c.Key))
 	set(hdrAttempt, strconv.Itoa(c.Attempt))
 	set(hdrAuth, t.basic)
+	if m.token != "" {
+		add(hdrAuth, m.token)
+	}
 	for i := range f.fixed {
 		add(f.fixed[i].name, f.fixed[i].value)
 	}
@@ -369,9 +465,9 @@ func extensionHeader(name string) string {
 }
 
 // request builds the request of one call for the transport.
-func (f *function) request(ctx context.Context, t *target, c *triggers.Call, body []byte, contentType string) (*http.Request, error) {
-	h := make(http.Header, 16)
-	if err := f.headers(t, c, contentType, func(name, value string) { h[name] = []string{value} }); err != nil {
+func (f *function) request(ctx context.Context, t *target, c *triggers.Call, m *message) (*http.Request, error) {
+	h, body := make(http.Header, 16), m.body
+	if err := f.headers(t, c, m, func(name, value string) { h[name] = []string{value} }); err != nil {
 		return nil, err
 	}
 	req := t.req.WithContext(ctx)
@@ -471,10 +567,23 @@ func statusError(label, status string, resp *http.Response) error {
 		return nil
 	case code >= 300 && code < 400:
 		return triggers.Permanentf("%s answered %s; redirects are not followed, put the final address into url", label, status)
-	case code >= 400 && code < 500 && code != http.StatusRequestTimeout && code != http.StatusTooEarly && code != http.StatusTooManyRequests:
+	case !worthwhile(code):
 		return triggers.Permanentf("%s answered %s", label, status)
 	}
-	err := fmt.Errorf("%s answered %s", label, status)
+	return later(fmt.Errorf("%s answered %s", label, status), resp)
+}
+
+// worthwhile reports whether a failure with this status may pass.
+func worthwhile(code int) bool {
+	switch code {
+	case http.StatusRequestTimeout, http.StatusTooEarly, http.StatusTooManyRequests:
+		return true
+	}
+	return code < 300 || code >= 500
+}
+
+// later adds when the callee wants to be asked again.
+func later(err error, resp *http.Response) error {
 	if after, ok := retryAfter(resp.Header.Get("Retry-After"), time.Now()); ok {
 		return &triggers.RetryAfterError{After: after, Err: err}
 	}

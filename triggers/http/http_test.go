@@ -32,7 +32,7 @@ func event() *bus.Event {
 }
 
 func newTest(t testing.TB, cfg *Config, concurrency int) *function {
-	f, err := newFunction(cfg, triggers.Env{Concurrency: concurrency})
+	f, err := newFunction(cfg, triggers.Env{Concurrency: concurrency}, &network{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,75 +1,176 @@
 package http
 
 import (
-	"crypto/tls"
-	"crypto/x509"
-	"fmt"
+	"context"
 	"net"
 	"net/http"
-	"os"
-	"path/filepath"
+	"strings"
+	"sync"
 	"time"
 
+	"github.com/sensor-engine/engine/specs"
 	"github.com/sensor-engine/engine/triggers"
+	"github.com/sensor-engine/engine/triggers/outbound"
 )
 
-// newTransport makes the transport of one function: its connections are its
-// own, so that a slow callee takes none from others.
-func newTransport(c *TLS, env triggers.Env) (*http.Transport, error) {
-	cfg, err := tlsConfig(c, env.Dir)
+// network holds the connections of all functions of one [Factory]. Functions
+// with the same settings share theirs: ten thousand that call one service need
+// no more connections than one that is called as often.
+type network struct {
+	mu    sync.Mutex
+	links map[string]*links
+}
+
+// maxIdle is how many connections to one callee wait for their next use. A
+// slow callee takes none from others: there is no limit on those in use.
+const maxIdle = 256
+
+// links are the connections of functions with the same settings.
+type links struct {
+	network *network
+	key     string
+	users   int // guarded by network.mu
+
+	tls     *outbound.TLS
+	guard   *outbound.Guard // nil when no event decides whom to call
+	dir     string
+	secret  func(specs.SecretRef) (string, error)
+	dial    func(ctx context.Context, network, addr string) (net.Conn, error)
+	buffers sync.Pool // of *[]byte
+	// pool serves plain HTTP, transport everything else: TLS, HTTP/2, proxies,
+	// large bodies.
+	pool *pool
+
+	mu        sync.Mutex
+	transport *http.Transport // nil until it is needed
+}
+
+// open returns the connections for a config. The caller closes them.
+func (n *network) open(cfg *Config, env triggers.Env) (*links, error) {
+	l := &links{network: n, tls: cfg.TLS, dir: env.Dir, secret: env.Secret}
+	l.key = cfg.TLS.ID(env.Dir)
+	dialer := net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}
+	l.dial = dialer.DialContext
+	if eventChoosesHost(cfg.URL) {
+		var err error
+		if l.guard, err = outbound.NewGuard(cfg.Allow); err != nil {
+			return nil, err
+		}
+		l.key += "\nguarded " + strings.Join(cfg.Allow, " ")
+		l.dial = l.guard.Dial(dialer)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if known := n.links[l.key]; known != nil {
+		known.users++
+		return known, nil
+	}
+	l.pool = &pool{dial: l.dial, maxIdle: maxIdle, idle: map[string][]*conn{}}
+	l.buffers.New = func() any { b := make([]byte, 0, 2048); return &b }
+	l.users = 1
+	if n.links == nil {
+		n.links = map[string]*links{}
+	}
+	n.links[l.key] = l
+	return l, nil
+}
+
+// close gives the connections up; the last user closes those that are idle.
+func (l *links) close() {
+	l.network.mu.Lock()
+	l.users--
+	last := l.users == 0
+	if last {
+		delete(l.network.links, l.key)
+	}
+	l.network.mu.Unlock()
+	if !last {
+		return
+	}
+	l.pool.close()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.transport != nil {
+		l.transport.CloseIdleConnections()
+	}
+}
+
+// http returns the transport. It fails while files or secrets of tls cannot be
+// read.
+func (l *links) http() (*http.Transport, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.transport != nil {
+		return l.transport, nil
+	}
+	cfg, err := l.tls.Config(l.dir, l.secret)
 	if err != nil {
 		return nil, err
 	}
-	dialer := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}
-	return &http.Transport{
+	l.transport = &http.Transport{
 		Proxy:               http.ProxyFromEnvironment,
-		DialContext:         dialer.DialContext,
+		DialContext:         l.dialOrProxy,
 		TLSClientConfig:     cfg,
 		TLSHandshakeTimeout: 10 * time.Second,
 		ForceAttemptHTTP2:   true,
-		// One idle connection per possible call, or every burst dials anew.
-		MaxIdleConnsPerHost: max(env.Concurrency, 2),
-		IdleConnTimeout:     90 * time.Second,
+		MaxIdleConnsPerHost: maxIdle,
+		IdleConnTimeout:     idleTimeout,
 		// The output is kept as it came; no gzip bombs.
 		DisableCompression: true,
-	}, nil
+	}
+	return l.transport, nil
 }
 
-func tlsConfig(c *TLS, dir string) (*tls.Config, error) {
-	if c == nil {
-		return nil, nil
-	}
-	cfg := &tls.Config{ServerName: c.ServerName, InsecureSkipVerify: c.InsecureSkipVerify, MinVersion: tls.VersionTLS12} //nolint:gosec // asked for by the spec
-	if c.CA != "" {
-		pem, err := os.ReadFile(path(dir, c.CA))
-		if err != nil {
-			return nil, fmt.Errorf("tls.ca: %w", err)
-		}
-		cfg.RootCAs = x509.NewCertPool()
-		if !cfg.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("tls.ca: %s holds no PEM certificate", c.CA)
-		}
-	}
-	if c.Cert != "" {
-		load := func() (*tls.Certificate, error) {
-			pair, err := tls.LoadX509KeyPair(path(dir, c.Cert), path(dir, c.Key))
+// dialOrProxy dials; the engine's proxy is no address that an event chose.
+func (l *links) dialOrProxy(ctx context.Context, network, addr string) (net.Conn, error) {
+	if l.guard != nil {
+		for _, scheme := range []string{"http", "https"} {
+			req, err := http.NewRequest(http.MethodGet, scheme+"://proxied.invalid", nil) //nolint:noctx // never sent
 			if err != nil {
-				return nil, fmt.Errorf("tls.cert and tls.key: %w", err)
+				return nil, err
 			}
-			return &pair, nil
+			if proxy, err := http.ProxyFromEnvironment(req); err == nil && proxy != nil && addr == hostPort(proxy.Scheme, proxy.Host) {
+				return (&net.Dialer{Timeout: 10 * time.Second}).DialContext(ctx, network, addr)
+			}
 		}
-		if _, err := load(); err != nil {
-			return nil, err
-		}
-		// Read for each handshake: short-lived certificates are replaced on disk.
-		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return load() }
 	}
-	return cfg, nil
+	return l.dial(ctx, network, addr)
 }
 
-func path(dir, file string) string {
-	if filepath.IsAbs(file) {
-		return file
+// hostPort is what is dialled for a host of a URL.
+func hostPort(scheme, host string) string {
+	if _, _, err := net.SplitHostPort(host); err == nil {
+		return host
 	}
-	return filepath.Join(dir, file)
+	port := "80"
+	if scheme == "https" {
+		port = "443"
+	}
+	return net.JoinHostPort(strings.Trim(host, "[]"), port)
+}
+
+// behindProxy checks the host of a request that a proxy would make.
+func (l *links) behindProxy(req *http.Request) error {
+	if l.guard == nil {
+		return nil
+	}
+	proxy, err := http.ProxyFromEnvironment(req)
+	if err != nil || proxy == nil {
+		return nil //nolint:nilerr // the transport tells
+	}
+	return l.guard.Lookup(req.Context(), req.URL.Hostname())
+}
+
+// eventChoosesHost reports whether an expression decides about the host of a
+// URL: one stands before the end of what names it.
+func eventChoosesHost(u specs.TextOrSecret) bool {
+	if u.Secret != nil {
+		return false
+	}
+	before, _, templated := strings.Cut(strings.ReplaceAll(u.Text.Value, "$${", ""), "${")
+	if !templated {
+		return false
+	}
+	_, rest, found := strings.Cut(before, "://")
+	return !found || !strings.ContainsAny(rest, "/?#")
 }

@@ -29,6 +29,7 @@ import (
 
 	"github.com/sensor-engine/engine/specs"
 	"github.com/sensor-engine/engine/triggers"
+	"github.com/sensor-engine/engine/triggers/outbound"
 )
 
 // fixed gives every secret and every text with a template the same value.
@@ -200,7 +201,7 @@ func TestErrorsAreSilent(t *testing.T) {
 		"http://user:canary@no-such-host.invalid/?canary#canary",
 	} {
 		for _, u := range []specs.TextOrSecret{text(raw), secret()} {
-			f, err := newFunction(&Config{URL: u}, triggers.Env{})
+			f, err := newFunction(&Config{URL: u}, triggers.Env{}, &network{})
 			if err == nil {
 				_, err = f.Invoke(t.Context(), &triggers.Call{Values: fixed{value: raw}})
 			}
@@ -280,20 +281,28 @@ func TestTLS(t *testing.T) {
 	}
 	local := "https://localhost:" + u.Port()
 
+	env := triggers.Env{Dir: dir, Secret: func(ref specs.SecretRef) (string, error) {
+		b, err := os.ReadFile(filepath.Join(dir, ref.Key))
+		return string(b), err
+	}}
 	for name, tc := range map[string]struct {
 		url  string
-		tls  *TLS
+		tls  *outbound.TLS
 		want string
 	}{
 		"unknown authority": {srv.URL, nil, "certificate"},
-		"ca":                {srv.URL, &TLS{CA: "ca.pem"}, "nobody HTTP/2.0"},
-		"absolute":          {srv.URL, &TLS{CA: filepath.Join(dir, "ca.pem")}, "nobody HTTP/2.0"},
-		"client":            {srv.URL, &TLS{CA: "ca.pem", Cert: "client.pem", Key: "client.key"}, "client HTTP/2.0"},
-		"wrong name":        {local, &TLS{CA: "ca.pem"}, "certificate"},
-		"server name":       {local, &TLS{CA: "ca.pem", ServerName: "example.com"}, "nobody HTTP/2.0"},
-		"skip verify":       {local, &TLS{InsecureSkipVerify: true}, "nobody HTTP/2.0"},
+		"ca":                {srv.URL, &outbound.TLS{CA: text("ca.pem")}, "nobody HTTP/2.0"},
+		"absolute":          {srv.URL, &outbound.TLS{CA: text(filepath.Join(dir, "ca.pem"))}, "nobody HTTP/2.0"},
+		"client":            {srv.URL, &outbound.TLS{CA: text("ca.pem"), Cert: text("client.pem"), Key: text("client.key")}, "client HTTP/2.0"},
+		"wrong name":        {local, &outbound.TLS{CA: text("ca.pem")}, "certificate"},
+		"server name":       {local, &outbound.TLS{CA: text("ca.pem"), ServerName: "example.com"}, "nobody HTTP/2.0"},
+		"secrets": {srv.URL, &outbound.TLS{
+			CA:   specs.TextOrSecret{Secret: &specs.SecretRef{Name: "pem", Key: "ca.pem"}},
+			Cert: specs.TextOrSecret{Secret: &specs.SecretRef{Name: "pem", Key: "client.pem"}}, Key: specs.TextOrSecret{Secret: &specs.SecretRef{Name: "pem", Key: "client.key"}},
+		}, "client HTTP/2.0"},
+		"skip verify": {local, &outbound.TLS{InsecureSkipVerify: true}, "nobody HTTP/2.0"},
 	} {
-		f, err := newFunction(&Config{URL: text(tc.url), TLS: tc.tls}, triggers.Env{Dir: dir})
+		f, err := newFunction(&Config{URL: text(tc.url), TLS: tc.tls}, env, &network{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -308,11 +317,17 @@ func TestTLS(t *testing.T) {
 		}
 		_ = f.Close()
 	}
-	for want, c := range map[string]*TLS{
-		"tls.ca": {CA: "absent.pem"}, "no PEM certificate": {CA: "client.key"}, "tls.cert and tls.key": {Cert: "client.pem", Key: "ca.pem"},
+	for want, c := range map[string]*outbound.TLS{
+		"tls.ca: absent.pem: no such file": {CA: text("absent.pem")}, "no PEM certificate": {CA: text("client.key")},
+		"tls.cert and tls.key": {CA: text("ca.pem"), Cert: text("client.pem"), Key: text("ca.pem")},
 	} {
-		if _, err := newFunction(&Config{URL: text("https://h"), TLS: c}, triggers.Env{Dir: dir}); err == nil || !strings.Contains(err.Error(), want) {
+		f, err := newFunction(&Config{URL: text(srv.URL), TLS: c}, env, &network{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.Invoke(t.Context(), &triggers.Call{Event: event()}); err == nil || !strings.Contains(err.Error(), want) || sort(err) != "retry" {
 			t.Errorf("%v, want %s", err, want)
 		}
+		_ = f.Close()
 	}
 }

@@ -2,10 +2,13 @@ package http
 
 import (
 	"net/http"
+	"strconv"
 	"strings"
 
 	"github.com/sensor-engine/engine/specs"
+	"github.com/sensor-engine/engine/specs/expression"
 	"github.com/sensor-engine/engine/triggers"
+	"github.com/sensor-engine/engine/triggers/outbound"
 )
 
 // owned are the headers that describe the connection or the body's framing.
@@ -34,8 +37,48 @@ func (c *Config) Validate(ck *specs.Checker) {
 		}
 		seen[key] = name
 	}
-	if t := c.TLS; t != nil && (t.Cert == "") != (t.Key == "") {
-		ck.Errorf("tls", specs.CodeInvalidValue, "give both or neither", "a client certificate needs cert and key")
+	c.TLS.Validate(ck, "tls")
+	c.validateAllow(ck)
+	for _, e := range []struct {
+		field  string
+		source specs.Expr
+	}{{"success", c.Success}, {"retryable", c.Retryable}} {
+		if !e.source.IsZero() {
+			_, found := expression.Compile(e.source, ck.Path(e.field), expression.ResponseScope(), expression.WantBool)
+			ck.Add(found...)
+		}
+	}
+	c.OAuth2.validate(ck, seen[hdrAuth])
+}
+
+func (c *Config) validateAllow(ck *specs.Checker) {
+	if len(c.Allow) == 0 {
+		return
+	}
+	if !eventChoosesHost(c.URL) {
+		ck.Errorf("allow", specs.CodeInvalidValue, "remove it", "no expression decides about the host of url, so every address is allowed")
+	}
+	for i, a := range c.Allow {
+		if _, err := outbound.NewGuard([]string{a}); err != nil {
+			ck.Errorf("allow["+strconv.Itoa(i)+"]", specs.CodeInvalidValue, "for example 10.1.0.0/16, hooks.internal or *.svc.local", "%v", err)
+		}
+	}
+}
+
+func (o *OAuth2) validate(ck *specs.Checker, authorization string) {
+	if o == nil {
+		return
+	}
+	if authorization != "" {
+		ck.Errorf("headers."+authorization, specs.CodeInvalidValue, "remove one of them", "oauth2 sets this header")
+	}
+	if o.TokenURL != "" {
+		if _, err := newTarget(http.MethodPost, o.TokenURL, true); err != nil || strings.Contains(o.TokenURL, "${") {
+			ck.Errorf("oauth2.tokenUrl", specs.CodeInvalidValue, "for example https://login.example.com/token", "this is no URL of a token server")
+		}
+	}
+	if _, ok := triggers.Literal(o.ClientID.Text); !ok {
+		ck.Errorf("oauth2.clientId", specs.CodeInvalidValue, "text, or {secret: {name, key}}", "clientId has no templates")
 	}
 }
 
