@@ -8,7 +8,7 @@ import (
 	"github.com/sensor-engine/engine/specs"
 )
 
-// RequestError says that a call was asked for in a way that can never work.
+// RequestError says that something was asked for in a way that can never work.
 type RequestError struct{ text string }
 
 // Error says what is wrong.

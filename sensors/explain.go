@@ -75,6 +75,10 @@ func (p *Program) Selects(ev *bus.Event) bool {
 	return slices.ContainsFunc(p.deps, func(d dependency) bool { return d.selects(ev) })
 }
 
+// Follows reports whether a trigger, given by its index, is a later step of a
+// workflow.
+func (p *Program) Follows(trigger int) bool { return p.triggers[trigger].follows != nil }
+
 // Explain tells what each dependency says of an event, as [Program.Route]
 // decides it. It takes much longer than that.
 func (p *Program) Explain(ev *bus.Event) []Answer {
@@ -210,8 +214,10 @@ type State struct {
 // TriggerState is what waits for one trigger. A trigger for which nothing does
 // is not told of.
 type TriggerState struct {
-	Trigger string      `json:"trigger"`
-	Events  []WaitingOn `json:"events,omitempty"`
+	Trigger string `json:"trigger"`
+	// Events are those that wait, the oldest first; More is how many others do.
+	Events []WaitingOn `json:"events,omitempty"`
+	More   int         `json:"more,omitempty"`
 	// Missing are the dependencies that have not arrived, with how many of a
 	// count have, and the absences whose time is not over.
 	Missing []string `json:"missing,omitempty"`
@@ -266,6 +272,9 @@ var stepNames = [...]string{
 	stepCalled: "called", stepSucceeded: "succeeded", stepFailed: "failed", stepSkipped: "skipped", stepUnneeded: "unneeded", stepFired: "fired",
 }
 
+// maxDescribed is the most waiting events of one trigger that are told of.
+const maxDescribed = 100
+
 func moment(at int64) time.Time { return time.Unix(0, at).UTC() }
 
 // Describe tells what is kept under one correlation key. The state is not
@@ -282,6 +291,10 @@ func (p *Program) Describe(st *KeyState, event func(seq uint64) *bus.Event) Stat
 		t := &p.triggers[at]
 		ts := TriggerState{Trigger: t.name}
 		for j := range v {
+			if j == maxDescribed {
+				ts.More = len(v) - j
+				break
+			}
 			ts.Events = append(ts.Events, p.waitingOn(t, &v[j], event))
 		}
 		if len(v) > 0 {

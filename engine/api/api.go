@@ -44,6 +44,7 @@ type server struct {
 	log       *slog.Logger
 	guard     guard
 	followers chan struct{} // one entry per stream, as many as may be
+	shadows   chan struct{} // one entry for each who evaluates the log again
 }
 
 // maxFollowers bounds the streams at the same time.
@@ -52,7 +53,7 @@ const maxFollowers = 64
 // New returns the handler of an engine's API. It is safe for concurrent use,
 // also before the engine runs.
 func New(e *engine.Engine, o Options) http.Handler {
-	s := &server{o: o, e: e, log: o.Logger, guard: newGuard(o), followers: make(chan struct{}, maxFollowers)}
+	s := &server{o: o, e: e, log: o.Logger, guard: newGuard(o), followers: make(chan struct{}, maxFollowers), shadows: make(chan struct{}, maxShadows)}
 	if s.log == nil {
 		s.log = slog.Default()
 	}
@@ -90,6 +91,7 @@ func (s *server) table() []route {
 		{"GET", "/api/v1/sensors/{name}/pending", s.pending, false},
 		{"GET", "/api/v1/events", s.events, false},
 		{"POST", "/api/v1/events", s.emit, false},
+		{"GET", "/api/v1/explain", s.explain, false},
 		{"GET", "/api/v1/runs", s.runs, false},
 		{"POST", "/api/v1/runs", s.exec, false},
 		{"GET", "/api/v1/runs/{id}", s.run, false},

@@ -27,8 +27,11 @@ import (
 	"github.com/sensor-engine/engine/engine"
 	"github.com/sensor-engine/engine/engine/jobs"
 	"github.com/sensor-engine/engine/engine/reload"
+	"github.com/sensor-engine/engine/engine/replay"
+	"github.com/sensor-engine/engine/sensors"
 	sourcetypes "github.com/sensor-engine/engine/sources/all"
 	"github.com/sensor-engine/engine/specs"
+	"github.com/sensor-engine/engine/specs/expression"
 	functionkinds "github.com/sensor-engine/engine/triggers/all"
 )
 
@@ -257,6 +260,26 @@ func TestFieldsAreDocumented(t *testing.T) {
 		{AnswerContext{}, "Executed"},
 		{AnswerLogs{}, "Executed"},
 		{jobs.ErrorObject{}, "Executed"},
+		{engine.Explained{}, "Explained"},
+		{replay.Explanation{}, "Explained"},
+		{replay.Event{}, "EventPlace"},
+		{replay.SensorExplanation{}, "SensorExplanation"},
+		{sensors.Answer{}, "SensorExplanation"},
+		{sensors.Selector{}, "SensorExplanation"},
+		{replay.Step{}, "SensorExplanation"},
+		{sensors.Inspection{}, "SensorExplanation"},
+		{sensors.Decision{}, "SensorExplanation"},
+		{replay.Later{}, "SensorExplanation"},
+		{expression.Trace{}, "Trace"},
+		{sensors.State{}, "SensorState"},
+		{sensors.TriggerState{}, "SensorState"},
+		{sensors.WaitingOn{}, "SensorState"},
+		{sensors.AbsenceState{}, "SensorState"},
+		{sensors.WorkflowState{}, "SensorState"},
+		{sensors.StepState{}, "SensorState"},
+		{replay.Verdict{}, "Verdict"},
+		{sensors.Contribution{}, "Contribution"},
+		{replay.Firing{}, "Firing"},
 		{Reload{}, "Reload"},
 		{reload.Change{}, "Reload"},
 		{reload.Status{}, "Reload"},
@@ -585,9 +608,9 @@ func (r *running) testEvents(t *testing.T) {
 		looked   int
 		complete bool
 	}{{50, false}, {100, false}, {250, false}, {50_000, true}} {
-		b := defaultBounds()
-		b.looked = c.looked
-		found, complete, err := newest(t.Context(), r.e.Bus().Events(), info, eventFilter{typ: "odd", limit: 150}, b)
+		b := replay.DefaultBounds()
+		b.Looked = c.looked
+		found, complete, err := replay.Newest(t.Context(), r.e.Bus().Events(), info, eventFilter{typ: "odd", limit: 150}.search(), b)
 		if err != nil || complete != c.complete || len(found) > c.looked {
 			t.Errorf("bound %d: %d events, complete %v, error %v", c.looked, len(found), complete, err)
 		}

@@ -2,7 +2,6 @@ package api
 
 import (
 	"bytes"
-	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -19,6 +18,8 @@ import (
 	"github.com/cloudevents/sdk-go/v2/types"
 
 	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/engine"
+	"github.com/sensor-engine/engine/engine/replay"
 	"github.com/sensor-engine/engine/specs"
 )
 
@@ -110,6 +111,11 @@ func (f eventFilter) matches(ev *bus.Event) bool {
 		(f.typ == "" || specs.MatchGlob(f.typ, ev.Type))
 }
 
+// search looks for the newest of them.
+func (f eventFilter) search() replay.Search {
+	return replay.Search{Subject: f.subject(), Since: f.since, Match: f.matches, Limit: f.limit}
+}
+
 func filterOf(r *http.Request, limit int) (f eventFilter, err error) {
 	q := r.URL.Query()
 	f = eventFilter{source: q.Get("source"), event: q.Get("event"), typ: q.Get("type")}
@@ -125,14 +131,11 @@ func moment(s string) (time.Time, error) {
 	if s == "" {
 		return time.Time{}, nil
 	}
-	if t, err := time.Parse(time.RFC3339, s); err == nil {
-		return t, nil
-	}
-	d, err := specs.ParseDuration(s)
+	t, err := engine.Moment(s)
 	if err != nil {
-		return time.Time{}, badRequest("since must be a time such as 2026-01-31T12:00:00Z or a duration such as 10m, not %q", s)
+		return t, badRequest("since must be a time such as 2026-01-31T12:00:00Z or a duration such as 10m, not %q", s)
 	}
-	return time.Now().Add(-d.D()), nil
+	return t, nil
 }
 
 func (s *server) events(w http.ResponseWriter, r *http.Request) error {
@@ -154,7 +157,7 @@ func (s *server) events(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	found, complete, err := newest(ctx, s.e.Bus().Events(), info, f, defaultBounds())
+	found, complete, err := replay.Newest(ctx, s.e.Bus().Events(), info, f.search(), replay.DefaultBounds())
 	if err != nil {
 		return err
 	}
@@ -190,59 +193,6 @@ func (s *server) events(w http.ResponseWriter, r *http.Request) error {
 	write(w, http.StatusOK, event.ApplicationCloudEventsBatchJSON, s.e.Mask(b.Bytes()))
 	return nil
 }
-
-// bounds keep one search from taking the bus for itself.
-type bounds struct {
-	looked, bytes int // events looked at, payload kept
-	time          time.Duration
-	window        uint64 // most sequences looked through at once
-}
-
-func defaultBounds() bounds { return bounds{50_000, 64 << 20, 5 * time.Second, 8192} }
-
-// newest returns the newest events that match, oldest first, without a gap. It
-// looks back window by window. complete is false when the bounds of a search
-// ended it before it had enough.
-func newest(ctx context.Context, log bus.Log, info bus.LogInfo, f eventFilter, b bounds) (found []*bus.Event, complete bool, err error) {
-	end := time.Now().Add(b.time)
-	looked, size := 0, 0
-	step := uint64(max(f.limit, 64))
-	for hi := info.Last + 1; hi > info.First && len(found) < f.limit; step = min(4*step, b.window) {
-		lo := max(info.First, hi-min(hi, step))
-		var part []*bus.Event
-		older := false // the window reaches beyond since
-		for seq := lo; seq < hi; {
-			if looked >= b.looked || size > b.bytes || time.Now().After(end) {
-				return found, false, nil // the newer half of the window is not known: leave it out
-			}
-			rec, err := log.Next(ctx, f.subject(), seq)
-			if errors.Is(err, bus.ErrNotFound) || err == nil && rec.Seq >= hi {
-				break
-			}
-			if err != nil {
-				return nil, false, err
-			}
-			seq = rec.Seq + 1
-			looked++
-			if rec.Time.Before(f.since) {
-				older = true
-				continue
-			}
-			if ev, err := bus.DecodeEvent(rec); err == nil && f.matches(ev) {
-				part = append(part, ev)
-				size += len(ev.Data)
-			}
-		}
-		found = append(part, found...)
-		if older {
-			break
-		}
-		hi = lo
-	}
-	return tail(found, f.limit), true, nil
-}
-
-func tail[T any](s []T, n int) []T { return s[max(0, len(s)-n):] }
 
 // Emitted tells where an ingested event is.
 type Emitted struct {

@@ -12,6 +12,7 @@ import (
 	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/engine"
 	"github.com/sensor-engine/engine/engine/jobs"
+	"github.com/sensor-engine/engine/engine/replay"
 )
 
 // statusError is an answer other than success.
@@ -48,6 +49,8 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	switch {
 	case errors.As(err, &request):
 		status = http.StatusBadRequest
+	case errors.Is(err, replay.ErrTooMuch):
+		status = http.StatusUnprocessableEntity
 	case errors.Is(err, jobs.ErrBusy), errors.Is(err, jobs.ErrStopping):
 		status = http.StatusServiceUnavailable
 		w.Header().Set("Retry-After", "1")

@@ -171,6 +171,13 @@ func (d *Dispatcher) SetRules(rules *Rules) {
 	d.mu.Unlock()
 }
 
+// InForce are the rules in force. The caller must not change them.
+func (d *Dispatcher) InForce() *Rules {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.rules
+}
+
 // Position is the last event folded and the last one under the checkpoint.
 func (d *Dispatcher) Position() (folded, covered uint64) {
 	return d.position.Load(), d.covered.Load()

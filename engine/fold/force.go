@@ -3,8 +3,8 @@ package fold
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
+	"maps"
 
 	"github.com/sensor-engine/engine/bus"
 )
@@ -30,34 +30,31 @@ type Force struct {
 	Fingerprint string `json:"fingerprint"`
 }
 
-// ReadForce returns since when a sensor is in force; ok is false when that was
-// never noted.
-func ReadForce(ctx context.Context, s bus.Store, sensor string) (f Force, ok bool, err error) {
-	e, err := s.Get(ctx, forceKey(sensor))
-	if errors.Is(err, bus.ErrNotFound) {
-		return f, false, nil
-	}
+// ReadForce returns since when sensors are in force, by name, of those of which
+// that was noted. It blocks on the bus.
+func ReadForce(ctx context.Context, s bus.Store) (map[string]Force, error) {
+	out := map[string]Force{}
+	err := s.Scan(ctx, forcePrefix, func(e bus.Entry) error {
+		var f Force
+		// What cannot be read is as good as not noted.
+		if name, err := bus.Untoken(e.Key[len(forcePrefix):]); err == nil && json.Unmarshal(e.Value, &f) == nil {
+			out[name] = f
+		}
+		return nil
+	})
 	if err != nil {
-		return f, false, fmt.Errorf("asking since when sensor %s is in force: %w", sensor, err)
+		return nil, fmt.Errorf("asking since when sensors are in force: %w", err)
 	}
-	if err := json.Unmarshal(e.Value, &f); err != nil {
-		return f, false, nil //nolint:nilerr // as good as not noted
-	}
-	return f, true, nil
+	return out, nil
 }
 
 // loadForce reads what was noted of the sensors in force. What was noted of
 // another log, or beyond the end of this one, does not hold any more.
 func (s *session) loadForce(ctx context.Context) error {
-	s.force = map[string]Force{}
-	return s.d.o.Bus.State().Scan(ctx, forcePrefix, func(e bus.Entry) error {
-		var f Force
-		name, err := bus.Untoken(e.Key[len(forcePrefix):])
-		if err == nil && json.Unmarshal(e.Value, &f) == nil && f.Log == s.log && f.Changed <= s.main.pos {
-			s.force[name] = f
-		}
-		return nil
-	})
+	all, err := ReadForce(ctx, s.d.o.Bus.State())
+	maps.DeleteFunc(all, func(_ string, f Force) bool { return f.Log != s.log || f.Changed > s.main.pos })
+	s.force = all
+	return err
 }
 
 // enforce notes since when the sensors are in force that were put in force now;

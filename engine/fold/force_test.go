@@ -17,10 +17,11 @@ func TestForce(t *testing.T) {
 	b := open(t, dir)
 	force := func(b bus.Bus, sensor string) (since, changed uint64, hash string) {
 		t.Helper()
-		f, ok, err := fold.ReadForce(ctx, b.State(), sensor)
+		all, err := fold.ReadForce(ctx, b.State())
 		if err != nil {
 			t.Fatal(err)
 		}
+		f, ok := all[sensor]
 		if !ok {
 			return 99, 99, "never"
 		}

@@ -71,7 +71,7 @@ func (d *Dispatcher) purgeOnce(ctx context.Context, r Retention) error {
 	// By age in steps of a hundredth: finding out what is still needed costs a
 	// look at all waiting jobs.
 	if r.MaxAge > 0 && time.Since(info.FirstTime) > r.MaxAge+r.MaxAge/100 {
-		if target, err = firstAfter(ctx, log, info, time.Now().Add(-r.MaxAge)); err != nil {
+		if target, err = FirstAfter(ctx, log, info, time.Now().Add(-r.MaxAge)); err != nil {
 			return err
 		}
 	}
@@ -102,8 +102,10 @@ func (d *Dispatcher) purgeOnce(ctx context.Context, r Retention) error {
 	return nil
 }
 
-// firstAfter returns the sequence of the first record stored after t.
-func firstAfter(ctx context.Context, log bus.Log, info bus.LogInfo, t time.Time) (uint64, error) {
+// FirstAfter returns the sequence of the first record of EVENTS stored after t,
+// or the one after the last. info is what the log was told to be. It blocks on
+// the bus.
+func FirstAfter(ctx context.Context, log bus.Log, info bus.LogInfo, t time.Time) (uint64, error) {
 	lo, hi := info.First, info.Last+1
 	for lo < hi {
 		mid := lo + (hi-lo)/2
@@ -155,7 +157,7 @@ func jobsFloor(ctx context.Context, log bus.Log, floor uint64) (uint64, error) {
 	if err != nil || info.Records == 0 {
 		return floor, err
 	}
-	err = readThrough(ctx, log, 1, info.Last, func(r bus.Record) error {
+	err = bus.ReadThrough(ctx, log, 1, info.Last, func(r bus.Record) error {
 		j, err := jobs.DecodeJob(r.Data)
 		if err != nil || j.Event != nil && !j.Late {
 			return nil

@@ -233,7 +233,7 @@ func (s *session) readJobs(ctx context.Context, info bus.LogInfo) error {
 	if info.Records == 0 || info.Last <= s.job {
 		return nil
 	}
-	return readThrough(ctx, s.d.o.Bus.Jobs(), s.job+1, info.Last, func(r bus.Record) error {
+	return bus.ReadThrough(ctx, s.d.o.Bus.Jobs(), s.job+1, info.Last, func(r bus.Record) error {
 		j, err := jobs.DecodeJob(r.Data)
 		if err != nil || j.Redrive > 0 || j.Position <= s.main.pos && !j.Trailing {
 			return nil

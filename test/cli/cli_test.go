@@ -81,6 +81,8 @@ func TestScripts(t *testing.T) {
 			"post":  post,
 			"get":   get,
 			"ready": ready,
+			"files": files,
+			"shown": shown,
 		},
 	})
 }
