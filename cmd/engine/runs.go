@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/sensor-engine/engine/engine/jobs"
 )
 
 // run is what is shown of one call.
@@ -31,6 +33,9 @@ type run struct {
 	Stacktrace           []string
 	Truncated            bool
 	Error                string
+	Input                json.RawMessage
+	// Attempts are all calls of the same job.
+	Attempts []run
 }
 
 // text is the run on one line.
@@ -82,6 +87,34 @@ func (r *run) details(e *env) error {
 	if err := t.flush(); err != nil {
 		return err
 	}
+	input := string(r.Input)
+	if err := e.part("Input", input); err != nil {
+		return err
+	}
+	if len(r.Attempts) < 2 {
+		return r.given(e)
+	}
+	for i := range r.Attempts {
+		a := &r.Attempts[i]
+		what := fmt.Sprintf("Attempt %d", a.Attempt)
+		if a.Redrive > 0 {
+			what += fmt.Sprintf(" of redrive %d", a.Redrive)
+		}
+		if _, err := fmt.Fprintf(e.stdout, "\n%s: %s, started %s, took %s\n", what, a.Status, clock(a.Started), millis(a.DurationMs)); err != nil {
+			return err
+		}
+		if err := e.part("Error", a.Error); err != nil {
+			return err
+		}
+		if err := a.given(e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// given prints what a call gave.
+func (r *run) given(e *env) error {
 	out := string(r.Output)
 	var text string
 	if json.Unmarshal(r.Output, &text) == nil {
@@ -91,24 +124,37 @@ func (r *run) details(e *env) error {
 	if r.Truncated {
 		note = " (cut off)"
 	}
-	for _, part := range [][2]string{{"Output" + note, out}, {"Log (stdout)" + note, strings.Join(r.Logs.Stdout, "\n")}, {"Log (stderr)" + note, strings.Join(r.Logs.Stderr, "\n")}, {"Stack trace", strings.Join(r.Stacktrace, "\n")}} {
-		if part[1] == "" {
-			continue
-		}
-		if _, err := fmt.Fprintf(e.stdout, "%s:\n", part[0]); err != nil {
+	for _, p := range [][2]string{
+		{"Output" + note, out},
+		{"Log (stdout)" + note, strings.Join(r.Logs.Stdout, "\n")},
+		{"Log (stderr)" + note, strings.Join(r.Logs.Stderr, "\n")},
+		{"Stack trace", strings.Join(r.Stacktrace, "\n")},
+	} {
+		if err := e.part(p[0], p[1]); err != nil {
 			return err
 		}
-		for l := range strings.Lines(part[1]) {
-			if _, err := fmt.Fprintln(e.stdout, "  "+clean(strings.TrimRight(l, "\n"))); err != nil {
-				return err
-			}
+	}
+	return nil
+}
+
+// part prints a text under its name, nothing when it is empty.
+func (e *env) part(name, text string) error {
+	if text == "" {
+		return nil
+	}
+	if _, err := fmt.Fprintf(e.stdout, "%s:\n", name); err != nil {
+		return err
+	}
+	for l := range strings.Lines(text) {
+		if _, err := fmt.Fprintln(e.stdout, "  "+clean(strings.TrimRight(l, "\n"))); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
 func (e *env) runsVerb() *cobra.Command {
-	var status string
+	var status, sensor string
 	var last, follow bool
 	limit := 0
 	cmd := &cobra.Command{
@@ -116,20 +162,30 @@ func (e *env) runsVerb() *cobra.Command {
 		Short: "Show the newest calls of functions",
 		Long: `Shows the newest runs, oldest first: when it started, how it ended, how long it
 took, the function, sensor and trigger, the attempt, its id and its result. An
-inline function of a trigger is named <sensor>.<trigger>.`,
+inline function of a trigger is named <sensor>.<trigger>. The sensor of calls by
+hand is _exec, that of calls through endpoints _endpoint.
+
+A run succeeded, is retrying, is dead (given up, in the dead letters) or failed
+(its caller was told); --status failed shows all that did not succeed. Calls that
+were submitted and have not begun are queued.`,
 		Example: `  engine runs ship-order --status dead
+  engine runs --sensor _endpoint --status failed --follow
   engine runs --last
   engine runs show volFJkHVIXYQ1Nxafu6hJO3_-1`,
 		Args: cobra.MaximumNArgs(1),
 	}
 	fs := cmd.Flags()
-	fs.StringVar(&status, "status", "", "succeeded, retrying or dead")
+	fs.StringVar(&status, "status", "", strings.Join(jobs.Statuses(), ", "))
+	fs.StringVar(&sensor, "sensor", "", "only runs of this sensor")
 	fs.BoolVar(&last, "last", false, "the last run alone, with everything about it")
 	fs.BoolVarP(&follow, "follow", "f", false, "go on with the runs that come")
 	fs.IntVarP(&limit, "limit", "n", 0, "most runs; default 50, with --follow the last 10 before it begins")
 	c := e.client(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		q := queryOf("status", status)
+		if sensor != "" {
+			q.Set("sensor", sensor)
+		}
 		if len(args) > 0 {
 			q.Set("function", args[0])
 		}
@@ -153,6 +209,9 @@ inline function of a trigger is named <sensor>.<trigger>.`,
 				return err
 			}
 			if last {
+				if err := c.ask(cmd.Context(), http.MethodGet, "/runs/"+url.PathEscape(r.ID), nil, &r); err != nil {
+					return err
+				}
 				return r.details(e)
 			}
 			_, err := fmt.Fprintln(e.stdout, r.text())
@@ -164,7 +223,7 @@ inline function of a trigger is named <sensor>.<trigger>.`,
 }
 
 func (e *env) runsShowVerb() *cobra.Command {
-	cmd := &cobra.Command{Use: "show ID", Short: "Show everything about one run", Args: cobra.ExactArgs(1)}
+	cmd := &cobra.Command{Use: "show ID", Short: "Show everything about one run, and all attempts of its job", Long: "Shows a run by its id, or the newest one of an idempotency key, which is also the id of\na submitted call: its input, and each attempt of its job with output, logs and error.", Args: cobra.ExactArgs(1)}
 	c := e.client(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		var b json.RawMessage

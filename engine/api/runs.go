@@ -6,19 +6,20 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/engine/jobs"
+	"github.com/sensor-engine/engine/triggers"
 )
 
 func (s *server) runs(w http.ResponseWriter, r *http.Request) error {
 	q := r.URL.Query()
-	f := jobs.RunFilter{Function: q.Get("function"), Status: q.Get("status"), Key: q.Get("key")}
-	switch f.Status {
-	case "", jobs.StatusSucceeded, jobs.StatusRetrying, jobs.StatusDead:
-	default:
-		return badRequest("unknown status %q; there are %s, %s, %s", f.Status, jobs.StatusSucceeded, jobs.StatusRetrying, jobs.StatusDead)
+	f := jobs.RunFilter{Function: q.Get("function"), Status: q.Get("status"), Key: q.Get("key"), Sensor: q.Get("sensor"), Trigger: q.Get("trigger")}
+	if f.Status != "" && !slices.Contains(jobs.Statuses(), f.Status) {
+		return badRequest("unknown status %q; there are %s", f.Status, strings.Join(jobs.Statuses(), ", "))
 	}
 	follow, err := flag(r, "follow")
 	if err != nil {
@@ -94,8 +95,7 @@ func (s *server) run(w http.ResponseWriter, r *http.Request) error {
 		if status == jobs.StatusRunning {
 			run = withStatus(run, status)
 		}
-		write(w, http.StatusOK, "application/json", append(bytes.Clone(s.e.Mask(run)), '\n'))
-		return nil
+		return s.wholeRun(ctx, w, run)
 	}
 	for _, f := range []jobs.RunFilter{{ID: id, Limit: 1}, {Key: id, Limit: 1}} {
 		found, err := jobs.ReadRuns(ctx, s.e.Bus(), f)
@@ -103,11 +103,80 @@ func (s *server) run(w http.ResponseWriter, r *http.Request) error {
 			return err
 		}
 		if len(found) > 0 {
-			write(w, http.StatusOK, "application/json", append(s.e.Mask(found[0].JSON), '\n'))
-			return nil
+			return s.wholeRun(ctx, w, found[0].JSON)
 		}
 	}
 	return notFound("there is no run %s in the last blocks of the history", id)
+}
+
+// attempt is one run of a job.
+type attempt struct {
+	run     json.RawMessage
+	started time.Time
+}
+
+// wholeRun answers with a run, with the input that it has of its event, and
+// with all attempts of its job.
+func (s *server) wholeRun(ctx context.Context, w http.ResponseWriter, run json.RawMessage) error {
+	var head struct {
+		Key, Function string
+		Input         json.RawMessage
+		Event         struct{ Seq uint64 }
+	}
+	if err := json.Unmarshal(run, &head); err != nil {
+		return err
+	}
+	out := bytes.Clone(bytes.TrimSuffix(bytes.TrimSpace(run), []byte("}")))
+	if head.Input == nil && head.Event.Seq > 0 {
+		if input := s.inputOf(ctx, head.Event.Seq); input != nil {
+			out = append(append(out, `,"input":`...), input...)
+		}
+	}
+	found, err := jobs.ReadRuns(ctx, s.e.Bus(), jobs.RunFilter{Function: head.Function, Key: head.Key, Limit: 1000})
+	if err != nil {
+		return err
+	}
+	out = append(out, `,"attempts":[`...)
+	var attempts []attempt
+	for _, f := range found {
+		var at struct {
+			Attempt int
+			Started time.Time
+		}
+		if json.Unmarshal(f.JSON, &at) == nil && at.Attempt > 0 {
+			attempts = append(attempts, attempt{f.JSON, at.Started})
+		}
+	}
+	slices.SortStableFunc(attempts, func(a, b attempt) int { return a.started.Compare(b.started) })
+	for i, a := range attempts {
+		if i > 0 {
+			out = append(out, ',')
+		}
+		out = append(out, a.run...)
+	}
+	write(w, http.StatusOK, "application/json", append(bytes.Clone(s.e.Mask(append(out, "]}"...))), '\n'))
+	return nil
+}
+
+// inputOf is the payload of an event as its function got it, as far as it is
+// shown; nil when it is no longer stored.
+func (s *server) inputOf(ctx context.Context, seq uint64) json.RawMessage {
+	rec, err := s.e.Bus().Events().Get(ctx, seq)
+	if err != nil {
+		return nil
+	}
+	ev, err := bus.DecodeEvent(rec)
+	if err != nil {
+		return nil
+	}
+	data, err := (&triggers.Call{Event: ev}).Payload()
+	if err != nil {
+		return nil
+	}
+	if len(data) > jobs.MaxRunOutput {
+		return bus.AppendJSONString(nil, string(data[:jobs.MaxRunOutput]))
+	}
+	return data
 }
 
 // withStatus is a run with another status.

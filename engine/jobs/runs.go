@@ -313,7 +313,29 @@ func (r *recorder) write(fn string, bl block) {
 	}
 }
 
-// RunFilter selects runs; zero fields select all.
+// StatusOK is what a filter may ask for instead of [StatusSucceeded]. To a
+// filter, [StatusFailed] is every failed attempt, repeated or not.
+const StatusOK = "ok"
+
+// Statuses are what a filter may ask for, for people.
+func Statuses() []string {
+	return []string{StatusOK, StatusFailed, StatusRetrying, StatusDead, StatusQueued, StatusSucceeded}
+}
+
+// has reports whether a status is what a filter asks for.
+func (f *RunFilter) has(status string) bool {
+	switch f.Status {
+	case "": // that something is queued is told where it is asked for
+		return status != StatusQueued || f.Key != "" || f.ID != ""
+	case StatusOK:
+		return status == StatusSucceeded
+	case StatusFailed:
+		return status == StatusFailed || status == StatusRetrying || status == StatusDead
+	}
+	return status == f.Status
+}
+
+// RunFilter selects runs; zero fields select all, but those that are queued.
 type RunFilter struct {
 	Function, Status, ID, Key, Sensor, Trigger string
 	// Limit is the most runs returned, the newest; 0 means 100.
@@ -395,15 +417,15 @@ func SplitRuns(r bus.Record, f RunFilter) []StoredRun {
 
 // matches reports whether a run, as JSON, is one of those selected.
 func (f *RunFilter) matches(run []byte) bool {
-	if f.Status == "" && f.ID == "" && f.Key == "" && f.Function == "" && f.Sensor == "" && f.Trigger == "" {
-		return true
-	}
 	var head struct{ ID, Key, Status, Function, Sensor, Trigger string }
 	if json.Unmarshal(run, &head) != nil {
 		return false
 	}
+	if !f.has(head.Status) {
+		return false
+	}
 	for _, c := range [...][2]string{
-		{f.Status, head.Status}, {f.ID, head.ID}, {f.Key, head.Key}, {f.Function, head.Function}, {f.Sensor, head.Sensor}, {f.Trigger, head.Trigger},
+		{f.ID, head.ID}, {f.Key, head.Key}, {f.Function, head.Function}, {f.Sensor, head.Sensor}, {f.Trigger, head.Trigger},
 	} {
 		if c[0] != "" && c[0] != c[1] {
 			return false
