@@ -68,6 +68,30 @@ func BenchmarkRecovery(b *testing.B) {
 	}
 }
 
+// BenchmarkNewKeys is one event on a new key: as many keys wait as come, or
+// each drives one out.
+func BenchmarkNewKeys(b *testing.B) {
+	for name, keys := range map[string]int{"waiting": 1 << 20, "evicting": 1000} {
+		b.Run(name, func(b *testing.B) {
+			bs := open(b, b.TempDir())
+			for i := range b.N {
+				ev := &bus.Event{ID: fmt.Sprint(i), Source: "/t", Type: "t", EventSource: "shop", EventName: "orders", Data: fmt.Appendf(nil, `{"id":"ord-2026-%09d"}`, i)}
+				if err := bs.Events().AppendAsync(context.Background(), ev.Record(), func(bus.Ack, error) {}); err != nil {
+					b.Fatal(err)
+				}
+			}
+			d := fold.New(fold.Options{
+				Bus: bs, Cache: fold.NewCache(bs.Events(), 1<<13, 32<<20), Logger: quiet(), Rules: fewKeys(b, "1", keys), Alarm: func(string, string) {},
+			})
+			b.ResetTimer()
+			stop := run(d)
+			until(b, "the checkpoint", covered(d, uint64(b.N)))
+			stop()
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "events/s")
+		})
+	}
+}
+
 func heap() uint64 {
 	runtime.GC()
 	runtime.GC()
