@@ -65,6 +65,7 @@ gen:
 	$(GO) run ./cmd/engine docs > docs/cli.md
 	cp engine/api/openapi.yaml docs/api/openapi.yaml
 	$(GO) run ./sources/generic/eventing/gen -dir sources/generic/eventing -go sources/generic/eventing -python examples/generic/python
+	$(GO) run ./sources/generic/eventing/gen -file trigger.proto -dir triggers/grpc/trigger -go triggers/grpc/trigger
 
 ## clean: removes what the other targets made
 clean:

@@ -216,3 +216,17 @@ func appendStrings(b []byte, m map[string]string) []byte {
 	}
 	return append(b, '}')
 }
+
+// MediaType is that of an output which has none of its own: JSON, text or
+// anything else; "" for an empty one.
+func MediaType(out []byte) string {
+	switch {
+	case len(bytes.TrimSpace(out)) == 0:
+		return ""
+	case bus.ValidJSON(out):
+		return "application/json"
+	case utf8.Valid(out) && bytes.IndexByte(out, 0) < 0:
+		return "text/plain; charset=utf-8"
+	}
+	return "application/octet-stream"
+}

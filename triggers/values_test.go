@@ -180,3 +180,13 @@ func TestLiteralAgrees(t *testing.T) {
 		}
 	})
 }
+
+func TestMediaType(t *testing.T) {
+	for out, want := range map[string]string{
+		"": "", " \n": "", "{}\n": "application/json", "hi": "text/plain; charset=utf-8", "a\x00": "application/octet-stream", "\xff": "application/octet-stream",
+	} {
+		if got := MediaType([]byte(out)); got != want {
+			t.Errorf("%q: %s, want %s", out, got, want)
+		}
+	}
+}

@@ -5,6 +5,7 @@ package all
 import (
 	"github.com/sensor-engine/engine/triggers"
 	"github.com/sensor-engine/engine/triggers/exec"
+	"github.com/sensor-engine/engine/triggers/grpc"
 	"github.com/sensor-engine/engine/triggers/http"
 	"github.com/sensor-engine/engine/triggers/log"
 	"github.com/sensor-engine/engine/triggers/node"
@@ -16,7 +17,7 @@ import (
 // All returns every function kind, by name.
 func All() triggers.Registry {
 	return triggers.Registry{
-		exec.Factory(), http.Factory(), log.Factory(), node.Factory(),
+		exec.Factory(), grpc.Factory(), http.Factory(), log.Factory(), node.Factory(),
 		publish.Factory(), python.Factory(), wasm.Factory(),
 	}
 }

@@ -141,7 +141,7 @@ func (f *function) Invoke(ctx context.Context, c *triggers.Call) (triggers.Resul
 	}
 
 	res := triggers.Result{
-		Output: stdout.Kept, ContentType: program.ContentType(stdout.Kept), Truncated: stdout.Cut,
+		Output: stdout.Kept, ContentType: triggers.MediaType(stdout.Kept), Truncated: stdout.Cut,
 		Logs: triggers.Logs{Stderr: stderr.Kept, Truncated: stderr.Cut},
 	}
 	if p.State() == nil {

@@ -101,7 +101,7 @@ func TestSharedConnections(t *testing.T) {
 		return f
 	}
 	a, b := same(&Config{URL: text("http://a/")}), same(&Config{URL: text("http://b/${ x }"), Headers: map[string]specs.TextOrSecret{"X": text("y")}})
-	if a.links != b.links || len(n.links) != 1 {
+	if a.links != b.links || n.Len() != 1 {
 		t.Error("two pools with the same settings")
 	}
 	others := []*function{
@@ -109,17 +109,17 @@ func TestSharedConnections(t *testing.T) {
 		same(&Config{URL: text("https://a/"), TLS: &outbound.TLS{}}), same(&Config{URL: text("https://a/"), TLS: &outbound.TLS{CA: text("a.pem")}}),
 		same(&Config{URL: text("https://a/"), TLS: &outbound.TLS{CA: secret()}}),
 	}
-	if len(n.links) != 1+len(others) {
-		t.Errorf("%d pools", len(n.links))
+	if n.Len() != 1+len(others) {
+		t.Errorf("%d pools", n.Len())
 	}
 	_ = a.Close()
-	if len(n.links) != 1+len(others) {
+	if n.Len() != 1+len(others) {
 		t.Error("closed while it is used")
 	}
 	for _, f := range append(others, b) {
 		_ = f.Close()
 	}
-	if len(n.links) != 0 || !b.links.pool.closed {
-		t.Errorf("%d pools stay", len(n.links))
+	if n.Len() != 0 || !b.links.pool.closed {
+		t.Errorf("%d pools stay", n.Len())
 	}
 }

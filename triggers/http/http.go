@@ -98,8 +98,9 @@ const (
 )
 
 type function struct {
-	cfg   *Config
-	links *links
+	cfg     *Config
+	links   *links
+	release func() // gives links up
 	// maxDirect is the largest body sent over the pool, in bytes: a larger one
 	// needs someone to listen for an early answer while it is written.
 	maxDirect int
@@ -184,7 +185,7 @@ func newFunction(cfg *Config, env triggers.Env, shared *network) (*function, err
 		f.tokens = &tokens{cfg: cfg.OAuth2, turn: make(chan struct{}, 1)}
 		f.give(hdrAuth)
 	}
-	f.links, err = shared.open(cfg, env)
+	f.links, f.release, err = connect(shared, cfg, env)
 	return f, err
 }
 
@@ -197,7 +198,7 @@ func (f *function) give(header string) {
 
 // Close closes the connections that are idle and nobody else uses.
 func (f *function) Close() error {
-	f.links.close()
+	f.release()
 	return nil
 }
 

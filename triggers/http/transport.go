@@ -16,10 +16,7 @@ import (
 // network holds the connections of all functions of one [Factory]. Functions
 // with the same settings share theirs: ten thousand that call one service need
 // no more connections than one that is called as often.
-type network struct {
-	mu    sync.Mutex
-	links map[string]*links
-}
+type network = outbound.Shared[*links]
 
 // maxIdle is how many connections to one callee wait for their next use. A
 // slow callee takes none from others: there is no limit on those in use.
@@ -27,10 +24,6 @@ const maxIdle = 256
 
 // links are the connections of functions with the same settings.
 type links struct {
-	network *network
-	key     string
-	users   int // guarded by network.mu
-
 	tls     *outbound.TLS
 	guard   *outbound.Guard // nil when no event decides whom to call
 	dir     string
@@ -45,48 +38,31 @@ type links struct {
 	transport *http.Transport // nil until it is needed
 }
 
-// open returns the connections for a config. The caller closes them.
-func (n *network) open(cfg *Config, env triggers.Env) (*links, error) {
-	l := &links{network: n, tls: cfg.TLS, dir: env.Dir, secret: env.Secret}
-	l.key = cfg.TLS.ID(env.Dir)
+// connect returns the connections for a config, and how to give them up.
+func connect(n *network, cfg *Config, env triggers.Env) (*links, func(), error) {
+	key := cfg.TLS.ID(env.Dir)
 	dialer := net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}
-	l.dial = dialer.DialContext
+	var guard *outbound.Guard
+	dial := dialer.DialContext
 	if eventChoosesHost(cfg.URL) {
 		var err error
-		if l.guard, err = outbound.NewGuard(cfg.Allow); err != nil {
-			return nil, err
+		if guard, err = outbound.NewGuard(cfg.Allow); err != nil {
+			return nil, nil, err
 		}
-		l.key += "\nguarded " + strings.Join(cfg.Allow, " ")
-		l.dial = l.guard.Dial(dialer)
+		key += "\nguarded " + strings.Join(cfg.Allow, " ")
+		dial = guard.Dial(dialer)
 	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if known := n.links[l.key]; known != nil {
-		known.users++
-		return known, nil
-	}
-	l.pool = &pool{dial: l.dial, maxIdle: maxIdle, idle: map[string][]*conn{}}
-	l.buffers.New = func() any { b := make([]byte, 0, 2048); return &b }
-	l.users = 1
-	if n.links == nil {
-		n.links = map[string]*links{}
-	}
-	n.links[l.key] = l
-	return l, nil
+	l, release := n.Open(key, func() *links {
+		l := &links{tls: cfg.TLS, guard: guard, dir: env.Dir, secret: env.Secret, dial: dial}
+		l.pool = &pool{dial: dial, maxIdle: maxIdle, idle: map[string][]*conn{}}
+		l.buffers.New = func() any { b := make([]byte, 0, 2048); return &b }
+		return l
+	}, (*links).end)
+	return l, release, nil
 }
 
-// close gives the connections up; the last user closes those that are idle.
-func (l *links) close() {
-	l.network.mu.Lock()
-	l.users--
-	last := l.users == 0
-	if last {
-		delete(l.network.links, l.key)
-	}
-	l.network.mu.Unlock()
-	if !last {
-		return
-	}
+// end closes the connections that are idle; others are closed when released.
+func (l *links) end() {
 	l.pool.close()
 	l.mu.Lock()
 	defer l.mu.Unlock()

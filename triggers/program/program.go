@@ -8,9 +8,7 @@ import (
 	"bytes"
 	"strings"
 	"unicode"
-	"unicode/utf8"
 
-	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/triggers"
 )
 
@@ -69,20 +67,6 @@ func Excerpt(log []byte) string {
 		return ""
 	}
 	return ": " + s + more
-}
-
-// ContentType is the media type of an output: JSON, text or anything else; ""
-// for an empty one.
-func ContentType(out []byte) string {
-	switch {
-	case len(bytes.TrimSpace(out)) == 0:
-		return ""
-	case bus.ValidJSON(out):
-		return "application/json"
-	case utf8.Valid(out) && bytes.IndexByte(out, 0) < 0:
-		return "text/plain; charset=utf-8"
-	}
-	return "application/octet-stream"
 }
 
 // Capped is an io.Writer that keeps the first Limit bytes and takes the rest

@@ -227,7 +227,7 @@ func (f *function) Invoke(ctx context.Context, c *triggers.Call) (triggers.Resul
 	res := triggers.Result{Status: status}
 	switch {
 	case f.cfg.Mode != modeWorker:
-		res.Output, res.ContentType, res.Truncated = stdout.Kept, program.ContentType(stdout.Kept), stdout.Cut
+		res.Output, res.ContentType, res.Truncated = stdout.Kept, triggers.MediaType(stdout.Kept), stdout.Cut
 	case err == nil && stdout.Cut:
 		err = triggers.Errorf(triggers.FunctionError, "%s: the answer is longer than %d bytes", f.name, worker.MaxLine)
 	case err == nil:

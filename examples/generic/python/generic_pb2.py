@@ -1,5 +1,5 @@
 # Code generated from generic.proto. DO NOT EDIT.
-"""The messages EventSource and Event of generic.proto, for protobuf 3.20 or newer."""
+"""The messages of generic.proto, for protobuf 3.20 or newer."""
 
 from google.protobuf import descriptor_pool
 from google.protobuf import timestamp_pb2  # noqa: F401 (imported by the descriptor)

@@ -1,6 +1,6 @@
-// Command gen makes the code of generic.proto: Go for the engine and for
-// servers in Go, and the messages for servers in Python. It needs no protoc: the
-// compiler is a library, and the plugins are tools of this module.
+// Command gen makes the code of a contract such as generic.proto: Go for the
+// engine and for servers in Go, and the messages for servers in Python. It needs
+// no protoc: the compiler is a library, and the plugins are tools of this module.
 package main
 
 import (
@@ -21,20 +21,19 @@ import (
 	"google.golang.org/protobuf/types/pluginpb"
 )
 
-const file = "generic.proto"
-
 func main() {
-	dir := flag.String("dir", ".", "directory of "+file)
+	file := flag.String("file", "generic.proto", "name of the contract")
+	dir := flag.String("dir", ".", "its directory")
 	goOut := flag.String("go", ".", "directory for the Go code")
-	pyOut := flag.String("python", ".", "directory for the Python code")
+	pyOut := flag.String("python", "", "directory for the Python code; none when empty")
 	flag.Parse()
-	if err := generate(context.Background(), *dir, *goOut, *pyOut); err != nil {
+	if err := generate(context.Background(), *file, *dir, *goOut, *pyOut); err != nil {
 		fmt.Fprintln(os.Stderr, "gen:", err)
 		os.Exit(1)
 	}
 }
 
-func generate(ctx context.Context, dir, goOut, pyOut string) error {
+func generate(ctx context.Context, file, dir, goOut, pyOut string) error {
 	compiler := protocompile.Compiler{
 		Resolver:       protocompile.WithStandardImports(&protocompile.SourceResolver{ImportPaths: []string{dir}}),
 		SourceInfoMode: protocompile.SourceInfoStandard, // comments
@@ -51,6 +50,9 @@ func generate(ctx context.Context, dir, goOut, pyOut string) error {
 		if err := run(ctx, plugin, req, goOut); err != nil {
 			return fmt.Errorf("%s: %w", plugin, err)
 		}
+	}
+	if pyOut == "" {
+		return nil
 	}
 	return python(files[0], pyOut)
 }
@@ -101,9 +103,11 @@ func python(fd protoreflect.FileDescriptor, out string) error {
 	if err != nil {
 		return err
 	}
+	file := fd.Path()
+	module := strings.TrimSuffix(file, ".proto") + "_pb2"
 	var b strings.Builder
 	b.WriteString(`# Code generated from ` + file + `. DO NOT EDIT.
-"""The messages EventSource and Event of ` + file + `, for protobuf 3.20 or newer."""
+"""The messages of ` + file + `, for protobuf 3.20 or newer."""
 
 from google.protobuf import descriptor_pool
 from google.protobuf import timestamp_pb2  # noqa: F401 (imported by the descriptor)
@@ -123,7 +127,7 @@ DESCRIPTOR = descriptor_pool.Default().AddSerializedFile(
 	b.WriteString(`)
 
 builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, globals())
-builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "generic_pb2", globals())
+builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "` + module + `", globals())
 `)
-	return os.WriteFile(filepath.Join(out, "generic_pb2.py"), []byte(b.String()), 0o644) //nolint:gosec // source code is for everyone
+	return os.WriteFile(filepath.Join(out, module+".py"), []byte(b.String()), 0o644) //nolint:gosec // source code is for everyone
 }
