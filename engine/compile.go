@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/engine/endpoints"
 	"github.com/sensor-engine/engine/engine/evaluate"
@@ -392,6 +394,13 @@ type callees struct {
 	mask     func([]byte) []byte
 	made     map[string]madeCallee  // by name of the function or trigger
 	slots    map[string]*jobs.Slots // by name of the function
+	limiters map[string]callLimit   // of functions and triggers, by kind and name
+}
+
+// callLimit is a rate limit in force.
+type callLimit struct {
+	spec   specs.CallRate
+	bucket *rate.Limiter
 }
 
 type madeCallee struct {
@@ -458,6 +467,22 @@ func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, erro
 	next := map[string]madeCallee{}
 	limit := limits(set)
 	slots := make(map[string]*jobs.Slots, len(limit))
+	limiters := map[string]callLimit{}
+	// bounds are the limits of what has this name; they are kept until the spec
+	// says another rate.
+	bounds := func(name string, spec *specs.CallRate) []*rate.Limiter {
+		if spec == nil {
+			return nil
+		}
+		l, ok := limiters[name]
+		if !ok {
+			if l = c.limiters[name]; l.bucket == nil || l.spec != *spec {
+				l = callLimit{*spec, bucketOf(*spec)}
+			}
+			limiters[name] = l
+		}
+		return []*rate.Limiter{l.bucket}
+	}
 	var fresh []*jobs.Callee
 	table := map[jobs.TriggerRef]*jobs.Trigger{}
 	get := func(name, hash string, call *specs.Call, pos specs.Pos, concurrency int, fn *specs.Function, compiled compiledFunction) (*jobs.Callee, error) {
@@ -529,7 +554,7 @@ func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, erro
 	}
 	add := func(t *jobs.Trigger, d specs.Delivery) {
 		t.Timeout, t.Concurrency, t.Policy, t.Block = d.Timeout.D(), d.Concurrency, triggers.PolicyOf(d.Retry), d.Overflow == "block"
-		t.Ordered = d.Order == "key" && !t.Direct
+		t.Ordered, t.Breaker = d.Order == "key" && !t.Direct, breakerOf(d.Breaker)
 		if t.Timeout == 0 {
 			t.Timeout = DefaultTimeout
 		}
@@ -548,7 +573,8 @@ func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, erro
 				d := fn.Delivery
 				d.Concurrency = limit[ref.Name]
 				add(&jobs.Trigger{
-					Ref: jobs.TriggerRef{Sensor: jobs.SensorExec, Trigger: ref.Name}, Callee: callee, Direct: true, Hash: r.Hash,
+					Limits: bounds("function "+ref.Name, fn.RateLimit),
+					Ref:    jobs.TriggerRef{Sensor: jobs.SensorExec, Trigger: ref.Name}, Callee: callee, Direct: true, Hash: r.Hash,
 					Tell: asked.Wants(ref.Name, jobs.SensorExec, ref.Name),
 				}, d)
 			}
@@ -575,6 +601,7 @@ func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, erro
 			for i := range cs.spec.Triggers {
 				t := &cs.spec.Triggers[i]
 				d := t.Delivery
+				limits := bounds("trigger "+cs.name+"/"+t.Name, t.RateLimit)
 				var callee *jobs.Callee
 				var err error
 				if t.Inline != nil {
@@ -587,6 +614,7 @@ func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, erro
 					var fn *specs.Function
 					if callee, fn, err = named(t.Function); fn != nil {
 						d = inherit(d, fn.Delivery)
+						limits = append(limits, bounds("function "+t.Function, fn.RateLimit)...)
 					}
 				}
 				if err != nil {
@@ -596,7 +624,8 @@ func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, erro
 					continue
 				}
 				add(&jobs.Trigger{
-					Ref: jobs.TriggerRef{Sensor: cs.name, Trigger: t.Name}, Callee: callee, InputPath: program.InputPath(i), Secrets: t.Secrets,
+					Limits: limits,
+					Ref:    jobs.TriggerRef{Sensor: cs.name, Trigger: t.Name}, Callee: callee, InputPath: program.InputPath(i), Secrets: t.Secrets,
 					Tell: asked.Wants(callee.Name, cs.name, t.Name),
 					Render: func(events []sensors.Contributing, item int) (map[string]any, error) {
 						return program.RenderTrigger(i, events, item)
@@ -617,7 +646,7 @@ func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, erro
 	for name, s := range slots {
 		s.SetLimit(limit[name])
 	}
-	c.made, c.slots = next, slots
+	c.made, c.slots, c.limiters = next, slots, limiters
 	return table, nil
 }
 
@@ -633,7 +662,33 @@ func (c *callees) needRequest(set *specs.Set) bool {
 	return false
 }
 
-// inherit fills a trigger's delivery in from its function's.
+// bucketOf is a full token bucket of a spec.
+func bucketOf(s specs.CallRate) *rate.Limiter {
+	per := cmp.Or(s.Per.D(), time.Second)
+	return rate.NewLimiter(rate.Limit(float64(s.Limit)/per.Seconds()), cmp.Or(s.Burst, s.Limit))
+}
+
+// The defaults of a breaker.
+const (
+	defaultFailures = 5
+	defaultPause    = 30 * time.Second
+	defaultMaxPause = 5 * time.Minute
+)
+
+func breakerOf(s *specs.Breaker) jobs.Breaker {
+	if s == nil {
+		return jobs.Breaker{}
+	}
+	b := jobs.Breaker{Failures: cmp.Or(s.Failures, defaultFailures), Wait: cmp.Or(s.Wait.D(), defaultPause), Max: cmp.Or(s.Max.D(), defaultMaxPause)}
+	if s.Wait == 0 {
+		b.Wait = min(b.Wait, b.Max)
+	}
+	b.Max = max(b.Max, b.Wait)
+	return b
+}
+
+// inherit fills a trigger's delivery in from its function's. A rate limit is not
+// inherited: both hold.
 func inherit(t, f specs.Delivery) specs.Delivery {
 	if t.Timeout == 0 {
 		t.Timeout = f.Timeout
@@ -643,6 +698,9 @@ func inherit(t, f specs.Delivery) specs.Delivery {
 	}
 	if t.Retry == nil {
 		t.Retry = f.Retry
+	}
+	if t.Breaker == nil {
+		t.Breaker = f.Breaker
 	}
 	if t.Order == "" {
 		t.Order = f.Order

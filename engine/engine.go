@@ -177,7 +177,7 @@ func New(o Options) *Engine {
 	e.watcher = reload.NewWatcher(reload.WatchOptions{Paths: o.Paths, Poll: o.Poll, NoNotify: o.NoNotify, Logger: o.Logger})
 	e.secrets = secrets.NewResolver(o.LookupEnv, o.Masker)
 	cache := fold.NewCache(o.Bus.Events(), 1<<13, 32<<20)
-	e.pool = jobs.NewPool(jobs.Options{Bus: o.Bus, Events: cache, Logger: o.Logger})
+	e.pool = jobs.NewPool(jobs.Options{Bus: o.Bus, Events: cache, Logger: o.Logger, Alarm: e.raise})
 	e.fold = fold.New(fold.Options{
 		Bus: o.Bus, Cache: cache, Logger: o.Logger, Rules: &fold.Rules{},
 		Covered: e.pool.Covered, Enqueued: e.pool.Offer, Alarm: e.raise,

@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -114,6 +115,59 @@ spec: {env: {b-key: ADDED}}
 	if ok, why := r.e.Ready(t.Context()); !ok {
 		t.Error(why)
 	}
+}
+
+// The rate limit of a Function holds for its triggers together, and each
+// trigger's own too; a reload that does not change them fills no bucket.
+func TestRateLimitsOfFunctionsAndTriggers(t *testing.T) {
+	w := &running{t: t, dir: t.TempDir()}
+	spec := func(limit int, message string) string {
+		return head + `kind: Function
+metadata: {name: f}
+spec:
+  log: {message: ` + message + `}
+  rateLimit: {limit: ` + strconv.Itoa(limit) + `, per: 1000h}
+---
+` + head + `kind: Subscription
+metadata: {name: one}
+spec: {eventType: t, function: f, rateLimit: {limit: 1, per: 1000h}}
+---
+` + head + `kind: Subscription
+metadata: {name: two}
+spec: {eventType: t, function: f}
+`
+	}
+	w.write("f.yaml", spec(4, "hello"))
+	r := start(t, w.dir, t.TempDir())
+	for i := range 10 {
+		if _, err := r.e.Emit(t.Context(), &bus.Event{Type: "t", ID: strconv.Itoa(i), Source: "/tests", DataContentType: "application/json", Data: []byte("{}")}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	calls := func() (all, one uint64) {
+		for _, s := range r.e.Jobs().Status() {
+			n := s.Stats.Succeeded.Load()
+			all += n
+			if strings.Contains(s.Ref.Sensor, "one") {
+				one += n
+			}
+		}
+		return all, one
+	}
+	reached := func(want uint64) {
+		t.Helper()
+		r.until("the calls", func() bool { all, _ := calls(); return all == want })
+		if _, one := calls(); one > 1 {
+			t.Fatalf("%d calls of a trigger that may make one", one)
+		}
+	}
+	reached(4)
+	generation := r.e.Status(t.Context()).Reload.Generation
+	w.write("f.yaml", spec(4, "hi"))
+	r.until("the reload", func() bool { return r.e.Status(t.Context()).Reload.Generation > generation })
+	reached(4)
+	w.write("f.yaml", spec(7, "hi"))
+	reached(11)
 }
 
 // The code of a function is replaced when its file changes; what is wrong with

@@ -137,6 +137,10 @@ type TriggerStatus struct {
 	Succeeded uint64 `json:"succeeded"`
 	Failed    uint64 `json:"failed"`
 	Dead      uint64 `json:"dead"`
+	// Breaker is closed, open or probing, "" when it has none; RetryAt is when
+	// the next probe is made while it is open.
+	Breaker string    `json:"breaker,omitempty"`
+	RetryAt time.Time `json:"retryAt,omitzero"`
 }
 
 // Ready reports whether the engine does its whole work; otherwise the reasons
@@ -188,6 +192,7 @@ func (e *Engine) Status(ctx context.Context) Status {
 		triggers[t.Ref.Sensor] = append(triggers[t.Ref.Sensor], TriggerStatus{
 			Name: t.Ref.Trigger, Function: t.Function, Running: t.Running, Waiting: t.Waiting, Overflow: t.Overflow, Retries: t.Retries,
 			Succeeded: t.Stats.Succeeded.Load(), Failed: t.Stats.Failed.Load(), Dead: t.Stats.Dead.Load(),
+			Breaker: t.Breaker, RetryAt: t.RetryAt,
 		})
 	}
 	notReady := e.pool.NotReady()

@@ -357,6 +357,10 @@ func (d *decoder) trigger(n *node, t *Trigger, path string) {
 }
 
 func (d *decoder) delivery(n *node, v *Delivery, path string) {
+	if b := v.Breaker; b != nil && b.Max != 0 && b.Wait > b.Max {
+		at := n.find("breaker.wait")
+		d.errorf(at, path+".breaker.wait", CodeOutOfRange, "at most max, "+b.Max.short(), "%s is too large", at.describe())
+	}
 	if v.Retry == nil || v.Retry.Max == 0 || v.Retry.Backoff <= v.Retry.Max {
 		return
 	}

@@ -472,11 +472,27 @@ type Shape struct {
 // Delivery says how a function is called. A trigger's values win over its
 // function's.
 type Delivery struct {
-	Timeout     Duration `yaml:"timeout" min:"1ms" doc:"Longest time one call may take; default 30s." example:"10s"`
-	Concurrency int      `yaml:"concurrency" min:"1" max:"10000" doc:"Most calls at the same time; default 16."`
-	Retry       *Retry   `yaml:"retry" doc:"How failed calls are repeated."`
-	Order       string   `yaml:"order" enum:"none,key" doc:"Order of calls: none (default), or key: those of one correlation key one after the other, as they fired."`
-	Overflow    string   `yaml:"overflow" enum:"dlq,block" doc:"What happens with jobs beyond the parking limit: dlq (default) or block."`
+	Timeout     Duration  `yaml:"timeout" min:"1ms" doc:"Longest time one call may take; default 30s." example:"10s"`
+	Concurrency int       `yaml:"concurrency" min:"1" max:"10000" doc:"Most calls at the same time; default 16."`
+	Retry       *Retry    `yaml:"retry" doc:"How failed calls are repeated."`
+	RateLimit   *CallRate `yaml:"rateLimit" doc:"How many calls are made in a time. That of a Function bounds all its calls together, that of a trigger its own."`
+	Breaker     *Breaker  `yaml:"breaker" doc:"Pause the trigger while its function fails; default: never."`
+	Order       string    `yaml:"order" enum:"none,key" doc:"Order of calls: none (default), or key: those of one correlation key one after the other, as they fired."`
+	Overflow    string    `yaml:"overflow" enum:"dlq,block" doc:"What happens with jobs beyond the parking limit: dlq (default) or block."`
+}
+
+// CallRate is a token bucket for calls.
+type CallRate struct {
+	Limit int      `yaml:"limit" required:"true" min:"1" doc:"Number of calls in a time." example:"10"`
+	Per   Duration `yaml:"per" min:"1ms" doc:"The time, default 1s." example:"1m"`
+	Burst int      `yaml:"burst" min:"1" doc:"How many may be made at once; default: limit."`
+}
+
+// Breaker says when a trigger is paused, and how long.
+type Breaker struct {
+	Failures int      `yaml:"failures" min:"1" max:"10000" doc:"How many calls in a row must fail, in a way that may pass; default 5."`
+	Wait     Duration `yaml:"wait" min:"1ms" doc:"Pause before the first probe, which is one call; it doubles with each probe that fails; default 30s." example:"10s"`
+	Max      Duration `yaml:"max" min:"1ms" doc:"Longest pause; default 5m."`
 }
 
 // Retry is a retry policy: attempt n waits backoff·factor^(n-1), at most max,

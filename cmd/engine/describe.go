@@ -17,6 +17,7 @@ import (
 	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/engine"
 	"github.com/sensor-engine/engine/engine/api"
+	"github.com/sensor-engine/engine/engine/jobs"
 	"github.com/sensor-engine/engine/specs"
 )
 
@@ -191,6 +192,14 @@ func describe(w io.Writer, r *api.Resource) error {
 			for _, tr := range r.Triggers {
 				t.row(tr.Name, tr.Function, strconv.Itoa(tr.Running), strconv.Itoa(tr.Waiting), count(tr.Overflow), strconv.Itoa(tr.Retries),
 					count(tr.Succeeded), count(tr.Failed), count(tr.Dead))
+			}
+			for _, tr := range r.Triggers {
+				switch tr.Breaker {
+				case jobs.BreakerOpen:
+					t.row(fmt.Sprintf("%s is paused: its function fails; it is probed at %s", tr.Name, clock(tr.RetryAt)))
+				case jobs.BreakerProbing:
+					t.row(tr.Name + " is paused: its function fails; it is being probed")
+				}
 			}
 		})
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sensor-engine/engine/engine"
+	"github.com/sensor-engine/engine/engine/jobs"
 	"github.com/sensor-engine/engine/engine/reload"
 	"github.com/sensor-engine/engine/specs"
 )
@@ -212,6 +213,11 @@ func infoOf(r engine.ResourceStatus) string {
 		}{{waiting, "waiting"}, {failed, "failed"}, {dead, "dead"}} {
 			if n.n > 0 {
 				parts = append(parts, fmt.Sprintf("%d %s", n.n, n.what))
+			}
+		}
+		for _, t := range r.Triggers {
+			if t.Breaker == jobs.BreakerOpen || t.Breaker == jobs.BreakerProbing {
+				parts = append(parts, t.Name+" paused")
 			}
 		}
 		return strings.Join(parts, ", ")

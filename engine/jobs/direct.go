@@ -68,7 +68,8 @@ var (
 	ErrNotCallable = errors.New("there is no such function or endpoint")
 	// ErrStopping says that the engine starts or stops.
 	ErrStopping = errors.New("the engine is starting or stopping")
-	// ErrBusy says that the function had no free slot for too long.
+	// ErrBusy says that the function had no free slot, or its rate limit no free
+	// call, for too long.
 	ErrBusy = errors.New("the function is busy")
 )
 
@@ -283,7 +284,18 @@ func (p *Pool) beginDirect(ctx context.Context, q *queue, atMost time.Duration) 
 	wait, cancel := context.WithTimeout(ctx, atMost)
 	defer cancel()
 	defer context.AfterFunc(p.stopping, cancel)()
-	spec, err := q.begin(wait)
+	var err error
+	var spec *Trigger
+	if spec = q.spec.Load(); spec != nil {
+		for _, l := range spec.Limits {
+			if err == nil {
+				err = l.Wait(wait) // fails at once when that is not enough
+			}
+		}
+	}
+	if err == nil {
+		spec, err = q.begin(wait)
+	}
 	switch {
 	case err == nil && spec == nil:
 		return nil, ErrNotCallable

@@ -342,7 +342,11 @@ type TriggerStatus struct {
 	Running, Waiting int
 	Overflow         uint64
 	Retries          int
-	Stats            *Stats
+	// Breaker is the state of its breaker, "" when it has none, and RetryAt when
+	// the next probe is made while that is open.
+	Breaker string
+	RetryAt time.Time
+	Stats   *Stats
 }
 
 // NotReady returns why functions cannot be called at the moment, by name.
@@ -379,6 +383,12 @@ func (p *Pool) Status() []TriggerStatus {
 		}
 		q.mu.Lock()
 		s.Running, s.Waiting, s.Overflow, s.Retries = q.running, len(q.ready)-q.head+q.turns.inMemory(), q.parkedLocked(), len(q.retries)
+		if t != nil && t.Breaker.Failures > 0 {
+			s.Breaker = q.breaker.state()
+			if s.Breaker == BreakerOpen {
+				s.RetryAt = q.breaker.until
+			}
+		}
 		q.mu.Unlock()
 		out = append(out, s)
 	}

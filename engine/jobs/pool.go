@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/sensors"
 	"github.com/sensor-engine/engine/triggers"
@@ -37,6 +39,11 @@ type Trigger struct {
 	// Ordered is true for `order: key`: calls of one correlation key are made
 	// one after the other, in the order of their firings.
 	Ordered bool
+	// Limits bound its calls in a time, with those of others that have the same
+	// ones: its own first.
+	Limits []*rate.Limiter
+	// Breaker pauses it while its function fails.
+	Breaker Breaker
 	// Direct is true when no sensor fires it: its calls are those of [Pool.Call]
 	// and [Pool.Submit], and Hash is that of its resource.
 	Direct bool
@@ -95,6 +102,8 @@ type Options struct {
 	// MaxWait is how long a direct call waits for a free slot of its function,
 	// default 5 s.
 	MaxWait time.Duration
+	// Alarm is told what needs a person; default: the log is.
+	Alarm func(code, message string)
 	// KeepAlive is how often unfinished jobs are kept alive, default 10 s.
 	KeepAlive time.Duration
 }
@@ -154,6 +163,8 @@ type task struct {
 	// held is true while the task has the turn of its key. The queue's mu
 	// guards it.
 	held bool
+	// probe is true for the one call of a paused trigger.
+	probe bool
 }
 
 // order is the place of the task's firing among those of its trigger.
@@ -180,6 +191,9 @@ func NewPool(o Options) *Pool {
 	}
 	if o.KeepAlive == 0 {
 		o.KeepAlive = 10 * time.Second
+	}
+	if o.Alarm == nil {
+		o.Alarm = func(code, message string) { o.Logger.Error("alarm", "code", code, "what", message) }
 	}
 	p := &Pool{o: o, log: o.Logger, queues: map[TriggerRef]*queue{}, away: map[TriggerRef]time.Time{}, untold: make(chan struct{}, 1)}
 	p.runs = newRecorder(o.Bus, o.Logger)

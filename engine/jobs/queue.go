@@ -15,6 +15,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/sensors"
 	"github.com/sensor-engine/engine/triggers"
@@ -41,6 +43,11 @@ type queue struct {
 	cursor   uint64 // overflow below this sequence was taken
 	retries  retryHeap
 	turns    *turns // nil without `order: key`
+	breaker  breaker
+	paid     int // limits the next call has passed
+	booking  *rate.Reservation
+	booked   time.Time   // when the booking may be used
+	timer    *time.Timer // starts what must not start yet
 
 	stats *Stats
 }
@@ -109,8 +116,18 @@ func (h *retryHeap) Pop() any {
 }
 
 func (q *queue) setSpec(t *Trigger) {
-	q.spec.Store(t)
+	old := q.spec.Swap(t)
 	q.mu.Lock()
+	if old != nil && old.Callee != t.Callee { // another one may work
+		q.breaker = breaker{}
+	}
+	if old != nil && !slices.Equal(old.Limits, t.Limits) {
+		passed := q.paid
+		q.unbookLocked()
+		if passed <= len(t.Limits) && slices.Equal(old.Limits[:passed], t.Limits[:passed]) {
+			q.paid = passed
+		}
+	}
 	q.startLocked()
 	q.mu.Unlock()
 	q.signal()
@@ -193,6 +210,10 @@ func (q *queue) push(t *task) {
 func (q *queue) remove() []*task {
 	q.mu.Lock()
 	q.spec.Store(nil)
+	q.unbookLocked()
+	if q.timer != nil {
+		q.timer.Stop()
+	}
 	waiting := slices.Concat(q.ready[q.head:], q.turns.leave())
 	q.ready, q.head = nil, 0
 	q.mu.Unlock()
@@ -205,7 +226,7 @@ func (q *queue) tryStart(t *task) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	spec := q.spec.Load()
-	if spec == nil || q.running >= spec.Concurrency || q.head < len(q.ready) || q.p.closing.Load() {
+	if spec == nil || q.running >= spec.Concurrency || q.head < len(q.ready) || len(spec.Limits) > 0 || q.breaker.open || q.p.closing.Load() {
 		return false
 	}
 	if q.turns == nil {
@@ -231,7 +252,7 @@ func (q *queue) startLocked() {
 	if spec == nil {
 		return
 	}
-	for q.running < spec.Concurrency && q.head < len(q.ready) && !q.p.closing.Load() {
+	for q.running < spec.Concurrency && q.head < len(q.ready) && !q.p.closing.Load() && q.letLocked(spec, q.ready[q.head]) {
 		t := q.popLocked()
 		q.running++
 		q.p.work.Add(1)
@@ -260,7 +281,7 @@ func (q *queue) worker(t *task) {
 		q.run(t)
 		q.mu.Lock()
 		spec := q.spec.Load()
-		if spec == nil || q.running > spec.Concurrency || q.head == len(q.ready) || q.p.closing.Load() {
+		if spec == nil || q.running > spec.Concurrency || q.head == len(q.ready) || q.p.closing.Load() || !q.letLocked(spec, q.ready[q.head]) {
 			q.running--
 			parked := q.parkedLocked() > 0 || len(q.retries) > 0
 			q.mu.Unlock()
@@ -304,6 +325,7 @@ func (q *queue) run(t *task) {
 	if err != nil && p.callCtx.Err() != nil {
 		return // shut down in mid-call: the job is still stored and comes back
 	}
+	counts := q.judge(spec, t, err)
 	j.Attempt++
 	q.stats.observe(took)
 	run := Run{
@@ -330,7 +352,7 @@ func (q *queue) run(t *task) {
 	run.fail(err, j.Error)
 	q.stats.Failed.Add(1)
 	switch {
-	case triggers.Permanent(err), j.Attempt >= spec.Policy.Attempts:
+	case triggers.Permanent(err), counts && j.Attempt >= spec.Policy.Attempts:
 		run.Status = StatusDead
 		p.note(spec, &run)
 		p.giveUp(t, j.Error, ev, res)
@@ -343,6 +365,9 @@ func (q *queue) run(t *task) {
 		run.Status, run.Next = StatusRetrying, j.NotBefore
 		p.note(spec, &run)
 		q.stats.Retried.Add(1)
+		if !counts {
+			j.Attempt--
+		}
 		p.park(t, q, WhyRetry)
 	}
 }
