@@ -287,7 +287,7 @@ spec:
 }
 
 // needPython skips a test where there is no Python.
-func needPython(t *testing.T) {
+func needPython(t testing.TB) {
 	t.Helper()
 	triggertest.Need(t, exec.Command("python3", "-c", "0"), "python3")
 }

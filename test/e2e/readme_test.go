@@ -38,7 +38,7 @@ func TestReadmesOfExamples(t *testing.T) {
 var fence = regexp.MustCompile("(?s)```(\\w+)\n(.*?)```")
 
 // needs are programs without which the README of an example cannot be followed.
-var needs = map[string][]string{"endpoint": {"node", "sed"}}
+var needs = map[string][]string{"endpoint": {"node", "sed"}, "python": {"python3"}}
 
 func follow(t *testing.T, name, readme string) {
 	for _, program := range append([]string{"sh", "curl"}, needs[name]...) {

@@ -268,3 +268,34 @@ func TestCheck(t *testing.T) {
 		}
 	}
 }
+
+// What the examples of Dispatch for Node do.
+func TestDispatchExamples(t *testing.T) {
+	const greet = "module.exports = function (context, params) { const name = params.name || 'Noone'; console.log(`name=${name}`); return {myField: 'Hello, ' + name}; }"
+	const know = "module.exports = (context) => context.secrets.password === undefined ? 'nothing' : 'The password is ' + context.secrets.password"
+	for _, tc := range []struct {
+		code, payload string
+		secrets       map[string]string
+		want, log     string
+		class         triggers.Class
+	}{
+		{code: greet, payload: `{"name":"Jon"}`, want: `{"myField":"Hello, Jon"}`, log: "name=Jon\n"},
+		{code: greet, payload: `{}`, want: `{"myField":"Hello, Noone"}`, log: "name=Noone\n"},
+		{code: greet, payload: `null`, class: triggers.InputError},
+		{code: "module.exports = (context, params) => { params.context = context.event.eventType; return params; }", payload: `{"in-1":"baz"}`, want: `{"in-1":"baz","context":"test"}`},
+		{code: know, payload: `{}`, want: `"nothing"`},
+		{code: know, payload: `{}`, secrets: map[string]string{"password": "OpenSesame"}, want: `"The password is OpenSesame"`},
+	} {
+		fn := makeFunction(t, code(tc.code), triggers.Env{Dir: "."})
+		res, err := call(t, fn, tc.payload, tc.secrets)
+		if tc.class != "" {
+			if triggers.ClassOf(err) != tc.class {
+				t.Errorf("%s: %v", tc.payload, err)
+			}
+			continue
+		}
+		if err != nil || string(res.Output) != tc.want || string(res.Logs.Stdout) != tc.log {
+			t.Errorf("%s: %s, %q, %v, want %s", tc.payload, res.Output, res.Logs.Stdout, err, tc.want)
+		}
+	}
+}

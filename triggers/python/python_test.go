@@ -359,7 +359,7 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// The functions of Dispatch that come with its repository, as they are there.
+// What the example of Dispatch for Python answers to all kinds of input.
 func TestDispatchExamples(t *testing.T) {
 	for _, tc := range []struct {
 		payload, want string

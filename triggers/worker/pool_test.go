@@ -286,7 +286,8 @@ func frame(kind byte, n uint64, payload, meta string) []byte {
 func FuzzFrames(f *testing.F) {
 	for _, b := range [][]byte{
 		frame('O', 7, `{"a":1}`, ""), frame('O', 7, `1`, `{"events":[{"type":"t","data":1}]}`), frame('E', 7, "", `{"error":{"type":"InputError","message":"m"}}`),
-		frame('R', 0, "", ""), frame('D', 7, "", `{"error":{}}`), frame('O', 8, "1", ""), []byte("garbage that is long enough"), append(frame('O', 7, "1", ""), 'x'), {},
+		frame('R', 0, "", ""), frame('D', 7, "", `{"error":{}}`), frame('O', 8, "1", ""), []byte("garbage that is long enough"), append(frame('O', 7, "1", ""), 'x'),
+		{},
 	} {
 		f.Add(b)
 	}

@@ -1,8 +1,6 @@
-# The example of Dispatch, examples/python3/hello.py.
+# Greets as the example of Dispatch does.
 def handle(ctx, payload):
-    name = "Noone"
-    place = "Nowhere"
+    who, where = "Noone", "Nowhere"
     if payload:
-        name = payload.get("name", name)
-        place = payload.get("place", place)
-    return {"myField": "Hello, %s from %s" % (name, place)}
+        who, where = payload.get("name", who), payload.get("place", where)
+    return {"myField": f"Hello, {who} from {where}"}
