@@ -291,3 +291,80 @@ func needPython(t testing.TB) {
 	t.Helper()
 	triggertest.Need(t, exec.Command("python3", "-c", "0"), "python3")
 }
+
+// Processes that die in the middle of calls lose nothing, and a function that
+// hangs hurts nobody beside it.
+func TestWorkersDieUnderLoad(t *testing.T) {
+	needPython(t)
+	dir := t.TempDir()
+	w := &running{t: t, dir: dir}
+	w.write("f.yaml", head+`kind: Function
+metadata: {name: dies}
+spec:
+  python:
+    source: |
+      import os, random, signal
+      def handle(context, payload):
+          chance = random.random()
+          if chance < 0.1:
+              os.kill(os.getpid(), signal.SIGKILL)
+          if chance < 0.2:
+              os._exit(1)
+          return payload
+    workers: 2
+  retry: {attempts: 1000, backoff: 1ms, max: 10ms}
+---
+`+head+`kind: Subscription
+metadata: {name: dies}
+spec: {eventType: t, function: dies}
+---
+`+head+`kind: Function
+metadata: {name: hangs}
+spec:
+  python: {source: "def handle(context, payload):\n  while True: pass"}
+  timeout: 200ms
+  retry: {attempts: 2, backoff: 1ms}
+---
+`+head+`kind: Subscription
+metadata: {name: hangs}
+spec: {eventType: t, function: hangs, concurrency: 1}
+`)
+	r := start(t, dir, t.TempDir())
+	const n = 100
+	for i := range n {
+		ev := &bus.Event{Type: "t", ID: strconv.Itoa(i), Source: "/tests", DataContentType: "application/json", Data: []byte(strconv.Itoa(i))}
+		if _, err := r.e.Emit(t.Context(), ev); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stats := func(function string) (s jobs.TriggerStatus) {
+		for _, s := range r.e.Jobs().Status() {
+			if s.Function == function && s.Ref.Sensor != jobs.SensorExec {
+				return s
+			}
+		}
+		return s
+	}
+	r.until("all calls to succeed", func() bool { return stats("dies").Stats.Succeeded.Load() >= n })
+	if s := stats("dies"); s.Stats.Failed.Load() == 0 || s.Stats.Dead.Load() > 0 {
+		t.Errorf("%d attempts failed, %d calls were given up", s.Stats.Failed.Load(), s.Stats.Dead.Load())
+	}
+	if s := stats("hangs"); s.Stats.Succeeded.Load() > 0 || s.Stats.Dead.Load() == n {
+		t.Errorf("the function that hangs has succeeded %d times, or was not awaited: %d dead", s.Stats.Succeeded.Load(), s.Stats.Dead.Load())
+	}
+	seen := map[string]bool{}
+	r.until("all calls in the history", func() bool {
+		runs, err := jobs.ReadRuns(t.Context(), r.bus, jobs.RunFilter{Function: "dies", Status: jobs.StatusSucceeded, Limit: 10 * n})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, run := range runs {
+			var of struct{ Output json.RawMessage }
+			if err := json.Unmarshal(run.JSON, &of); err != nil {
+				t.Fatal(err)
+			}
+			seen[string(of.Output)] = true
+		}
+		return len(seen) == n
+	})
+}
