@@ -406,7 +406,7 @@ type Trigger struct {
 	Batch     *Batch    `yaml:"batch" doc:"Gather what would fire and fire once with the list."`
 	Foreach   *Foreach  `yaml:"foreach" doc:"Fire once for each item of a list."`
 	// Function is the named function, "" when Inline is set.
-	Function    string   `yaml:"function" doc:"Name of the Function to call; or give a kind inline: http, exec, publish, log."`
+	Function    string   `yaml:"function" doc:"Name of the Function to call; or give a kind inline, such as http, python or log."`
 	FunctionPos Pos      `yaml:"-"`
 	Inline      *Call    `yaml:"-"`
 	Input       Template `yaml:"input" doc:"What the function gets instead of the event's data; strings may contain ${ expr }."`

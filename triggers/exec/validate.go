@@ -25,7 +25,7 @@ func (c *Config) Validate(ck *specs.Checker) {
 		if c.Stdin != "" {
 			ck.Errorf("stdin", specs.CodeInvalidValue, "remove it", "a worker reads lines of JSON with context and payload")
 		}
-		worker.CheckEnv(ck, "env", c.Env)
+		worker.CheckEnv(ck, c.Env, c.InheritEnv)
 		return
 	}
 	if c.Workers > 0 {

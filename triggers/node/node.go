@@ -9,7 +9,6 @@ import (
 	_ "embed"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -199,20 +198,12 @@ func (c *Config) files(dir string) []string {
 	case c.File != "":
 		file := join(dir, c.File)
 		files = append(files, file)
-		for _, ext := range []string{"*.js", "*.cjs", "*.mjs"} { // what it may require
-			near, _ := filepath.Glob(filepath.Join(glob(filepath.Dir(file)), ext))
-			files = append(files, near...)
-		}
+		files = append(files, worker.Near(file, "*.js", "*.cjs", "*.mjs")...) // what it may require
 	}
 	if c.Package != "" {
 		files = append(files, join(dir, c.Package), filepath.Join(filepath.Dir(join(dir, c.Package)), lockFile))
 	}
 	return files
-}
-
-// glob is a path in which no character means anything in a pattern.
-func glob(path string) string {
-	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(path)
 }
 
 // check reports what is wrong with the files.
@@ -274,10 +265,5 @@ func (c *Config) Validate(ck *specs.Checker) {
 			ck.Errorf("dependencies."+name, specs.CodeInvalidValue, "for example lodash: ^4.17.21", "it is no package with a version")
 		}
 	}
-	for i, name := range c.InheritEnv {
-		if name == "" || strings.ContainsAny(name, "=\x00") {
-			ck.Errorf(fmt.Sprintf("inheritEnv[%d]", i), specs.CodeInvalidValue, "for example HTTPS_PROXY", "%q is no name of a variable", name)
-		}
-	}
-	worker.CheckEnv(ck, "env", c.Env)
+	worker.CheckEnv(ck, c.Env, c.InheritEnv)
 }

@@ -9,7 +9,6 @@ import (
 	_ "embed"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -210,18 +209,12 @@ func (c *Config) files(dir string) []string {
 	case c.File != "":
 		file := join(dir, c.File)
 		files = append(files, file)
-		near, _ := filepath.Glob(filepath.Join(glob(filepath.Dir(file)), "*.py")) // what it may import
-		files = append(files, near...)
+		files = append(files, worker.Near(file, "*.py")...) // what it may import
 	}
 	if name, ok := c.Requirements.Root.(string); ok {
 		files = append(files, requirementFiles(join(dir, name))...)
 	}
 	return files
-}
-
-// glob is a path in which no character means anything in a pattern.
-func glob(path string) string {
-	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(path)
 }
 
 // check reports what is wrong with the files.
@@ -288,11 +281,6 @@ func (c *Config) Validate(ck *specs.Checker) {
 	if strings.HasSuffix(c.Handler, ".") || strings.HasPrefix(c.Handler, ".") || strings.ContainsAny(c.Handler, " /\\:()") {
 		ck.Errorf("handler", specs.CodeInvalidValue, "module.function", "%q names no function", c.Handler)
 	}
-	for i, name := range c.InheritEnv {
-		if name == "" || strings.ContainsAny(name, "=\x00") {
-			ck.Errorf(fmt.Sprintf("inheritEnv[%d]", i), specs.CodeInvalidValue, "for example HTTPS_PROXY", "%q is no name of a variable", name)
-		}
-	}
-	worker.CheckEnv(ck, "env", c.Env)
+	worker.CheckEnv(ck, c.Env, c.InheritEnv)
 	c.checkRequirements(ck)
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -11,17 +12,22 @@ import (
 	"github.com/sensor-engine/engine/triggers"
 )
 
-// CheckEnv reports what is wrong with the variables of a worker, given at
-// field of a config. They are set when it starts, so they cannot depend on a
-// call.
-func CheckEnv(ck *specs.Checker, field string, env map[string]specs.TextOrSecret) {
+// CheckEnv reports what is wrong with the variables of a worker, the fields env
+// and inheritEnv of a config. They are set when it starts, so they cannot depend
+// on a call.
+func CheckEnv(ck *specs.Checker, env map[string]specs.TextOrSecret, inherit []string) {
+	for i, name := range inherit {
+		if name == "" || strings.ContainsAny(name, "=\x00") {
+			ck.Errorf(fmt.Sprintf("inheritEnv[%d]", i), specs.CodeInvalidValue, "for example HTTPS_PROXY", "%q is no name of a variable", name)
+		}
+	}
 	for _, name := range slices.Sorted(maps.Keys(env)) {
 		_, constant := triggers.Literal(env[name].Text)
 		switch {
 		case name == "" || strings.ContainsAny(name, "=\x00"):
-			ck.Errorf(field+"."+name, specs.CodeInvalidValue, "letters, digits and '_'", "%q is no name of a variable", name)
+			ck.Errorf("env."+name, specs.CodeInvalidValue, "letters, digits and '_'", "%q is no name of a variable", name)
 		case env[name].Secret == nil && !constant:
-			ck.Errorf(field+"."+name, specs.CodeInvalidValue, "what depends on the call is in its context and payload", "variables are set when a worker starts, before any call: no ${ } here")
+			ck.Errorf("env."+name, specs.CodeInvalidValue, "what depends on the call is in its context and payload", "variables are set when a worker starts, before any call: no ${ } here")
 		}
 	}
 }
@@ -48,4 +54,16 @@ func Environ(env map[string]specs.TextOrSecret, secret func(specs.SecretRef) (st
 		out = append(out, name+"="+value)
 	}
 	return out, nil
+}
+
+// Near returns the files beside a file that match one of the patterns of package
+// [filepath]: what code in it may load.
+func Near(file string, patterns ...string) []string {
+	dir := strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(filepath.Dir(file))
+	var near []string
+	for _, p := range patterns {
+		found, _ := filepath.Glob(filepath.Join(dir, p))
+		near = append(near, found...)
+	}
+	return near
 }
