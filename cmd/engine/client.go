@@ -145,9 +145,14 @@ func (c *client) open(ctx context.Context, method, path string, query url.Values
 
 // ask sends a request and decodes the answer into v.
 func (c *client) ask(ctx context.Context, method, path string, query url.Values, v any) error {
+	return c.send(ctx, method, path, query, nil, v)
+}
+
+// send is ask with a JSON body, nil for none.
+func (c *client) send(ctx context.Context, method, path string, query url.Values, body []byte, v any) error {
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	resp, err := c.open(ctx, method, path, query, nil, nil)
+	resp, err := c.open(ctx, method, path, query, bytes.NewReader(body), nil)
 	if err != nil {
 		return err
 	}

@@ -106,7 +106,7 @@ func (e *env) dlqShowVerb() *cobra.Command {
 		for _, part := range []struct {
 			name string
 			b    json.RawMessage
-		}{{"Last event", l.Event}, {"Rendered", l.Rendered}} {
+		}{{"Last event", l.Event}, {"Rendered", l.Rendered}, {"Edited input", l.Input}} {
 			if len(part.b) == 0 {
 				continue
 			}
@@ -125,7 +125,7 @@ func (e *env) dlqShowVerb() *cobra.Command {
 
 // dlqManyVerb is redrive or drop.
 func (e *env) dlqManyVerb(verb, short string) *cobra.Command {
-	var sensor, trigger string
+	var sensor, trigger, edited string
 	var all bool
 	cmd := &cobra.Command{
 		Use: verb + " [ID…]", Short: short,
@@ -135,6 +135,10 @@ func (e *env) dlqManyVerb(verb, short string) *cobra.Command {
 	fs.StringVar(&sensor, "sensor", "", "all those of this sensor")
 	fs.StringVar(&trigger, "trigger", "", "all those of this trigger")
 	fs.BoolVar(&all, "all", false, "all there are")
+	if verb == "redrive" {
+		fs.StringVarP(&edited, "input", "i", "", "what the function of one letter gets instead, as JSON; @FILE reads a file, - standard input")
+		cmd.Example += "\n  engine dlq redrive 7 --input @repaired.json"
+	}
 	c := e.client(cmd)
 	cmd.RunE = func(cmd *cobra.Command, ids []string) error {
 		many := sensor != "" || trigger != "" || all
@@ -147,6 +151,19 @@ func (e *env) dlqManyVerb(verb, short string) *cobra.Command {
 		method, path := http.MethodDelete, ""
 		if verb == "redrive" {
 			method, path = http.MethodPost, "/redrive"
+		}
+		var body []byte
+		if cmd.Flags().Changed("input") {
+			if len(ids) != 1 {
+				return usagef("--input is that of one dead letter: give its id")
+			}
+			input, err := e.execInput(edited, true)
+			if err != nil {
+				return err
+			}
+			if body, err = json.Marshal(api.Redrive{Input: input}); err != nil {
+				return err
+			}
 		}
 		var total api.Many
 		add := func(m api.Many) {
@@ -166,7 +183,7 @@ func (e *env) dlqManyVerb(verb, short string) *cobra.Command {
 		}
 		for _, id := range ids {
 			var m api.Many
-			if err := c.ask(cmd.Context(), method, "/dlq/"+url.PathEscape(id)+path, nil, &m); err != nil {
+			if err := c.send(cmd.Context(), method, "/dlq/"+url.PathEscape(id)+path, nil, body, &m); err != nil {
 				if code, ok := err.(*codeError); ok { //nolint:errorlint // ask returns it as it is
 					return code
 				}

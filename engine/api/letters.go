@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net/http"
 	"strconv"
 	"time"
@@ -38,6 +39,9 @@ type Letter struct {
 	// when one letter is asked for.
 	Event    json.RawMessage `json:"event,omitempty"`
 	Rendered json.RawMessage `json:"rendered,omitempty"`
+	// Input is the input somebody edited at a redrive, instead of those; only
+	// when one letter is asked for.
+	Input json.RawMessage `json:"input,omitempty"`
 }
 
 func letterOf(l jobs.Letter) Letter {
@@ -102,6 +106,9 @@ func (s *server) letter(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	out := letterOf(l)
+	if bus.ValidJSON(l.Job.Input) {
+		out.Input = l.Job.Input
+	}
 	if bus.ValidJSON(l.Job.Rendered) {
 		out.Rendered = l.Job.Rendered
 	}
@@ -123,10 +130,41 @@ func (s *server) redrive(w http.ResponseWriter, r *http.Request) error {
 	if l.Job.Fault != "" {
 		return &statusError{http.StatusConflict, "it cannot be redriven: " + l.Job.Fault}
 	}
-	if err := jobs.Redrive(ctx, s.e.Bus(), l); err != nil {
+	input, err := s.editedInput(w, r)
+	if err != nil {
+		return err
+	}
+	if err := jobs.Redrive(ctx, s.e.Bus(), l, input); err != nil {
 		return err
 	}
 	return s.reply(w, map[string]int{"redriven": 1})
+}
+
+// Redrive says how a dead letter is redriven.
+type Redrive struct {
+	// Input is what the function gets, absent for what it got before.
+	Input json.RawMessage `json:"input,omitempty"`
+}
+
+// editedInput reads what a redriven job gets, nil for what it got before.
+func (s *server) editedInput(w http.ResponseWriter, r *http.Request) (json.RawMessage, error) {
+	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, int64(s.e.Bus().MaxPayload())))
+	dec.DisallowUnknownFields()
+	var in Redrive
+	err := dec.Decode(&in)
+	if err == nil && dec.More() {
+		err = errors.New("something follows the JSON object")
+	}
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.Is(err, io.EOF): // no body
+		return nil, nil
+	case errors.As(err, &tooLarge):
+		return nil, err
+	case err != nil:
+		return nil, badRequest("the body is not what is asked for, {\"input\": …} or nothing: %v", err)
+	}
+	return in.Input, nil
 }
 
 func (s *server) drop(w http.ResponseWriter, r *http.Request) error {
@@ -193,7 +231,7 @@ func (s *server) redriveAll(w http.ResponseWriter, r *http.Request) error {
 			done.Skipped++
 			return nil
 		}
-		err := jobs.Redrive(ctx, s.e.Bus(), l)
+		err := jobs.Redrive(ctx, s.e.Bus(), l, nil)
 		if err == nil {
 			done.Redriven++
 		}

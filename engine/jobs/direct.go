@@ -381,6 +381,9 @@ func (j *Job) request() (r Request, err error) {
 	if err := json.Unmarshal(j.Rendered, &d); err != nil {
 		return r, triggers.Permanentf("the request of the job: %v", err)
 	}
+	if len(j.Input) > 0 {
+		d.Input = j.Input
+	}
 	return Request{Key: j.Key, Input: d.Input, Grants: d.Secrets, HTTPContext: d.HTTPContext, Timeout: time.Duration(d.TimeoutMs) * time.Millisecond}, nil
 }
 

@@ -246,7 +246,7 @@ func TestSubmit(t *testing.T) {
 	fn.mu.Lock()
 	fn.fail = nil
 	fn.mu.Unlock()
-	if err := Redrive(t.Context(), f.bus, letters[0]); err != nil {
+	if err := Redrive(t.Context(), f.bus, letters[0], nil); err != nil {
 		t.Fatal(err)
 	}
 	until(t, "the redriven call", func() bool { status, _, _ := f.pool.Submission(r.Key); return status == StatusSucceeded })

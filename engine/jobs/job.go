@@ -48,6 +48,9 @@ type Job struct {
 	Time time.Time
 	// Rendered is the JSON object of rendered templates, nil for none.
 	Rendered []byte
+	// Input is JSON that the function gets in place of what was rendered or of
+	// the event's data, since somebody edited it; nil when nobody did.
+	Input []byte
 	// Late is true when the worker must render from the events.
 	Late bool
 	// Fault is the reason why the firing cannot be called, "" when it can.
@@ -115,6 +118,7 @@ const (
 	flagFlow
 	flagPlaces
 	flagOrder
+	flagInput
 )
 
 // Encode appends the stored form to b: a version byte, then fields in fixed
@@ -146,6 +150,9 @@ func (j *Job) Encode(b []byte) []byte {
 	}
 	if j.Order != 0 {
 		flags |= flagOrder
+	}
+	if len(j.Input) > 0 {
+		flags |= flagInput
 	}
 	b = binary.AppendUvarint(b, flags)
 	b = binary.AppendUvarint(b, j.Position)
@@ -194,6 +201,10 @@ func (j *Job) Encode(b []byte) []byte {
 	}
 	if flags&flagOrder != 0 {
 		b = binary.AppendUvarint(b, j.Order)
+	}
+	if flags&flagInput != 0 {
+		b = binary.AppendUvarint(b, uint64(len(j.Input)))
+		b = append(b, j.Input...)
 	}
 	return b
 }
@@ -316,6 +327,9 @@ func DecodeJob(b []byte) (*Job, error) {
 	}
 	if flags&flagOrder != 0 {
 		j.Order = d.uvarint()
+	}
+	if flags&flagInput != 0 {
+		j.Input = d.bytes()
 	}
 	if d.err != nil {
 		return nil, d.err

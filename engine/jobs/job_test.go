@@ -35,6 +35,9 @@ func genJob(t *rapid.T) *Job {
 	if b := rapid.SliceOfN(rapid.Byte(), 0, 50).Draw(t, "rendered"); len(b) > 0 {
 		j.Rendered = b
 	}
+	if b := rapid.SliceOfN(rapid.Byte(), 0, 20).Draw(t, "input"); len(b) > 0 {
+		j.Input = b
+	}
 	if rapid.Bool().Draw(t, "embedded") {
 		j.Event = &bus.Record{Subject: "engine.events.a.b", Seq: 7, Time: when("stored"), Header: bus.Header{"ce-id": {"1"}}, Data: []byte("{}")}
 	}

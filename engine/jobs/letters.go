@@ -315,16 +315,20 @@ func letter(r bus.Record) (Letter, error) {
 }
 
 // Redrive puts a dead letter back into JOBS with fresh attempts and removes
-// it. The idempotency key stays, so a call that did work is recognised. When
+// it. With input, which is JSON, the function gets that instead of what it got
+// before. The idempotency key stays, so a call that did work is recognised. When
 // it fails half way the letter is still there and a repetition is harmless
 // within the dedup window of JOBS.
-func Redrive(ctx context.Context, b bus.Bus, l Letter) error {
+func Redrive(ctx context.Context, b bus.Bus, l Letter, input []byte) error {
 	j := *l.Job
 	if j.Fault != "" {
 		return fmt.Errorf("dead letter %d cannot be redriven: %s", l.Seq, j.Fault)
 	}
 	j.Attempt, j.NotBefore, j.Error, j.Since, j.Position, j.Order = 0, time.Time{}, "", time.Time{}, 0, 0
 	j.Redrive++
+	if len(input) > 0 {
+		j.Input = input
+	}
 	rec := bus.Record{Subject: j.Subject(b.Jobs().Partitions()), Data: j.Encode(nil), MsgID: fmt.Sprintf("%s/%d", j.Key, j.Redrive)}
 	if _, err := b.Jobs().Append(ctx, rec); err != nil {
 		return fmt.Errorf("dead letter %d not redriven: %w", l.Seq, err)

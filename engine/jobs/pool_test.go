@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -208,7 +209,7 @@ func TestRetryThenDeadLetterThenRedrive(t *testing.T) {
 	mu.Lock()
 	fail = false
 	mu.Unlock()
-	if err := Redrive(t.Context(), f.bus, letters[0]); err != nil {
+	if err := Redrive(t.Context(), f.bus, letters[0], nil); err != nil {
 		t.Fatal(err)
 	}
 	until(t, "the redriven call", func() bool { return f.pool.Status()[0].Stats.Succeeded.Load() == 1 })
@@ -580,5 +581,49 @@ func TestLostAnswerIsGivenAtTheNextDelivery(t *testing.T) {
 	until(t, "JOBS to empty", func() bool { return records(t, f.bus.Jobs()) == 0 })
 	if fn.count() != 20 {
 		t.Errorf("%d calls for 20 jobs", fn.count())
+	}
+}
+
+// An edited input is what the function gets from then on, also in retries and
+// when the job dies and is redriven as it is.
+func TestRedriveWithEditedInput(t *testing.T) {
+	f := newFixture(t, Options{})
+	var broken atomic.Bool
+	broken.Store(true)
+	fn := &function{do: func(_ context.Context, c *triggers.Call) error {
+		in, err := c.Payload()
+		switch {
+		case err != nil:
+			return err
+		case string(in) != `{"n":2}`:
+			return triggers.Permanentf("input is %s", in)
+		case broken.Load():
+			return errors.New("down")
+		}
+		return nil
+	}}
+	f.pool.Apply(table(trigger("s", "a", fn)))
+	f.pool.Covered(f.seq, f.seq)
+	f.run()
+	f.enqueue("s", "a", "k1", nil)
+	for _, step := range []struct {
+		dead  string
+		input string
+	}{{`input is {"n":1}`, `{"n":2}`}, {"down", ""}} {
+		until(t, "the dead letter", func() bool { return records(t, f.bus.DeadLetters()) == 1 })
+		letters, err := Letters(t.Context(), f.bus, TriggerRef{}, 0, 10)
+		if err != nil || letters[0].Job.Error != step.dead {
+			t.Fatalf("%+v, %v", letters[0].Job, err)
+		}
+		if step.input == "" {
+			broken.Store(false)
+		}
+		if err := Redrive(t.Context(), f.bus, letters[0], []byte(step.input)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	until(t, "success", func() bool { return f.pool.Status()[0].Stats.Succeeded.Load() == 1 })
+	if n := fn.count(); n != 5 {
+		t.Errorf("%d calls: %v", n, fn.calls)
 	}
 }

@@ -437,7 +437,14 @@ func (q *queue) call(t *task, spec *Trigger) (res triggers.Result, ev *bus.Event
 	c := &triggers.Call{
 		Key: j.Key, Attempt: j.Attempt + 1, Sensor: j.Sensor, Trigger: j.Trigger, Function: callee.Name, Event: ev, Grants: spec.Secrets,
 	}
-	if spec.InputPath != "" {
+	switch {
+	case len(j.Input) > 0:
+		v, err := bus.ParseJSON(j.Input)
+		if err != nil {
+			return res, ev, nil, triggers.Permanentf("edited input of the job: %v", err)
+		}
+		c.Input, c.HasInput, input = v, true, j.Input
+	case spec.InputPath != "":
 		if c.Input, c.HasInput = rendered[spec.InputPath]; c.HasInput {
 			input = inputOf(j.Rendered, spec.InputPath, rendered)
 		}

@@ -122,7 +122,7 @@ func TestFailureIsTold(t *testing.T) {
 		t.Fatalf("letters %v, error %v", letters, err)
 	}
 	fail.Store(false)
-	if err := Redrive(t.Context(), f.bus, letters[0]); err != nil {
+	if err := Redrive(t.Context(), f.bus, letters[0], nil); err != nil {
 		t.Fatal(err)
 	}
 	until(t, "the result of the redriven job", func() bool { return len(f.results()) == 2 })
@@ -163,7 +163,7 @@ func TestTraceIsPassedOn(t *testing.T) {
 	if err != nil || len(letters) != 1 {
 		t.Fatalf("letters %v, error %v", letters, err)
 	}
-	if err := Redrive(t.Context(), f.bus, letters[0]); err != nil {
+	if err := Redrive(t.Context(), f.bus, letters[0], nil); err != nil {
 		t.Fatal(err)
 	}
 	until(t, "the second result", func() bool { return len(f.results()) == 2 })
