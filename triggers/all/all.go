@@ -8,6 +8,7 @@ import (
 	"github.com/sensor-engine/engine/triggers/grpc"
 	"github.com/sensor-engine/engine/triggers/http"
 	"github.com/sensor-engine/engine/triggers/log"
+	"github.com/sensor-engine/engine/triggers/nats"
 	"github.com/sensor-engine/engine/triggers/node"
 	"github.com/sensor-engine/engine/triggers/publish"
 	"github.com/sensor-engine/engine/triggers/python"
@@ -17,7 +18,14 @@ import (
 // All returns every function kind, by name.
 func All() triggers.Registry {
 	return triggers.Registry{
-		exec.Factory(), grpc.Factory(), http.Factory(), log.Factory(), node.Factory(),
-		publish.Factory(), python.Factory(), wasm.Factory(),
+		exec.Factory(),
+		grpc.Factory(),
+		http.Factory(),
+		log.Factory(),
+		nats.Factory(),
+		node.Factory(),
+		publish.Factory(),
+		python.Factory(),
+		wasm.Factory(),
 	}
 }
