@@ -303,6 +303,9 @@ func (f *function) failure(ctx context.Context, method string, err error) error 
 	}
 	text := fmt.Sprintf("%s: %s failed with %s%s", f.cfg.URL, method, st.Code(), said(st.Message()))
 	switch st.Code() {
+	case codes.DeadlineExceeded:
+		// The deadline travels with the call, so the server may tell first.
+		return fmt.Errorf("%s: %w", text, context.DeadlineExceeded)
 	case codes.InvalidArgument, codes.OutOfRange:
 		return triggers.Errorf(triggers.InputError, "%s", text)
 	case codes.Unimplemented:
