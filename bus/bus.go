@@ -226,6 +226,9 @@ type Bus interface {
 	DeadLetters() Log
 	// Runs is the history, `engine.runs.<function>`; it drops the oldest.
 	Runs() Log
+	// FailedRuns is what failed of it once more, `engine.failed.<function>`, so
+	// that it outlives what succeeded; it drops the oldest.
+	FailedRuns() Log
 	// State is the checkpoint, sensor state, cursors and accepted specs.
 	State() Store
 	// MaxPayload is the largest record in bytes, headers included.

@@ -14,6 +14,7 @@ const (
 	ParkedPrefix = "engine.parked."
 	DLQPrefix    = "engine.dlq."
 	RunsPrefix   = "engine.runs."
+	FailedPrefix = "engine.failed."
 )
 
 // Pseudo event sources of events that no EventSource produced.

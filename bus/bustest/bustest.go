@@ -173,6 +173,7 @@ func testAppend(t *testing.T, c Config) {
 		{b.Parked(), bus.Record{Subject: bus.ParkedPrefix + "s.t.retry", Data: []byte("x")}},
 		{b.DeadLetters(), bus.Record{Subject: bus.DLQPrefix + "s.t", Data: []byte("x")}},
 		{b.Runs(), bus.Record{Subject: bus.RunsPrefix + "f", Data: []byte("x")}},
+		{b.FailedRuns(), bus.Record{Subject: bus.FailedPrefix + "f", Data: []byte("x")}},
 	} {
 		seq := mustAppend(t, l.log, l.r)
 		got, err := l.log.Get(ctx(t), seq)

@@ -39,6 +39,7 @@ type Bus struct {
 	pub *publisher
 
 	events, parked, dlq, runs *stream
+	failed                    *stream
 	jobs, state               *stream
 	logs                      []*stream // in the order of definitions
 	partitions                int
@@ -82,7 +83,8 @@ func Open(ctx context.Context, o Options) (_ *Bus, err error) {
 	b.events, b.jobs = b.newStream("EVENTS", true, false), b.newStream("JOBS", true, true)
 	b.parked, b.dlq = b.newStream("PARKED", false, true), b.newStream("DLQ", false, false)
 	b.runs, b.state = b.newStream("RUNS", true, false), b.newStream("STATE", false, true)
-	b.logs = []*stream{b.events, b.jobs, b.parked, b.dlq, b.runs, b.state}
+	b.failed = b.newStream("FAILED", true, false)
+	b.logs = []*stream{b.events, b.jobs, b.parked, b.dlq, b.runs, b.failed, b.state}
 	b.health.Store(&bus.Health{OK: true, Since: time.Now()})
 	defer func() {
 		if err != nil {
@@ -536,6 +538,9 @@ func (b *Bus) DeadLetters() bus.Log { return b.dlq }
 
 // Runs implements [bus.Bus].
 func (b *Bus) Runs() bus.Log { return b.runs }
+
+// FailedRuns implements [bus.Bus].
+func (b *Bus) FailedRuns() bus.Log { return b.failed }
 
 // State implements [bus.Bus].
 func (b *Bus) State() bus.Store { return &store{b.state} }

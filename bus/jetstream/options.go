@@ -41,6 +41,9 @@ type Options struct {
 	Partitions int
 	// Limits of the streams.
 	Limits Limits
+	// RunsAge and FailedRunsAge are how long the history and what failed of it
+	// are kept; 0 for as long as there is room.
+	RunsAge, FailedRunsAge time.Duration
 	// MaxPayload is the largest record in bytes, headers included. Embedded:
 	// the limit of the server, default 8 MiB, at most 64 MiB. External: the
 	// least the server must offer; 0 takes what it offers.
@@ -97,6 +100,7 @@ type Limits struct {
 	Parked      int64 // default 4 GiB
 	DeadLetters int64 // default 1 GiB
 	Runs        int64 // default 1 GiB
+	FailedRuns  int64 // default 256 MiB
 	State       int64 // default 4 GiB
 }
 
@@ -111,6 +115,7 @@ func (o Options) withDefaults() (Options, error) {
 	def(&o.Limits.Parked, 4*gib)
 	def(&o.Limits.DeadLetters, gib)
 	def(&o.Limits.Runs, gib)
+	def(&o.Limits.FailedRuns, 256*mib)
 	def(&o.Limits.State, 4*gib)
 	def(&o.Reserve, 16*mib)
 	if o.Replicas == 0 {
@@ -160,7 +165,7 @@ func (o *Options) check() error {
 		return errors.New("bus: neither a store directory nor a URL is given")
 	case embedded && (o.Credentials != "" || o.TLS != TLS{}):
 		return errors.New("bus: credentials and TLS need the URL of a server")
-	case embedded && min(l.Events, l.Jobs, l.Parked, l.DeadLetters, l.Runs, l.State) < 0:
+	case embedded && min(l.Events, l.Jobs, l.Parked, l.DeadLetters, l.Runs, l.FailedRuns, l.State) < 0:
 		return errors.New("bus: every stream of the embedded bus needs a limit")
 	case (o.TLS.Cert == "") != (o.TLS.Key == ""):
 		return errors.New("bus: a TLS certificate and its key go together; one is missing")

@@ -60,13 +60,15 @@ func (b *Bus) definitions() []jetstream.StreamConfig {
 	dlq.Duplicates = 30 * time.Second
 
 	runs := base("RUNS", bus.RunsPrefix, l.Runs)
-	runs.Discard = jetstream.DiscardOld
+	runs.Discard, runs.MaxAge = jetstream.DiscardOld, b.o.RunsAge
+	failed := base("FAILED", bus.FailedPrefix, l.FailedRuns)
+	failed.Discard, failed.MaxAge = jetstream.DiscardOld, b.o.FailedRunsAge
 
 	state := base("STATE", statePrefix, l.State)
 	state.MaxMsgsPerSubject = 1
 	state.AllowMsgTTL = true
 
-	all := []jetstream.StreamConfig{events, jobs, parked, dlq, runs, state}
+	all := []jetstream.StreamConfig{events, jobs, parked, dlq, runs, failed, state}
 	for i := range all {
 		all[i].AllowDirect = b.logs[i].direct
 	}
@@ -149,10 +151,10 @@ func (b *Bus) reconcileStream(ctx context.Context, want jetstream.StreamConfig) 
 	next := have
 	next.MaxBytes, next.Replicas, next.Duplicates = want.MaxBytes, want.Replicas, want.Duplicates
 	next.Discard, next.AllowDirect, next.MaxMsgsPerSubject = want.Discard, want.AllowDirect, want.MaxMsgsPerSubject
-	next.MaxAge, next.MaxMsgs, next.AllowMsgTTL = 0, -1, have.AllowMsgTTL || want.AllowMsgTTL
+	next.MaxAge, next.MaxMsgs, next.AllowMsgTTL = want.MaxAge, -1, have.AllowMsgTTL || want.AllowMsgTTL
 	if next.MaxBytes == have.MaxBytes && next.Replicas == have.Replicas && next.Duplicates == have.Duplicates &&
 		next.Discard == have.Discard && next.AllowDirect == have.AllowDirect &&
-		next.MaxMsgsPerSubject == have.MaxMsgsPerSubject && have.MaxAge == 0 && have.MaxMsgs == -1 &&
+		next.MaxMsgsPerSubject == have.MaxMsgsPerSubject && have.MaxAge == want.MaxAge && have.MaxMsgs == -1 &&
 		next.AllowMsgTTL == have.AllowMsgTTL {
 		return info, nil
 	}

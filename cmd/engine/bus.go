@@ -20,9 +20,10 @@ func (f *runFlags) openBus(ctx context.Context, log *slog.Logger) (*jetstream.Bu
 	o := jetstream.Options{
 		URL: f.bus, Credentials: f.busCreds, TLS: jetstream.TLS{CA: f.busCA, Cert: f.busCert, Key: f.busKey},
 		Prefix: f.prefix, Replicas: f.replicas, Durability: jetstream.Durability(f.durability), MaxPayload: int(f.payload), Logger: log,
+		RunsAge: time.Duration(f.runsAge), FailedRunsAge: time.Duration(f.failedAge),
 		Limits: jetstream.Limits{
 			Events: int64(f.events), Jobs: int64(f.jobs), Parked: int64(f.parked), DeadLetters: int64(f.dead),
-			Runs: int64(f.runs), State: int64(f.state),
+			Runs: int64(f.runs), FailedRuns: int64(f.failedRuns), State: int64(f.state),
 		},
 	}
 	if f.bus == "" {

@@ -28,15 +28,15 @@ import (
 
 // runFlags are the settings of an engine.
 type runFlags struct {
-	data, listen, api                                     string
-	bus, busCreds, busCA, busCert, busKey, prefix         string
-	replicas                                              int
-	durability, logFormat, logLevel                       string
-	strict                                                bool
-	busWait, removalGrace, poll, maxLag, grace, eventsAge durationFlag
-	token, tokenFile                                      string
-	hosts                                                 []string
-	events, jobs, parked, dead, runs, state, payload      sizeFlag
+	data, listen, api                                                         string
+	bus, busCreds, busCA, busCert, busKey, prefix                             string
+	replicas                                                                  int
+	durability, logFormat, logLevel                                           string
+	strict                                                                    bool
+	busWait, removalGrace, poll, maxLag, grace, eventsAge, runsAge, failedAge durationFlag
+	token, tokenFile                                                          string
+	hosts                                                                     []string
+	events, jobs, parked, dead, runs, failedRuns, state, payload              sizeFlag
 }
 
 // catalog is what specs can use.
@@ -49,7 +49,7 @@ func (e *env) runVerb() *cobra.Command {
 		removalGrace: durationFlag(5 * time.Second), poll: durationFlag(10 * time.Second),
 		busWait: durationFlag(10 * time.Second),
 		maxLag:  durationFlag(10 * time.Second), grace: durationFlag(10 * time.Second), eventsAge: durationFlag(7 * 24 * time.Hour),
-		events: 10 << 30, jobs: 4 << 30, parked: 4 << 30, dead: 1 << 30, runs: 1 << 30, state: 4 << 30,
+		events: 10 << 30, jobs: 4 << 30, parked: 4 << 30, dead: 1 << 30, runs: 1 << 30, failedRuns: 256 << 20, runsAge: durationFlag(7 * 24 * time.Hour), failedAge: durationFlag(30 * 24 * time.Hour), state: 4 << 30,
 		durability: string(jetstream.DurabilityOS), logFormat: "text", logLevel: "info",
 	}
 	cmd := &cobra.Command{
@@ -94,6 +94,9 @@ signal ends it at once; nothing is lost by that. SIGHUP reads the files again.`,
 	fs.Var(&f.parked, "parked-max-bytes", "size of the store of jobs that wait for a retry or a slow function")
 	fs.Var(&f.dead, "dlq-max-bytes", "size of the store of dead letters")
 	fs.Var(&f.runs, "runs-max-bytes", "size of the history of runs; the oldest are dropped")
+	fs.Var(&f.runsAge, "runs-max-age", "age at which runs leave the history; 0 for never")
+	fs.Var(&f.failedRuns, "failed-runs-max-bytes", "size of what is kept of runs that failed, once more, so that they outlive those that succeeded")
+	fs.Var(&f.failedAge, "failed-runs-max-age", "age at which runs that failed are dropped; 0 for never")
 	fs.Var(&f.state, "state-max-bytes", "size of the state of sensors, cursors and accepted specs")
 	fs.Var(&f.removalGrace, "removal-grace", "how long a resource that is no longer in the files keeps running")
 	fs.Var(&f.poll, "poll", "how often the files are looked at without a notification")

@@ -188,7 +188,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	counter(descRunsDropped, c.e.Jobs().DroppedRuns())
 
 	b := c.e.Bus()
-	for name, log := range map[string]bus.Log{"events": b.Events(), "jobs": b.Jobs(), "parked": b.Parked(), "dlq": b.DeadLetters(), "runs": b.Runs()} {
+	for name, log := range map[string]bus.Log{"events": b.Events(), "jobs": b.Jobs(), "parked": b.Parked(), "dlq": b.DeadLetters(), "runs": b.Runs(), "failed-runs": b.FailedRuns()} {
 		if info, err := log.Info(ctx); err == nil {
 			gauge(descBytes, float64(info.Bytes), name)
 			gauge(descMaxBytes, float64(info.MaxBytes), name)

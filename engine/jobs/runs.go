@@ -215,7 +215,8 @@ type recorder struct {
 	b       bus.Bus
 	log     *slog.Logger
 	mu      sync.Mutex
-	blocks  map[string]*block
+	blocks  map[string]*block // by function
+	failed  map[string]*block // those of runs that failed, once more
 	wake    chan struct{}
 	dropped atomic.Uint64
 }
@@ -231,40 +232,65 @@ const (
 )
 
 func newRecorder(b bus.Bus, log *slog.Logger) *recorder {
-	return &recorder{b: b, log: log, blocks: map[string]*block{}, wake: make(chan struct{}, 1)}
+	return &recorder{b: b, log: log, blocks: map[string]*block{}, failed: map[string]*block{}, wake: make(chan struct{}, 1)}
 }
 
 // record adds a run. It never blocks on the bus.
 func (r *recorder) record(run *Run) {
 	r.mu.Lock()
-	bl := r.blocks[run.Function]
-	if bl == nil {
-		bl = &block{}
-		r.blocks[run.Function] = bl
-	}
-	if len(bl.data) > 16*blockSize { // the bus does not keep up
+	idle, full, ok := r.add(r.blocks, run)
+	var failed []byte
+	n := 0
+	if !ok {
 		r.mu.Unlock()
 		r.dropped.Add(1)
 		return
 	}
-	first := bl.n == 0
-	bl.data = append(run.AppendJSON(bl.data), '\n')
-	bl.n++
-	full := len(bl.data) >= blockSize
-	var out block
-	if full {
-		out = *bl
-		*bl = block{}
+	if failing(run.Status) {
+		var more block
+		_, more, _ = r.add(r.failed, run)
+		failed, n = more.data, more.n
 	}
 	r.mu.Unlock()
-	if full {
-		r.write(run.Function, out)
-	} else if first {
+	if full.n > 0 {
+		r.write(r.b.Runs(), bus.RunsPrefix, run.Function, full)
+	}
+	if n > 0 {
+		r.write(r.b.FailedRuns(), bus.FailedPrefix, run.Function, block{failed, n})
+	}
+	if idle {
 		select {
 		case r.wake <- struct{}{}:
 		default:
 		}
 	}
+}
+
+// failing reports whether a run in this state did not succeed.
+func failing(status string) bool {
+	return status == StatusFailed || status == StatusRetrying || status == StatusDead
+}
+
+// add appends a run to the block of its function. idle is true when it is the
+// first of it, full the block when it is to be written, and ok false when there
+// is no room, because the bus does not keep up. mu is held.
+func (r *recorder) add(blocks map[string]*block, run *Run) (idle bool, full block, ok bool) {
+	bl := blocks[run.Function]
+	if bl == nil {
+		bl = &block{}
+		blocks[run.Function] = bl
+	}
+	if len(bl.data) > 16*blockSize {
+		return false, full, false
+	}
+	idle = bl.n == 0
+	bl.data = append(run.AppendJSON(bl.data), '\n')
+	bl.n++
+	if len(bl.data) >= blockSize {
+		full, *bl = *bl, block{}
+		return false, full, true
+	}
+	return idle, full, true
 }
 
 // run writes what has gathered, until ctx ends; then it writes the rest.
@@ -289,21 +315,26 @@ func (r *recorder) run(ctx context.Context) {
 
 func (r *recorder) flush() {
 	r.mu.Lock()
-	blocks := r.blocks
-	r.blocks = make(map[string]*block, len(blocks))
+	blocks, failed := r.blocks, r.failed
+	r.blocks, r.failed = make(map[string]*block, len(blocks)), make(map[string]*block, len(failed))
 	r.mu.Unlock()
 	for fn, bl := range blocks {
 		if bl.n > 0 {
-			r.write(fn, *bl)
+			r.write(r.b.Runs(), bus.RunsPrefix, fn, *bl)
+		}
+	}
+	for fn, bl := range failed {
+		if bl.n > 0 {
+			r.write(r.b.FailedRuns(), bus.FailedPrefix, fn, *bl)
 		}
 	}
 }
 
-func (r *recorder) write(fn string, bl block) {
+func (r *recorder) write(log bus.Log, prefix, fn string, bl block) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
-	rec := bus.Record{Subject: bus.RunsPrefix + bus.Token(fn), Data: bl.data}
-	err := r.b.Runs().AppendAsync(ctx, rec, func(_ bus.Ack, err error) {
+	rec := bus.Record{Subject: prefix + bus.Token(fn), Data: bl.data}
+	err := log.AppendAsync(ctx, rec, func(_ bus.Ack, err error) {
 		if err != nil {
 			r.dropped.Add(uint64(bl.n))
 		}
@@ -330,7 +361,7 @@ func (f *RunFilter) has(status string) bool {
 	case StatusOK:
 		return status == StatusSucceeded
 	case StatusFailed:
-		return status == StatusFailed || status == StatusRetrying || status == StatusDead
+		return failing(status)
 	}
 	return status == f.Status
 }
@@ -346,47 +377,86 @@ type RunFilter struct {
 type StoredRun struct {
 	Seq  uint64
 	JSON json.RawMessage
+
+	stored time.Time // its block
 }
 
 // ReadRuns returns the newest runs that match, oldest first, reading back to
-// at most 2,000 blocks. It blocks on the bus.
+// at most 2,000 blocks of the history, and then of what failed before them,
+// which is kept for longer. It blocks on the bus.
 func ReadRuns(ctx context.Context, b bus.Bus, f RunFilter) ([]StoredRun, error) {
 	if f.Limit <= 0 {
 		f.Limit = 100
 	}
-	filter := bus.RunsPrefix + ">"
-	if f.Function != "" {
-		filter = bus.RunsPrefix + bus.Token(f.Function)
+	if failing(f.Status) {
+		out, _, err := readBack(ctx, b.FailedRuns(), bus.FailedPrefix, f)
+		return out, err
 	}
-	info, err := b.Runs().Info(ctx)
+	out, oldest, err := readBack(ctx, b.Runs(), bus.RunsPrefix, f)
+	if err != nil || len(out) >= f.Limit || f.Status != "" {
+		return out, err
+	}
+	failed, _, err := readBack(ctx, b.FailedRuns(), bus.FailedPrefix, f)
 	if err != nil {
 		return nil, err
 	}
-	if info.Records == 0 {
-		return nil, nil
+	known := make(map[string]bool, len(out))
+	for _, r := range out {
+		known[r.id()] = true
+	}
+	var before []StoredRun
+	for _, r := range failed { // a block is not stored in both at the same moment
+		if (oldest.IsZero() || r.stored.Before(oldest.Add(time.Second))) && !known[r.id()] {
+			before = append(before, r)
+		}
+	}
+	out = append(before, out...)
+	return out[max(0, len(out)-f.Limit):], nil
+}
+
+// id is the id of a run and its state.
+func (r *StoredRun) id() string {
+	var head struct{ ID, Status string }
+	_ = json.Unmarshal(r.JSON, &head) // it was read before
+	return head.ID + " " + head.Status
+}
+
+// readBack returns the newest matching runs of a log, oldest first, and when
+// the oldest block that it looked at was stored.
+func readBack(ctx context.Context, log bus.Log, prefix string, f RunFilter) (out []StoredRun, oldest time.Time, err error) {
+	filter := prefix + ">"
+	if f.Function != "" {
+		filter = prefix + bus.Token(f.Function)
+	}
+	info, err := log.Info(ctx)
+	if err != nil || info.Records == 0 {
+		return nil, oldest, err
 	}
 	const step = 200
-	var out []StoredRun
-	for hi, tries := info.Last+1, 0; hi > info.First && tries < 10 && len(out) < f.Limit; tries++ {
+	hi := info.Last + 1
+	for tries := 0; hi > info.First && tries < 10 && len(out) < f.Limit; tries++ {
 		lo := max(info.First, hi-min(hi, step))
-		part, err := readBlocks(ctx, b, filter, lo, hi, f)
+		part, err := readBlocks(ctx, log, filter, lo, hi, f)
 		if err != nil {
-			return nil, err
+			return nil, oldest, err
 		}
 		out = append(part, out...)
 		hi = lo
 	}
-	if len(out) > f.Limit {
-		out = out[len(out)-f.Limit:]
+	oldest = info.FirstTime
+	if hi > info.First {
+		if r, err := log.Get(ctx, hi); err == nil {
+			oldest = r.Time
+		}
 	}
-	return out, nil
+	return out[max(0, len(out)-f.Limit):], oldest, nil
 }
 
 // readBlocks returns the matching runs of the blocks in [lo, hi).
-func readBlocks(ctx context.Context, b bus.Bus, filter string, lo, hi uint64, f RunFilter) ([]StoredRun, error) {
+func readBlocks(ctx context.Context, log bus.Log, filter string, lo, hi uint64, f RunFilter) ([]StoredRun, error) {
 	var out []StoredRun
 	for seq := lo; seq < hi; {
-		r, err := b.Runs().Next(ctx, filter, seq)
+		r, err := log.Next(ctx, filter, seq)
 		if isNotFound(err) {
 			break
 		}
@@ -410,7 +480,7 @@ func SplitRuns(r bus.Record, f RunFilter) []StoredRun {
 		if !f.matches([]byte(line)) {
 			continue
 		}
-		out = append(out, StoredRun{r.Seq, json.RawMessage(line)})
+		out = append(out, StoredRun{r.Seq, json.RawMessage(line), r.Time})
 	}
 	return out
 }
