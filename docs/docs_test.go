@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -51,20 +50,20 @@ func pages(t *testing.T) map[string]string {
 // `<!-- generated: NAME -->` and `<!-- end -->`.
 func generated() map[string]string {
 	out := map[string]string{
-		"spec of a Sensor":       table(reflect.ValueOf(&specs.Sensor{}), "Dependencies", "Triggers"),
-		"dependency":             table(reflect.ValueOf(&specs.Dependency{})),
-		"trigger":                table(reflect.ValueOf(&specs.Trigger{})),
-		"intake":                 table(reflect.ValueOf(&specs.Intake{})),
-		"spec of a Function":     table(reflect.ValueOf(&specs.Function{})),
-		"spec of a Subscription": table(reflect.ValueOf(&specs.Subscription{})),
-		"spec of an Endpoint":    table(reflect.ValueOf(&specs.Endpoint{})),
-		"spec of a DriverType":   table(reflect.ValueOf(&specs.DriverType{})),
-		"spec of a Secret":       table(reflect.ValueOf(&specs.Secret{})),
-		"delivery":               table(reflect.ValueOf(&specs.Delivery{})),
-		"spec test":              table(reflect.ValueOf(&specs.Test{}), "Events", "Expect", "Verdicts"),
-		"test event":             table(reflect.ValueOf(&specs.TestEvent{})),
-		"expected firing":        table(reflect.ValueOf(&specs.ExpectedFiring{})),
-		"expected verdict":       table(reflect.ValueOf(&specs.ExpectedVerdict{})),
+		"spec of a Sensor":       table(&specs.Sensor{}, "Dependencies", "Triggers"),
+		"dependency":             table(&specs.Dependency{}),
+		"trigger":                table(&specs.Trigger{}),
+		"intake":                 table(&specs.Intake{}),
+		"spec of a Function":     table(&specs.Function{}),
+		"spec of a Subscription": table(&specs.Subscription{}),
+		"spec of an Endpoint":    table(&specs.Endpoint{}),
+		"spec of a DriverType":   table(&specs.DriverType{}),
+		"spec of a Secret":       table(&specs.Secret{}),
+		"delivery":               table(&specs.Delivery{}),
+		"spec test":              table(&specs.Test{}, "Events", "Expect", "Verdicts"),
+		"test event":             table(&specs.TestEvent{}),
+		"expected firing":        table(&specs.ExpectedFiring{}),
+		"expected verdict":       table(&specs.ExpectedVerdict{}),
 	}
 	for _, t := range catalog.Sources {
 		out["source "+t.Name] = section(t.Type)
@@ -76,118 +75,35 @@ func generated() map[string]string {
 }
 
 func section(t specs.Type) string {
-	return "\n" + t.Doc + "\n" + table(reflect.ValueOf(t.New()))
+	return "\n" + t.Doc + "\n" + table(t.New())
 }
 
 // table lists the keys of a config, nested ones with their path. The fields
 // named in flat are not followed into.
-func table(v reflect.Value, flat ...string) string {
+func table(config any, flat ...string) string {
 	var b strings.Builder
 	b.WriteString("\n| key | type | |\n|---|---|---|\n")
-	rows(&b, v.Elem(), "", flat)
-	return b.String() + "\n"
-}
-
-func rows(b *strings.Builder, v reflect.Value, prefix string, flat []string) {
-	for i := range v.NumField() {
-		f := v.Type().Field(i)
-		name, opts, _ := strings.Cut(f.Tag.Get("yaml"), ",")
-		if opts == "inline" {
-			rows(b, v.Field(i), prefix, flat)
-			continue
+	for _, o := range specs.Options(config, flat...) {
+		text := cell(o.Doc)
+		if o.Example != "" {
+			text += " Example: `" + strings.ReplaceAll(o.Example, "|", `\|`) + "`."
 		}
-		if name == "-" || name == "" {
-			continue
+		kind := cell(o.Type)
+		if o.Enum != nil {
+			kind = "`" + strings.Join(o.Enum, "`, `") + "`"
 		}
-		text := cell(f.Tag.Get("doc"))
-		if ex := f.Tag.Get("example"); ex != "" {
-			text += " Example: `" + strings.ReplaceAll(ex, "|", `\|`) + "`."
-		}
-		kind := typeName(f.Type)
-		if e := f.Tag.Get("enum"); e != "" {
-			kind = "`" + strings.ReplaceAll(e, ",", "`, `") + "`"
-		}
-		lo, hi := f.Tag.Get("min"), f.Tag.Get("max")
 		switch {
-		case lo != "" && hi != "":
-			kind += ", " + lo + " to " + hi
-		case lo != "":
-			kind += ", at least " + lo
+		case o.Min != "" && o.Max != "":
+			kind += ", " + o.Min + " to " + o.Max
+		case o.Min != "":
+			kind += ", at least " + o.Min
 		}
-		if f.Tag.Get("required") == "true" {
+		if o.Required {
 			kind += ", required"
 		}
-		fmt.Fprintf(b, "| `%s%s` | %s | %s |\n", prefix, name, kind, text)
-		if slices.Contains(flat, f.Name) {
-			continue
-		}
-		switch e, list := nested(f.Type); {
-		case e == nil:
-		case list:
-			rows(b, reflect.New(e).Elem(), prefix+name+"[].", nil)
-		default:
-			rows(b, reflect.New(e).Elem(), prefix+name+".", nil)
-		}
+		fmt.Fprintf(&b, "| `%s` | %s | %s |\n", o.Path, kind, text)
 	}
-}
-
-// nested is the struct below a field that has keys of its own, or nil.
-func nested(t reflect.Type) (e reflect.Type, list bool) {
-	for {
-		switch t.Kind() {
-		case reflect.Slice:
-			t, list = t.Elem(), true
-			continue
-		case reflect.Pointer:
-			t = t.Elem()
-			continue
-		case reflect.Struct:
-			if typeName(t) == "object" {
-				return t, list
-			}
-		}
-		return nil, false
-	}
-}
-
-func typeName(t reflect.Type) string {
-	switch t {
-	case reflect.TypeFor[specs.Duration]():
-		return "duration"
-	case reflect.TypeFor[specs.Size]():
-		return "size"
-	case reflect.TypeFor[specs.Expr]():
-		return "expression"
-	case reflect.TypeFor[specs.Text]():
-		return "template text"
-	case reflect.TypeFor[specs.Template]():
-		return "template"
-	case reflect.TypeFor[specs.Value]():
-		return "any value"
-	case reflect.TypeFor[specs.Settings]():
-		return "map of text"
-	case reflect.TypeFor[specs.SecretRef]():
-		return "`{name, key}` of a Secret"
-	case reflect.TypeFor[specs.TextOrSecret]():
-		return "template text or secret"
-	}
-	switch t.Kind() {
-	case reflect.Pointer:
-		return typeName(t.Elem())
-	case reflect.Slice:
-		return "list of " + typeName(t.Elem())
-	case reflect.Map:
-		return "map of " + typeName(t.Elem())
-	case reflect.Struct:
-		return "object"
-	case reflect.String:
-		return "text"
-	case reflect.Bool:
-		return "boolean"
-	case reflect.Float32, reflect.Float64:
-		return "number"
-	}
-	return "integer"
+	return b.String() + "\n"
 }
 
 var placeholder = regexp.MustCompile(`\$?\{[^}]*\}(?:\.\{[^}]*\})*`)

@@ -140,6 +140,8 @@ type Factory struct {
 	// Files, unless nil, are the files and directories that a function is made
 	// from: it is made anew when they change.
 	Files func(config any, dir string) []string
+	// Example is a file that shows the kind: example.yaml in its folder.
+	Example string
 	// Grants is true when calls use [Call.Secrets].
 	Grants bool
 }

@@ -8,6 +8,7 @@ package exec
 import (
 	"bytes"
 	"context"
+	_ "embed" // for the example
 	"errors"
 	"fmt"
 	"os"
@@ -46,6 +47,9 @@ const (
 	pipeDelay = time.Second
 )
 
+//go:embed example.yaml
+var example string
+
 // Factory returns the kind `exec`.
 func Factory() triggers.Factory {
 	gate := worker.NewGate()
@@ -55,6 +59,7 @@ func Factory() triggers.Factory {
 			Doc:  "Runs a program with the event on stdin and in CE_* variables; its stdout is the output, its stderr the log. Or keeps it running and sends it calls as lines of JSON.",
 			New:  func() any { return &Config{} },
 		},
+		Example: example,
 		Make: func(config any, env triggers.Env) (triggers.Function, error) {
 			if cfg := config.(*Config); cfg.Mode == modeWorker {
 				return newWorkers(cfg, env, gate)

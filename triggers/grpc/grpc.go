@@ -6,6 +6,7 @@ package grpc
 import (
 	"bytes"
 	"context"
+	_ "embed" // for the example
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -73,6 +74,9 @@ const (
 	maxRetryAfter = 24 * time.Hour
 )
 
+//go:embed example.yaml
+var example string
+
 // Factory returns the kind `grpc`. Functions of one Factory that call the same
 // server with the same settings share a connection.
 func Factory() triggers.Factory {
@@ -85,6 +89,7 @@ func Factory() triggers.Factory {
 				return &Config{MaxMessage: defaultMaxMessage, Keepalive: Keepalive{Time: defaultKeepaliveTime, Timeout: defaultKeepaliveTimeout}}
 			},
 		},
+		Example: example,
 		Make: func(config any, env triggers.Env) (triggers.Function, error) {
 			return newFunction(config.(*Config), env, shared), nil
 		},

@@ -6,6 +6,7 @@ package http
 import (
 	"bytes"
 	"context"
+	_ "embed" // for the example
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -54,6 +55,9 @@ const (
 	credentialsBody = "body"
 )
 
+//go:embed example.yaml
+var example string
+
 // Factory returns the kind `http`. Functions of one Factory with the same
 // settings share their connections.
 func Factory() triggers.Factory {
@@ -64,6 +68,7 @@ func Factory() triggers.Factory {
 			Doc:  "Calls a URL with the event (CloudEvents binary or structured mode) or the trigger's input as JSON.",
 			New:  func() any { return &Config{Method: http.MethodPost} },
 		},
+		Example: example,
 		Make: func(config any, env triggers.Env) (triggers.Function, error) {
 			return newFunction(config.(*Config), env, shared)
 		},

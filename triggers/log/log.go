@@ -4,6 +4,7 @@ package log
 
 import (
 	"context"
+	_ "embed" // for the example
 	"fmt"
 	"log/slog"
 	"strings"
@@ -22,6 +23,9 @@ type Config struct {
 // maxMessage is the longest message, in bytes; a log is no place for payloads.
 const maxMessage = 16 << 10
 
+//go:embed example.yaml
+var example string
+
 // Factory returns the kind `log`.
 func Factory() triggers.Factory {
 	return triggers.Factory{
@@ -30,6 +34,7 @@ func Factory() triggers.Factory {
 			Doc:  "Writes one line to the engine's log.",
 			New:  func() any { return &Config{Level: "info"} },
 		},
+		Example: example,
 		Make: func(config any, env triggers.Env) (triggers.Function, error) {
 			return newFunction(config.(*Config), env)
 		},

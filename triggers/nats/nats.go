@@ -5,6 +5,7 @@ package nats
 
 import (
 	"context"
+	_ "embed" // for the example
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -59,6 +60,9 @@ const (
 	maxText = 300
 )
 
+//go:embed example.yaml
+var example string
+
 // Factory returns the kind `nats`. Functions of one Factory with the same
 // server and settings share a connection.
 func Factory() triggers.Factory {
@@ -69,6 +73,7 @@ func Factory() triggers.Factory {
 			Doc:  "Publishes a message to a subject of NATS or JetStream, or makes a request and waits for the reply.",
 			New:  func() any { return &Config{Mode: modePublish} },
 		},
+		Example: example,
 		Make: func(config any, env triggers.Env) (triggers.Function, error) {
 			return newFunction(config.(*Config), env, shared), nil
 		},

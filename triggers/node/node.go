@@ -49,6 +49,9 @@ var script []byte
 //go:embed boot.js
 var boot string
 
+//go:embed example.yaml
+var example string
+
 // Factory returns the kind `node`.
 func Factory() triggers.Factory {
 	gate := worker.NewGate()
@@ -58,6 +61,7 @@ func Factory() triggers.Factory {
 			Doc:  "Calls a JavaScript function, module.exports = function (context, payload), in Node processes that stay warm.",
 			New:  func() any { return &Config{} },
 		},
+		Example: example,
 		Make: func(config any, env triggers.Env) (triggers.Function, error) {
 			return newFunction(config.(*Config), env, gate)
 		},

@@ -4,6 +4,7 @@ package publish
 
 import (
 	"context"
+	_ "embed" // for the example
 	"encoding/json"
 	"errors"
 	"maps"
@@ -25,6 +26,9 @@ type Config struct {
 	MaxHops     int                   `yaml:"maxHops" doc:"Most functions an event and its causes may have passed through; beyond it the call fails, which ends loops. Default 16."`
 }
 
+//go:embed example.yaml
+var example string
+
 // Factory returns the kind `publish`.
 func Factory() triggers.Factory {
 	return triggers.Factory{
@@ -33,6 +37,7 @@ func Factory() triggers.Factory {
 			Doc:  "Publishes an event on the engine's bus, once per firing however often the call is repeated.",
 			New:  func() any { return &Config{MaxHops: bus.MaxHops} },
 		},
+		Example: example,
 		Make: func(config any, env triggers.Env) (triggers.Function, error) {
 			return newFunction(config.(*Config), env)
 		},

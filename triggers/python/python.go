@@ -49,6 +49,9 @@ var script []byte
 //go:embed boot.py
 var boot string
 
+//go:embed example.yaml
+var example string
+
 // Factory returns the kind `python`.
 func Factory() triggers.Factory {
 	shared := &interpreters{known: map[string]interpreter{}, gate: worker.NewGate()}
@@ -58,6 +61,7 @@ func Factory() triggers.Factory {
 			Doc:  "Calls a Python function, handle(context, payload), in processes that stay warm.",
 			New:  func() any { return &Config{} },
 		},
+		Example: example,
 		Make: func(config any, env triggers.Env) (triggers.Function, error) {
 			return newFunction(config.(*Config), env, shared)
 		},

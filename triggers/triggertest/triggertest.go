@@ -279,6 +279,9 @@ func example(t *testing.T, s Suite) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if s.Factory.Example != string(data) {
+		t.Error("the Factory has another example than example.yaml")
+	}
 	loaded := specs.Loader{Types: specs.Types{Functions: []specs.Type{s.Factory.Type}}}.LoadBytes("example.yaml", data)
 	for _, d := range loaded.Diagnostics {
 		t.Error(d)

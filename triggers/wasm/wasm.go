@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	_ "embed" // for the example
 	"errors"
 	"fmt"
 	"io"
@@ -57,6 +58,9 @@ const (
 	maxTrace = 32
 )
 
+//go:embed example.yaml
+var example string
+
 // Factory returns the kind `wasm`. Functions of one Factory share what they
 // have compiled.
 func Factory() triggers.Factory {
@@ -67,6 +71,7 @@ func Factory() triggers.Factory {
 			Doc:  "Runs a WebAssembly program (WASI preview 1) in a sandbox, with the event on stdin and in CE_* variables; its stdout is the output, its stderr the log.",
 			New:  func() any { return &Config{Mode: modeCall, Memory: defaultMemory} },
 		},
+		Example: example,
 		Make: func(config any, env triggers.Env) (triggers.Function, error) {
 			return newFunction(shared, config.(*Config), env), nil
 		},
