@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/triggers"
 )
 
@@ -215,4 +216,42 @@ func TestAnotherFunctionClosesTheBreaker(t *testing.T) {
 	until(t, "the pause", func() bool { return f.pool.Status()[0].Breaker == BreakerOpen })
 	f.pool.Apply(table(good))
 	until(t, "the call", func() bool { return f.pool.Status()[0].Stats.Succeeded.Load() == 1 })
+}
+
+// BenchmarkDelivery compares triggers that have nothing with those that have
+// one of the features, none of which holds a job back here.
+func BenchmarkDelivery(b *testing.B) {
+	for _, c := range []struct {
+		name string
+		edit func(*Trigger)
+	}{
+		{"plain", func(*Trigger) {}},
+		{"slots", func(t *Trigger) { t.Callee.Slots = NewSlots(1 << 20) }},
+		{"ordered", func(t *Trigger) { t.Ordered = true }},
+		{"limited", func(t *Trigger) { t.Limits = []*rate.Limiter{rate.NewLimiter(1e9, 1<<20)} }},
+		{"breaker", func(t *Trigger) { t.Breaker = Breaker{Failures: 5, Wait: time.Second, Max: time.Second} }},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			f := newFixture(b, Options{})
+			under := make(chan struct{}, 256) // few enough for none to wait in the bus
+			tr := trigger("s", "a", quick{under})
+			c.edit(tr)
+			f.start(tr)
+			n := 0
+			b.ReportAllocs()
+			for b.Loop() {
+				under <- struct{}{}
+				j := &Job{
+					Key: fmt.Sprintf("k%d", n), Sensor: "s", Trigger: "a", Correlation: fmt.Sprint(n % 512), Position: f.seq, Last: f.seq, Time: time.Now(),
+				}
+				rec := bus.Record{Subject: j.Subject(f.bus.Jobs().Partitions()), Data: j.Encode(nil)}
+				if err := f.bus.Jobs().AppendAsync(b.Context(), rec, func(bus.Ack, error) {}); err != nil {
+					b.Fatal(err)
+				}
+				n++
+			}
+			until(b, "the jobs' end", func() bool { return records(b, f.bus.Jobs()) == 0 })
+			b.ReportMetric(float64(f.pool.Status()[0].Stats.Parked.Load())/float64(n), "parked/op")
+		})
+	}
 }

@@ -94,7 +94,8 @@ func (q *queue) loaded(ctx context.Context) error {
 		return err
 	}
 	q.mu.Lock()
-	q.turns.loaded, q.turns.barrier = true, last.Seq
+	q.ready = append(q.ready, q.turns.load(last.Seq)...)
+	q.startLocked()
 	q.mu.Unlock()
 	q.part.mu.Lock()
 	delivered := q.part.last

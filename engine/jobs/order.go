@@ -19,8 +19,9 @@ type turns struct {
 	// waiting counts the jobs behind others that are in memory, and parked
 	// those in PARKED, with the ones on their way there.
 	waiting, parked int
-	// open is false until it is known what is parked and all jobs that were in
-	// JOBS up to barrier were delivered: before, an earlier one may come.
+	// loaded is false until it is known what is parked: before, nothing has its
+	// turn. open is false until all jobs that were in JOBS up to barrier were
+	// delivered: before, one that is earlier than a parked one may come.
 	loaded, open bool
 	barrier      uint64
 }
@@ -64,7 +65,7 @@ func (k *key) find(order uint64) (int, bool) {
 }
 
 // free reports whether no earlier job of the key is unfinished.
-func (s *turns) free(name string) bool { return s.open && s.keys[name] == nil }
+func (s *turns) free(name string) bool { return s.loaded && s.keys[name] == nil }
 
 // hold gives the turn to a job whatever is before it.
 func (s *turns) hold(name string, order uint64) {
@@ -128,7 +129,7 @@ func (s *turns) release(ready []*task, name string, order uint64) []*task {
 // advance gives the turn of a key to the first in line when nobody has it, and
 // appends its task to ready, or notes it in next.
 func (s *turns) advance(ready []*task, name string, k *key) []*task {
-	if !s.open || len(k.holders) > 0 {
+	if !s.loaded || len(k.holders) > 0 {
 		return ready
 	}
 	if len(k.line) == 0 {
@@ -141,6 +142,8 @@ func (s *turns) advance(ready []*task, name string, k *key) []*task {
 		s.waiting--
 		first.task.held = true
 		ready = append(ready, first.task)
+	case first.parked != 0 && !s.open:
+		return ready
 	case first.parked != 0:
 		s.next = append(s.next, first)
 	default: // on its way to PARKED
@@ -151,13 +154,24 @@ func (s *turns) advance(ready []*task, name string, k *key) []*task {
 	return ready
 }
 
-// delivered tells up to where JOBS was delivered. When nothing earlier can come
-// any more it returns the tasks that have the turn.
-func (s *turns) delivered(seq uint64) (ready []*task) {
+// load tells that all parked jobs are known, and up to where JOBS holds jobs
+// that may be earlier. It returns the tasks that have the turn.
+func (s *turns) load(barrier uint64) []*task {
+	s.loaded, s.barrier = true, barrier
+	return s.advanceAll()
+}
+
+// delivered tells up to where JOBS was delivered. It returns the tasks that have
+// the turn when nothing earlier can come any more.
+func (s *turns) delivered(seq uint64) []*task {
 	if s.open || !s.loaded || seq < s.barrier {
 		return nil
 	}
 	s.open = true
+	return s.advanceAll()
+}
+
+func (s *turns) advanceAll() (ready []*task) {
 	names := slices.SortedFunc(maps.Keys(s.keys), func(a, b string) int { return cmp.Compare(s.keys[a].first(), s.keys[b].first()) })
 	for _, name := range names {
 		ready = s.advance(ready, name, s.keys[name])
