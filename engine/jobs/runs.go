@@ -389,14 +389,14 @@ func ReadRuns(ctx context.Context, b bus.Bus, f RunFilter) ([]StoredRun, error) 
 		f.Limit = 100
 	}
 	if failing(f.Status) {
-		out, _, err := readBack(ctx, b.FailedRuns(), bus.FailedPrefix, f)
+		out, _, _, err := readBack(ctx, b.FailedRuns(), bus.FailedPrefix, f)
 		return out, err
 	}
-	out, oldest, err := readBack(ctx, b.Runs(), bus.RunsPrefix, f)
-	if err != nil || len(out) >= f.Limit || f.Status != "" {
+	out, oldest, whole, err := readBack(ctx, b.Runs(), bus.RunsPrefix, f)
+	if err != nil || len(out) >= f.Limit || f.Status != "" || whole {
 		return out, err
 	}
-	failed, _, err := readBack(ctx, b.FailedRuns(), bus.FailedPrefix, f)
+	failed, _, _, err := readBack(ctx, b.FailedRuns(), bus.FailedPrefix, f)
 	if err != nil {
 		return nil, err
 	}
@@ -422,15 +422,16 @@ func (r *StoredRun) id() string {
 }
 
 // readBack returns the newest matching runs of a log, oldest first, and when
-// the oldest block that it looked at was stored.
-func readBack(ctx context.Context, log bus.Log, prefix string, f RunFilter) (out []StoredRun, oldest time.Time, err error) {
+// the oldest block that it looked at was stored; whole tells that the log has
+// dropped nothing before it.
+func readBack(ctx context.Context, log bus.Log, prefix string, f RunFilter) (out []StoredRun, oldest time.Time, whole bool, err error) {
 	filter := prefix + ">"
 	if f.Function != "" {
 		filter = prefix + bus.Token(f.Function)
 	}
 	info, err := log.Info(ctx)
 	if err != nil || info.Records == 0 {
-		return nil, oldest, err
+		return nil, oldest, info.Last == 0, err
 	}
 	const step = 200
 	hi := info.Last + 1
@@ -438,7 +439,7 @@ func readBack(ctx context.Context, log bus.Log, prefix string, f RunFilter) (out
 		lo := max(info.First, hi-min(hi, step))
 		part, err := readBlocks(ctx, log, filter, lo, hi, f)
 		if err != nil {
-			return nil, oldest, err
+			return nil, oldest, false, err
 		}
 		out = append(part, out...)
 		hi = lo
@@ -449,7 +450,7 @@ func readBack(ctx context.Context, log bus.Log, prefix string, f RunFilter) (out
 			oldest = r.Time
 		}
 	}
-	return out[max(0, len(out)-f.Limit):], oldest, nil
+	return out[max(0, len(out)-f.Limit):], oldest, hi <= 1, nil
 }
 
 // readBlocks returns the matching runs of the blocks in [lo, hi).
