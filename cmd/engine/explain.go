@@ -64,7 +64,7 @@ began; so it tells of every event that is stored.`,
 			return p.value(b)
 		}
 		var all engine.Explained
-		if err := json.Unmarshal(b, &all); err != nil {
+		if err := decode(b, &all); err != nil {
 			return err
 		}
 		for i := range all.Explanations {
@@ -79,6 +79,13 @@ began; so it tells of every event that is stored.`,
 		return nil
 	}
 	return cmd
+}
+
+// decode reads JSON whose numbers stay as they are.
+func decode(b []byte, v any) error {
+	dec := json.NewDecoder(bytes.NewReader(b))
+	dec.UseNumber()
+	return dec.Decode(v)
 }
 
 // tree prints lines below each other.
@@ -419,19 +426,26 @@ func fired(f *replay.Firing) string {
 		line += fmt.Sprintf(" (item %d of %d)", f.Item+1, f.Items)
 	}
 	line += ", firing " + f.Key
-	switch c := f.Call; {
-	case c == nil:
+	if f.Call == nil {
 		return line + ": of its call nothing is known"
-	case c.Run != "":
-		line += fmt.Sprintf(": %s, run %s", c.Status, c.Run)
+	}
+	return line + outcome(f.Call)
+}
+
+// outcome is what came of a call, in words after those of a firing.
+func outcome(c *replay.Call) string {
+	if c == nil {
+		return ""
+	}
+	line := ": " + c.Status
+	if c.Run != "" {
+		line += ", run " + c.Run
 		if c.Error != "" {
 			line += ", " + short(c.Error, 100)
 		}
-	default:
-		line += ": " + c.Status
 	}
-	if f.Call.Letter > 0 {
-		line += fmt.Sprintf(", dead letter %d", f.Call.Letter)
+	if c.Letter > 0 {
+		line += fmt.Sprintf(", dead letter %d", c.Letter)
 	}
 	return line
 }

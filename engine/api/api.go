@@ -92,6 +92,7 @@ func (s *server) table() []route {
 		{"GET", "/api/v1/events", s.events, false},
 		{"POST", "/api/v1/events", s.emit, false},
 		{"GET", "/api/v1/explain", s.explain, false},
+		{"POST", "/api/v1/replay", s.replay, false},
 		{"GET", "/api/v1/runs", s.runs, false},
 		{"POST", "/api/v1/runs", s.exec, false},
 		{"GET", "/api/v1/runs/{id}", s.run, false},

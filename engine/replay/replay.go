@@ -37,11 +37,13 @@ type Request struct {
 	From, To uint64
 	// Until is up to when deadlines after the last event are evaluated.
 	Until time.Time
-	// Select tells which of the events from From on the sensors see, nil for
-	// all.
-	Select func(*bus.Event) (bool, error)
-	// Edit returns the event to be seen instead of one, nil for none.
+	// Edit returns the event that the sensors see instead of one from From on; a
+	// nil Edit changes none.
 	Edit func(*bus.Event) (*bus.Event, error)
+	// Select tells which of the events from From on are meant, nil for all. The
+	// sensors see the others as well, but a firing is told only when one that is
+	// meant contributes to it.
+	Select func(*bus.Event) (bool, error)
 	// Fired is told of each firing.
 	Fired func(*Fired) error
 }
@@ -64,15 +66,30 @@ type Summary struct {
 	// Read is how many events were evaluated before the first one asked for, so
 	// that the right ones waited.
 	Read int `json:"read"`
-	// Events is how many events were shown to the sensors, Wanted how many of
-	// them a sensor wanted, LeftOut how many were not selected, Edited how many
+	// Events is how many events were evaluated from then on, Selected how many of
+	// them are meant, Wanted how many of these a sensor wanted, Edited how many
 	// were edited.
-	Events  int `json:"events"`
-	Wanted  int `json:"wanted"`
-	LeftOut int `json:"leftOut"`
-	Edited  int `json:"edited"`
-	// Evaluations counts what the sensors said of the events shown, by outcome.
+	Events   int `json:"events"`
+	Selected int `json:"selected"`
+	Wanted   int `json:"wanted"`
+	Edited   int `json:"edited"`
+	// Verdicts counts what the sensors said of the events that are meant, by
+	// outcome.
 	Verdicts map[string]int `json:"verdicts,omitempty"`
+	// Chosen are the events that are meant, ascending, when not all are.
+	Chosen []uint64 `json:"-"`
+}
+
+// Means reports whether an event from From on is meant.
+func (s *Summary) Means(r *Request, seq uint64) bool {
+	if seq < r.From || seq > r.To {
+		return false
+	}
+	if r.Select == nil {
+		return true
+	}
+	_, ok := slices.BinarySearch(s.Chosen, seq)
+	return ok
 }
 
 // Run evaluates events again and tells what fires. It blocks as long as the log
@@ -91,7 +108,7 @@ func Run(ctx context.Context, log bus.Log, info bus.LogInfo, r Request) (Summary
 	p.shadow = newShadow(ctx, p, log, info.ID, r.Sensors, begin-1)
 	err := bus.ReadThrough(ctx, log, begin, r.To, p.event)
 	if err == nil && p.err == nil && !r.Until.IsZero() {
-		p.loud = true
+		p.loud, p.counts = true, r.Select == nil
 		p.shadow.eval.Deadlines(r.Until)
 	}
 	return p.sum, cmp.Or(err, p.err, p.shadow.eval.Err())
@@ -103,6 +120,7 @@ type player struct {
 	shadow *shadow
 	sum    Summary
 	loud   bool // from From on
+	counts bool // verdicts are of what is meant
 	at     uint64
 	err    error // of Fired
 }
@@ -112,6 +130,7 @@ func (p *player) event(rec bus.Record) error {
 		return err
 	}
 	// Deadlines before the first event that is asked for are not.
+	p.counts = p.loud && p.r.Select == nil
 	p.shadow.advance(rec.Seq, rec.Time)
 	if p.loud = rec.Seq >= p.r.From; !p.loud {
 		p.sum.Read++
@@ -122,40 +141,41 @@ func (p *player) event(rec bus.Record) error {
 		return nil //nolint:nilerr // no sensor sees it
 	}
 	if p.loud {
-		if ev, err = p.show(ev); err != nil || ev == nil {
+		if ev, err = p.choose(ev); err != nil {
 			return err
 		}
 	}
-	if p.shadow.eval.Event(ev) && p.loud {
+	if p.shadow.eval.Event(ev) && p.counts {
 		p.sum.Wanted++
 	}
 	return p.err
 }
 
-// show is the event that the sensors see, nil for none.
-func (p *player) show(ev *bus.Event) (*bus.Event, error) {
+// choose is the event that the sensors see, and notes whether it is meant.
+func (p *player) choose(was *bus.Event) (ev *bus.Event, err error) {
+	ev = was
 	if p.r.Edit != nil {
-		out, err := p.r.Edit(ev)
-		if err != nil {
+		if ev, err = p.r.Edit(was); err != nil {
 			return nil, err
 		}
-		if out != ev {
-			p.shadow.edited[ev.Seq] = out
+		if ev != was {
+			p.shadow.edited[ev.Seq] = ev
 			p.sum.Edited++
-		}
-		ev = out
-	}
-	if p.r.Select != nil {
-		ok, err := p.r.Select(ev)
-		if err != nil {
-			return nil, err
-		}
-		if !ok {
-			p.sum.LeftOut++
-			return nil, nil
 		}
 	}
 	p.sum.Events++
+	p.counts = true
+	if p.r.Select != nil {
+		if p.counts, err = p.r.Select(ev); err != nil {
+			return nil, err
+		}
+		if p.counts {
+			p.sum.Chosen = append(p.sum.Chosen, ev.Seq)
+		}
+	}
+	if p.counts {
+		p.sum.Selected++
+	}
 	return ev, nil
 }
 
@@ -181,7 +201,7 @@ func (p *player) Stepped(_ int, verdicts []sensors.Verdict) {
 }
 
 func (p *player) count(v *sensors.Verdict) {
-	if p.loud {
+	if p.loud && p.counts {
 		p.sum.Verdicts[v.Outcome.String()]++
 	}
 }
@@ -198,7 +218,7 @@ func (p *player) Changed(k evaluate.Key, en *evaluate.Entry) {
 
 // Fired tells of a firing.
 func (p *player) Fired(sensor int, f *sensors.Firing) {
-	if !p.loud || p.err != nil {
+	if !p.loud || p.err != nil || p.r.Select != nil && !slices.ContainsFunc(f.Events, func(c sensors.Contribution) bool { return p.sum.Means(p.r, c.Seq) }) {
 		return
 	}
 	p.err = p.r.Fired(&Fired{
@@ -226,6 +246,8 @@ type Played struct {
 	// Difference is how it compares with what happened: same, new, gone or
 	// unknown.
 	Difference string `json:"difference"`
+	// Edited is true when an event that was edited contributes.
+	Edited bool `json:"edited,omitempty"`
 	// Input is what the function gets and Config what else of the trigger was
 	// rendered, by path. Cut is true when they were left out because they are
 	// large.
@@ -240,9 +262,10 @@ type Played struct {
 // maxInput is the most bytes of JSON that are shown of one input.
 const maxInput = 16 << 10
 
-// Play makes what is told of a firing. It may block on the bus.
-func Play(f *Fired) (Played, error) {
-	out := Played{Sensor: f.Sensor.Name, Firing: firingOf(f.Firing)}
+// Play makes what is told of a firing; size is how many bytes of JSON its input
+// and the rest take. It may block on the bus.
+func Play(f *Fired) (out Played, size int, err error) {
+	out = Played{Sensor: f.Sensor.Name, Firing: firingOf(f.Firing), Edited: f.Edited}
 	p := f.Sensor.Program
 	path := p.InputPath(f.Firing.TriggerIndex)
 	switch {
@@ -254,7 +277,7 @@ func Play(f *Fired) (Played, error) {
 	case f.Firing.Last > 0:
 		ev, err := f.Load(f.Firing.Last)
 		if err != nil {
-			return out, err
+			return out, 0, err
 		}
 		if ev != nil {
 			out.Input, _ = ev.Value() // what cannot be read is passed as it is
@@ -269,16 +292,18 @@ func Play(f *Fired) (Played, error) {
 		}
 		out.Config[name] = v
 	}
-	if b, err := json.Marshal([]any{out.Input, out.Config}); err != nil || len(b) > maxInput {
+	b, err := json.Marshal([]any{out.Input, out.Config})
+	if err != nil || len(b) > maxInput {
 		out.Input, out.Config, out.Cut = nil, nil, true
+		return out, 0, nil
 	}
-	return out, nil
+	return out, len(b), nil
 }
 
 // Compare notes how firings compare with the history, and returns the calls in
-// it that are not among them and whose last event is from event from to to, in
-// the order of these events.
-func Compare(played []Played, h *History, from, to uint64) (gone []Played) {
+// it that are not among them and whose last event is meant, in the order of
+// these events.
+func Compare(played []Played, h *History, means func(sensor string, seq uint64) bool) (gone []Played) {
 	fired := make(map[string]bool, len(played))
 	for i := range played {
 		f := &played[i]
@@ -294,7 +319,7 @@ func Compare(played []Played, h *History, from, to uint64) (gone []Played) {
 		}
 	}
 	for key, c := range h.Calls {
-		if fired[key] || strings.HasPrefix(key, KeyPrefix) || c.event < from || c.event > to {
+		if fired[key] || strings.HasPrefix(key, KeyPrefix) || !means(c.sensor, c.event) {
 			continue
 		}
 		gone = append(gone, Played{

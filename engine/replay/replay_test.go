@@ -456,7 +456,8 @@ func TestExplainMany(t *testing.T) {
 	}
 }
 
-// TestSelectAndEdit: only the events selected are seen, as they are edited.
+// TestSelectAndEdit: only firings of the events selected are told, as they are
+// edited.
 func TestSelectAndEdit(t *testing.T) {
 	b := open(t)
 	list := always(compile(t, map[string]*specs.Sensor{"big": {
@@ -481,12 +482,12 @@ func TestSelectAndEdit(t *testing.T) {
 			if f.Edited {
 				edited++
 			}
-			p, err := replay.Play(f)
+			p, _, err := replay.Play(f)
 			played = append(played, p)
 			return err
 		},
 	})
-	if err != nil || sum.Events != 2 || sum.LeftOut != 1 || sum.Edited != 1 || sum.Wanted != 2 || edited != 1 || len(played) != 2 {
+	if err != nil || sum.Events != 3 || sum.Selected != 2 || sum.Edited != 1 || sum.Wanted != 2 || edited != 1 || len(played) != 2 {
 		t.Fatalf("%+v, %v, %d firings, %d edited", sum, err, len(played), edited)
 	}
 	in, _ := json.Marshal(played[0].Input)
@@ -496,6 +497,43 @@ func TestSelectAndEdit(t *testing.T) {
 	whole, err := replay.Patch{Data: map[string]any{"n": int64(1)}, Replace: true}.Apply(&bus.Event{Seq: 4, Data: []byte(`{"m": 1}`), DataContentType: "application/json"})
 	if err != nil || string(whole.Data) != `{"n":1}` || whole.Seq != 4 {
 		t.Errorf("%s, %v", whole.Data, err)
+	}
+}
+
+// TestSelectPair: an event that is meant is paired with what waited for it,
+// which is not.
+func TestSelectPair(t *testing.T) {
+	b := open(t)
+	list := always(compile(t, map[string]*specs.Sensor{"pair": {
+		Dependencies: []specs.Dependency{dep("a"), dep("b")}, Correlate: expr("data.k"),
+		Triggers: []specs.Trigger{{Name: "t", Function: "f", Condition: expr("a && b")}},
+	}}))
+	for _, ev := range []string{"a1", "a2", "b1", "b2"} {
+		publish(t, b, ev[:1], fmt.Sprintf(`{"k": %q}`, ev[1:]))
+	}
+	var told []string
+	run := func(from uint64, meant ...uint64) string {
+		told = nil
+		sum, err := replay.Run(context.Background(), b.Events(), info(t, b), replay.Request{
+			Sensors: list, From: from, To: 4, Select: func(ev *bus.Event) (bool, error) { return slices.Contains(meant, ev.Seq), nil },
+			Fired: func(f *replay.Fired) error {
+				told = append(told, fmt.Sprint(f.Firing.Events[0].Seq, "+", f.Firing.Events[1].Seq))
+				return nil
+			},
+		})
+		if err != nil || sum.Selected != len(meant) || !slices.Equal(sum.Chosen, meant) {
+			t.Errorf("%+v, %v", sum, err)
+		}
+		return strings.Join(told, ", ")
+	}
+	if got := run(1, 3); got != "1+3" {
+		t.Error(got)
+	}
+	if got := run(3, 4); got != "2+4" {
+		t.Error(got)
+	}
+	if got := run(1, 1, 2); got != "1+3, 2+4" {
+		t.Error(got)
 	}
 }
 
@@ -533,7 +571,7 @@ func TestCompare(t *testing.T) {
 	}
 	h.Oldest = at(5) // as if the first block had been written then
 	played := []replay.Played{firing("same", 7), firing("new", 8), firing("old", 1), firing("waits", 9)}
-	gone := replay.Compare(played, h, 1, 50)
+	gone := replay.Compare(played, h, func(_ string, seq uint64) bool { return seq <= 50 })
 	var got []string
 	for _, p := range append(played, gone...) {
 		status := ""

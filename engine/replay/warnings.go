@@ -13,6 +13,8 @@ func Warnings(s *Sensor, from, seq uint64, chosen bool, info bus.LogInfo) (out [
 	switch {
 	case chosen && from > s.Since+1:
 		out = append(out, fmt.Sprintf("computed from event %d on, as asked for: events before it may have been waiting", from))
+	case info.First > s.Since+1 && s.Since == 0:
+		out = append(out, fmt.Sprintf("events before %d are no longer stored: some of them may have been waiting", info.First))
 	case info.First > s.Since+1:
 		out = append(out, fmt.Sprintf("the sensor began after event %d, and events before %d are no longer stored: some of them may have been waiting", s.Since, info.First))
 	}
