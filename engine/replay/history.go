@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -15,8 +16,9 @@ import (
 
 // Call is what is known of the call of one firing.
 type Call struct {
-	// Status is that of its last run (succeeded, retrying, dead), or "waiting"
-	// when there was none, and Attempts counts the runs that are still known.
+	// Status is that of its last run (succeeded, retrying, dead), "waiting" when
+	// there was none, or "ended" when only earlier ones are known, which failed.
+	// Attempts counts the runs that are known.
 	Status   string `json:"status"`
 	Attempts int    `json:"attempts"`
 	// Run is the id of the last run, Started when it was, Result and Error what
@@ -80,12 +82,33 @@ func ReadHistory(ctx context.Context, b bus.Bus, q HistoryQuery) (*History, erro
 		}
 	}
 	for function := range functions {
-		if err := h.runs(ctx, b.Runs(), function, q); err != nil {
+		if err := h.runs(ctx, b.Runs(), bus.RunsPrefix+bus.Token(function), q, nil); err != nil {
 			return nil, err
 		}
 	}
+	// What failed is kept for longer; it tells of calls of which nothing else is
+	// known.
+	oldest, known, told := h.Oldest, maps.Clone(h.Calls), map[string]bool{}
+	for key, c := range known {
+		told[key] = c.Run != ""
+	}
+	for function := range functions {
+		if err := h.runs(ctx, b.FailedRuns(), bus.FailedPrefix+bus.Token(function), q, told); err != nil {
+			return nil, err
+		}
+	}
+	for key, c := range h.Calls {
+		if known[key] == nil && c.Status == jobs.StatusRetrying {
+			c.Status = statusEnded
+		}
+	}
+	h.Oldest = oldest
 	return h, nil
 }
+
+// statusEnded is of a call of which only failed runs are known and which does
+// not wait any more.
+const statusEnded = "ended"
 
 // call is what is known of a firing so far, nil when it is not asked for.
 func (h *History) call(q HistoryQuery, key, sensor, trigger string, event uint64) *Call {
@@ -135,8 +158,9 @@ func (h *History) waiting(ctx context.Context, log bus.Log, subject string, q Hi
 	}
 }
 
-// runs notes the runs of a function, from the newest block back.
-func (h *History) runs(ctx context.Context, log bus.Log, function string, q HistoryQuery) error {
+// runs notes the runs under a subject, from the newest block back, but for the
+// calls that are told of already.
+func (h *History) runs(ctx context.Context, log bus.Log, subject string, q HistoryQuery, told map[string]bool) error {
 	info, err := log.Info(ctx)
 	if err != nil || info.Records == 0 {
 		return err
@@ -144,7 +168,6 @@ func (h *History) runs(ctx context.Context, log bus.Log, function string, q Hist
 	if info.First > 1 {
 		h.forget(info.FirstTime)
 	}
-	subject := bus.RunsPrefix + bus.Token(function)
 	blocks := 0
 	for hi := info.Last + 1; hi > info.First; {
 		lo := max(info.First, hi-min(hi, blockStep))
@@ -164,7 +187,7 @@ func (h *History) runs(ctx context.Context, log bus.Log, function string, q Hist
 			if r.Time.Before(q.Since) { // it was written after its runs ended
 				return nil
 			}
-			h.block(r, q)
+			h.block(r, q, told)
 		}
 		hi = lo
 		if blocks += len(part); blocks > maxBlocks || q.Keys != nil && h.found(q) {
@@ -195,7 +218,7 @@ func (h *History) found(q HistoryQuery) bool {
 }
 
 // block notes the runs of one block, the newest of which comes last.
-func (h *History) block(r bus.Record, q HistoryQuery) {
+func (h *History) block(r bus.Record, q HistoryQuery, told map[string]bool) {
 	lines := strings.Split(strings.TrimSuffix(string(r.Data), "\n"), "\n")
 	for _, line := range slices.Backward(lines) {
 		var run struct {
@@ -203,7 +226,7 @@ func (h *History) block(r bus.Record, q HistoryQuery) {
 			Event                                           struct{ Seq uint64 }
 			Started                                         time.Time
 		}
-		if json.Unmarshal([]byte(line), &run) != nil || run.Key == "" || !asked(q, run.Sensor, run.Trigger) {
+		if json.Unmarshal([]byte(line), &run) != nil || run.Key == "" || told[run.Key] || !asked(q, run.Sensor, run.Trigger) {
 			continue
 		}
 		c := h.call(q, run.Key, run.Sensor, run.Trigger, run.Event.Seq)

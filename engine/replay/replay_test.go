@@ -545,13 +545,20 @@ func TestCompare(t *testing.T) {
 		return replay.Played{Sensor: "s", Firing: replay.Firing{Key: key, Trigger: "t", Time: at(min)}}
 	}
 	b := open(t)
-	record := func(key string, seq int, status string, started time.Time) {
+	into := func(log bus.Log, prefix, key string, seq int, status string, started time.Time) {
 		t.Helper()
 		line := fmt.Sprintf(`{"id":"%s_1","key":"%s","function":"f","sensor":"s","trigger":"t","status":"%s","attempt":1,"event":{"seq":%d},"started":"%s"}`+"\n",
 			key, key, status, seq, started.Format(time.RFC3339Nano))
-		if _, err := b.Runs().Append(context.Background(), bus.Record{Subject: bus.RunsPrefix + "f", Data: []byte(line)}); err != nil {
+		if _, err := log.Append(context.Background(), bus.Record{Subject: prefix + "f", Data: []byte(line)}); err != nil {
 			t.Fatal(err)
 		}
+	}
+	record := func(key string, seq int, status string, started time.Time) {
+		t.Helper()
+		into(b.Runs(), bus.RunsPrefix, key, seq, status, started)
+	}
+	for key, status := range map[string]string{"same": "retrying", "failed": "retrying", "died": "dead", "waits": "retrying"} {
+		into(b.FailedRuns(), bus.FailedPrefix, key, 2, status, at(0))
 	}
 	record("forgotten", 1, "succeeded", at(0))
 	if err := b.Runs().PurgeTo(context.Background(), 2); err != nil {
@@ -570,7 +577,7 @@ func TestCompare(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.Oldest = at(5) // as if the first block had been written then
-	played := []replay.Played{firing("same", 7), firing("new", 8), firing("old", 1), firing("waits", 9)}
+	played := []replay.Played{firing("same", 7), firing("new", 8), firing("old", 1), firing("waits", 9), firing("failed", 2), firing("died", 2)}
 	gone := replay.Compare(played, h, func(_ string, seq uint64) bool { return seq <= 50 })
 	var got []string
 	for _, p := range append(played, gone...) {
@@ -580,7 +587,7 @@ func TestCompare(t *testing.T) {
 		}
 		got = append(got, strings.TrimSpace(p.Key+" "+p.Difference+" "+status))
 	}
-	if s := strings.Join(got, ", "); s != "same same succeeded, new new, old unknown, waits same waiting, gone gone succeeded" {
+	if s := strings.Join(got, ", "); s != "same same succeeded, new new, old unknown, waits same retrying, failed same ended, died same dead, gone gone succeeded" {
 		t.Error(s)
 	}
 	if a, b := replay.Key("1", "k"), replay.Key("2", "k"); a == b || !strings.HasPrefix(a, replay.KeyPrefix) || a != replay.Key("1", "k") {
