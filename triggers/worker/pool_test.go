@@ -160,13 +160,17 @@ func TestWaiting(t *testing.T) {
 	third := make(chan error, 1)
 	go func() { _, err := invoke(t.Context(), p); third <- err }()
 	eventually(t, "the call does not wait", func() bool { p.mu.Lock(); defer p.mu.Unlock(); return len(p.waiters) == 1 })
+	closed := make(chan error, 1)
+	go func() { closed <- p.Close() }()
+	if err := <-third; err == nil {
+		t.Error("a call of a closed pool was answered")
+	}
 	cancel()
 	if err := <-first; !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
-	go func() { _ = p.Close() }()
-	if err := <-third; err == nil {
-		t.Error("a call of a closed pool was answered")
+	if err := <-closed; err != nil {
+		t.Error(err)
 	}
 }
 
