@@ -353,13 +353,15 @@ func (p *Pool) Submit(ctx context.Context, r Request) (Submitted, error) {
 	}
 	run.Input = run.keep(r.Input, spec.Callee.Mask)
 	rec := bus.Record{Subject: j.Subject(len(p.parts)), Data: j.Encode(nil), MsgID: j.Key}
-	p.recent.expect(&run)
+	first := p.recent.expect(&run)
 	ack, err := p.o.Bus.Jobs().Append(ctx, rec)
 	if err == nil {
 		err = p.o.Bus.Jobs().Sync(ctx)
 	}
 	if err != nil || ack.Duplicate {
-		p.recent.forget(r.Key)
+		if first {
+			p.recent.forget(r.Key)
+		}
 		return Submitted{Key: r.Key, Known: err == nil}, err
 	}
 	p.runs.record(&run)

@@ -256,6 +256,30 @@ func TestSubmit(t *testing.T) {
 	}
 }
 
+// A call that is submitted again while it waits is still known.
+func TestSubmittedAgain(t *testing.T) {
+	f := newFixture(t, Options{})
+	fn := &echo{gate: make(chan struct{})}
+	defer close(fn.gate)
+	f.pool.Apply(table(direct("f", fn, NewSlots(1))))
+	f.run()
+	until(t, "the pool to run", func() bool { return f.pool.running.Load() })
+	if _, err := f.pool.Submit(t.Context(), exec("f", `{"wait": true}`)); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the first call", func() bool { return fn.count() == 1 })
+	r := exec("f", `1`)
+	r.Key = DeriveKey("x", "y")
+	for again := range 2 {
+		if got, err := f.pool.Submit(t.Context(), r); err != nil || got.Known != (again == 1) {
+			t.Fatalf("%+v, %v", got, err)
+		}
+		if status, _, ok := f.pool.Submission(r.Key); !ok || status != StatusQueued {
+			t.Errorf("it stands as %q, %v", status, ok)
+		}
+	}
+}
+
 // A submitted call survives a restart, and one whose function is gone waits
 // for it.
 func TestSubmittedCallSurvives(t *testing.T) {

@@ -41,14 +41,17 @@ func newRecent() *recent {
 	return &recent{calls: map[string]*list.Element{}, order: list.New(), limit: recentBytes}
 }
 
-// expect notes a call that is about to be submitted.
-func (r *recent) expect(run *Run) {
+// expect notes a call that is about to be submitted, and reports whether it was
+// not known.
+func (r *recent) expect(run *Run) bool {
 	b := run.AppendJSON(nil)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if _, ok := r.calls[run.Key]; !ok {
-		r.set(run, b)
+	if _, ok := r.calls[run.Key]; ok {
+		return false
 	}
+	r.set(run, b)
+	return true
 }
 
 // forget drops a call that was not submitted.
