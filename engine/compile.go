@@ -348,9 +348,12 @@ func (c *Compiler) Sensors(set *specs.Set) []evaluate.Sensor { return c.rules(se
 
 // rules compiles the sensors of a checked set.
 func (c *Compiler) rules(set *specs.Set) *fold.Rules {
-	rules := &fold.Rules{}
+	rules := &fold.Rules{From: map[string]specs.From{}}
 	var hashes []string
 	for _, s := range c.placed(set) {
+		if s.spec.From != "" {
+			rules.From[s.name] = s.spec.From
+		}
 		rules.Sensors = append(rules.Sensors, fold.Sensor{Name: s.name, Hash: s.hash, Program: s.program})
 		hashes = append(hashes, s.name+"="+s.hash)
 	}

@@ -104,11 +104,16 @@ func (e *Engine) Explain(ctx context.Context, q ExplainQuery) (*Explained, error
 	if out.Explanations, err = replay.Explain(ctx, e.o.Bus.Events(), info, ask); err != nil {
 		return nil, tooLong(ctx, err)
 	}
+	behind := e.fold.Behind()
 	for i := range out.Explanations {
 		x := &out.Explanations[i]
 		for j := range x.Sensors {
-			if x.Event.Seq > out.Folded {
+			b, late := behind[x.Sensors[j].Sensor]
+			switch {
+			case x.Event.Seq > out.Folded:
 				x.Sensors[j].Warnings = append(x.Sensors[j].Warnings, "the engine has not evaluated this event yet; this is what it will say")
+			case late && (x.Event.Seq > b.Position || b.From != ""):
+				x.Sensors[j].Warnings = append(x.Sensors[j].Warnings, "the sensor is paused or behind and has not evaluated this event yet; this is what it will say")
 			}
 		}
 	}

@@ -68,6 +68,28 @@ type ResourceStatus struct {
 	// NotReady is why a Function cannot be called at the moment, or the inline
 	// function of a trigger; "" when it can.
 	NotReady string `json:"notReady,omitempty"`
+	// Behind is where a sensor stands that is paused or catches up, nil when it
+	// stands where the fold does.
+	Behind *BehindStatus `json:"behind,omitempty"`
+}
+
+// BehindStatus is where a sensor stands that is not where the fold stands.
+type BehindStatus struct {
+	// Position is the last event it has evaluated, Time the log time there.
+	Position uint64    `json:"position"`
+	Time     time.Time `json:"time,omitzero"`
+	// Events is how many sequences of EVENTS the fold is ahead, Removed how many
+	// of them are no longer stored.
+	Events  uint64 `json:"events"`
+	Removed uint64 `json:"removed,omitempty"`
+	// From is where it will begin when that has not come yet.
+	From specs.From `json:"from,omitempty"`
+	// Paused is nil when it catches up.
+	Paused *fold.Pause `json:"paused,omitempty"`
+}
+
+func behindStatus(b fold.Behind) *BehindStatus {
+	return &BehindStatus{Position: b.Position, Time: b.Time, Events: b.Events, Removed: b.Removed, From: b.From, Paused: b.Pause}
 }
 
 // EventStatus is the state of one event of an EventSource.
@@ -121,6 +143,8 @@ type SensorStatus struct {
 	Evicted uint64 `json:"evicted,omitempty"`
 	Keys    uint64 `json:"keys,omitempty"`
 	Bytes   uint64 `json:"bytes,omitempty"`
+	// Quarantines is how often the watchdog paused it.
+	Quarantines uint64 `json:"quarantines,omitempty"`
 	// Problem is the last expression that failed or missed what it asked for,
 	// "" for none.
 	Problem string `json:"problem,omitempty"`
@@ -196,7 +220,7 @@ func (e *Engine) Status(ctx context.Context) Status {
 		})
 	}
 	notReady := e.pool.NotReady()
-	sensorStats := e.fold.SensorStats()
+	sensorStats, behind := e.fold.SensorStats(), e.fold.Behind()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	s.Reload = e.reload
@@ -243,6 +267,9 @@ func (e *Engine) Status(ctx context.Context) Status {
 							rs.NotReady = t.Name + ": " + err.Error()
 						}
 					}
+				}
+				if b, ok := behind[name]; ok {
+					rs.Behind = behindStatus(b)
 				}
 				if c, ok := sensorStats[name]; ok {
 					st := SensorStatus(c)
@@ -328,6 +355,34 @@ func (e *Engine) Resource(ref specs.Ref) *specs.Resource {
 // Pending returns up to limit correlation keys of a sensor that wait for more.
 func (e *Engine) Pending(ctx context.Context, sensor string, limit int) ([]fold.Pending, error) {
 	return e.fold.Pending(ctx, sensor, limit)
+}
+
+// Pause stops the evaluation of a sensor, by the name it runs as, as
+// [fold.Dispatcher.Pause] does. What is returned is where it stands then.
+func (e *Engine) Pause(ctx context.Context, sensor, reason string) (*BehindStatus, error) {
+	if err := e.fold.Pause(ctx, sensor, reason); err != nil {
+		return nil, err
+	}
+	e.log.Info("sensor paused", "sensor", sensor, "reason", reason)
+	return behindStatus(e.fold.Behind()[sensor]), nil
+}
+
+// Resume lets a paused sensor catch up, as [fold.Dispatcher.Resume] does. What is
+// returned is where it stands then, and how many sequences it skipped.
+func (e *Engine) Resume(ctx context.Context, sensor string, skip bool) (at *BehindStatus, skipped uint64, err error) {
+	skipped, err = e.fold.Resume(ctx, sensor, skip)
+	if err != nil {
+		return nil, 0, err
+	}
+	if skip {
+		e.log.Warn("sensor resumed without the events since its pause", "sensor", sensor, "skipped", skipped)
+	} else {
+		e.log.Info("sensor resumed; it catches up", "sensor", sensor)
+	}
+	if b, ok := e.fold.Behind()[sensor]; ok {
+		at = behindStatus(b)
+	}
+	return at, skipped, nil
 }
 
 // Jobs gives access to queues, parked jobs and dead letters.

@@ -49,6 +49,10 @@ func (v *View) Reset(ev *bus.Event) {
 // Event is the event viewed.
 func (v *View) Event() *bus.Event { return v.event }
 
+// Fill makes everything that expressions read of the event, so that no program
+// pays for what others share with it. What cannot be made is missing as ever.
+func (v *View) Fill() { _, _ = v.environment(&need{all: true}) }
+
 // environment returns the event as expressions see it, with at least what is
 // needed. An error says that a needed part does not parse; the others are there.
 func (v *View) environment(n *need) (map[string]any, error) {

@@ -53,6 +53,7 @@ var (
 	textOrSecretType = reflect.TypeFor[TextOrSecret]()
 	settingsType     = reflect.TypeFor[Settings]()
 	triggerType      = reflect.TypeFor[Trigger]()
+	fromType         = reflect.TypeFor[From]()
 )
 
 // typeTable remembers what was found out about struct types. It belongs to one

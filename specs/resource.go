@@ -414,6 +414,7 @@ var reserved = []string{
 
 // sensor checks what the types of the fields cannot say.
 func (d *decoder) sensor(n *node, s *Sensor) {
+	d.from(n.get("from"), s.From)
 	deps, triggers := n.get("dependencies"), n.get("triggers")
 	if deps != nil {
 		d.dependencies(deps.items, s)
@@ -561,12 +562,23 @@ func (d *decoder) dependencyName(name *node, path string, seen map[string]*node)
 	}
 }
 
+// from checks where a sensor begins.
+func (d *decoder) from(n *node, from From) {
+	if n == nil || n.kind != scalarNode || from == "" || from == FromNow || from == FromEarliest {
+		return
+	}
+	if _, ok := from.Time(); !ok {
+		d.errorf(n, "spec.from", CodeInvalidValue, "write now, earliest, or a time as 2026-03-01T00:00:00Z", "%s is no beginning", n.describe())
+	}
+}
+
 // subscription checks what the types of the fields cannot say.
 func (d *decoder) subscription(n *node, s *Subscription) {
 	s.pos = d.place(n)
 	if n.kind != mapNode {
 		return
 	}
+	d.from(n.get("from"), s.From)
 	if s.EventType != "" { // said already
 		d.glob(n.get("eventType"), "spec.eventType", "type")
 	}

@@ -269,6 +269,11 @@ func (b *schemaBuilder) value(v reflect.Value, f *field, path string, functions 
 		return ref("TextOrSecret")
 	case settingsType:
 		return ref("Settings")
+	case fromType:
+		return object{"anyOf": []any{
+			object{"enum": []string{string(FromNow), string(FromEarliest)}},
+			object{"type": "string", "format": "date-time"},
+		}}
 	}
 	switch v.Kind() {
 	case reflect.Pointer:

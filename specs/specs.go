@@ -271,6 +271,7 @@ type Subscription struct {
 	Function  string   `yaml:"function" required:"true" doc:"Name of the Function to call."`
 	Input     Template `yaml:"input" doc:"What the function gets instead of the event's data; strings may contain ${ expr }, in which event is the event."`
 	Secrets   []string `yaml:"secrets" ref:"Secret" doc:"Names of Secrets whose values are added to those of the function in this call." example:"[slack]"`
+	From      From     `yaml:"from" doc:"With which event it begins when it is new: now (default), earliest, or the first at a time or after it." example:"2026-03-01T00:00:00Z"`
 	Delivery  `yaml:",inline"`
 
 	functionPos, pos Pos
@@ -291,6 +292,7 @@ const (
 func (s *Subscription) Sensor() *Sensor {
 	return &Sensor{
 		Dependencies: []Dependency{{Name: SubscriptionDependency, Source: s.Source, Type: s.EventType, When: s.When, Pos: s.pos}},
+		From:         s.From,
 		Triggers: []Trigger{{
 			Name: SubscriptionTrigger, Function: s.Function, FunctionPos: s.functionPos, Input: s.Input, Secrets: s.Secrets, Delivery: s.Delivery, Pos: s.pos,
 		}},
@@ -325,6 +327,25 @@ const (
 	PickAll    Pick = "all"
 )
 
+// From says with which event a sensor begins that comes newly into force: one of
+// the constants, or a time in the form of RFC 3339. "" is [FromNow].
+type From string
+
+// The beginnings that are no times.
+const (
+	// FromNow is the next event.
+	FromNow From = "now"
+	// FromEarliest is the first event stored.
+	FromEarliest From = "earliest"
+)
+
+// Time is the time whose first event a sensor begins with, the one stored at it
+// or next; ok is false when it is no time.
+func (f From) Time() (at time.Time, ok bool) {
+	at, err := time.Parse(time.RFC3339, string(f))
+	return at, err == nil
+}
+
 // Sensor declares which events, under which condition, fire which triggers.
 type Sensor struct {
 	Dependencies []Dependency `yaml:"dependencies" required:"true" doc:"The events this sensor waits for."`
@@ -332,6 +353,7 @@ type Sensor struct {
 	Within       Duration     `yaml:"within" min:"1ms" doc:"How long an event waits for the others." example:"10m"`
 	Reset        *Reset       `yaml:"reset" doc:"When the events that wait are given up, whatever they wait for."`
 	Condition    Expr         `yaml:"condition" doc:"Expression over dependency names; default: all of them." example:"order && payment"`
+	From         From         `yaml:"from" doc:"With which event it begins when it is new: now (default), earliest, or the first at a time or after it." example:"2026-03-01T00:00:00Z"`
 	Triggers     []Trigger    `yaml:"triggers" required:"true" doc:"What happens when the condition holds."`
 	Limits       *StateLimits `yaml:"limits" doc:"How much the sensor keeps at most."`
 }

@@ -284,7 +284,7 @@ func TestHints(t *testing.T) {
 		if want != "" {
 			want = fmt.Sprintf("did you mean %q?", want)
 		} else {
-			want = "one of: dependencies, correlate, within, reset, condition, triggers, limits"
+			want = "one of: dependencies, correlate, within, reset, condition, from, triggers, limits"
 		}
 		if i < 0 || got.Diagnostics[i].Hint != want {
 			t.Errorf("%s: %s", key, text(got.Diagnostics))

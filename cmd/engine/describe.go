@@ -98,6 +98,9 @@ func describe(w io.Writer, r *api.Resource) error {
 			state += " (" + r.NotReady + ")"
 		}
 		t.row("State:", state)
+		if r.Behind != nil {
+			t.row("Behind:", behindInfo(r.Behind))
+		}
 		t.row("Place:", dash(r.Place))
 		t.row("Hash:", dash(r.Hash))
 		if !r.Until.IsZero() {
@@ -171,6 +174,7 @@ func describe(w io.Writer, r *api.Resource) error {
 				{sn.Debounced, "conditions held again before it was quiet"},
 				{sn.Skipped, "steps of workflows skipped"},
 				{sn.Evicted, "correlation keys given up at a limit"},
+				{sn.Quarantines, "quarantines"},
 			} {
 				t.row(count(c.n), c.what)
 			}

@@ -113,7 +113,8 @@ Exit codes: 0 success; 1 failure, or findings such as specs with errors;
 func (e *env) verbs() []*cobra.Command {
 	return []*cobra.Command{
 		e.runVerb(), e.validateVerb(), e.testVerb(), e.initVerb(), e.newVerb(), e.schemaVerb(), e.functionsVerb(),
-		e.getVerb(), e.describeVerb(), e.eventsVerb(), e.emitVerb(), e.explainVerb(), e.replayVerb(), e.execVerb(), e.runsVerb(), e.dlqVerb(), e.reloadVerb(),
+		e.getVerb(), e.describeVerb(), e.eventsVerb(), e.emitVerb(), e.explainVerb(), e.replayVerb(), e.execVerb(), e.runsVerb(), e.dlqVerb(),
+		e.pauseVerb(), e.resumeVerb(), e.reloadVerb(),
 		e.versionVerb(), e.docsVerb(),
 	}
 }

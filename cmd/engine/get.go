@@ -172,6 +172,9 @@ func stateOf(r engine.ResourceStatus) string {
 				return string(ev.State)
 			}
 		}
+		if r.Behind != nil {
+			return behindState(r.Behind)
+		}
 		if r.NotReady != "" {
 			return "NotReady"
 		}
@@ -183,6 +186,9 @@ func stateOf(r engine.ResourceStatus) string {
 func infoOf(r engine.ResourceStatus) string {
 	if r.Reason != "" {
 		return r.Reason
+	}
+	if r.Behind != nil {
+		return behindInfo(r.Behind)
 	}
 	if r.NotReady != "" {
 		return r.NotReady

@@ -89,6 +89,8 @@ func (s *server) table() []route {
 		{"GET", "/api/v1/resources", s.resources, false},
 		{"GET", "/api/v1/resources/{kind}/{name}", s.resource, false},
 		{"GET", "/api/v1/sensors/{name}/pending", s.pending, false},
+		{"POST", "/api/v1/sensors/{name}/pause", s.pause, false},
+		{"POST", "/api/v1/sensors/{name}/resume", s.resume, false},
 		{"GET", "/api/v1/events", s.events, false},
 		{"POST", "/api/v1/events", s.emit, false},
 		{"GET", "/api/v1/explain", s.explain, false},

@@ -25,6 +25,7 @@ import (
 
 	"github.com/sensor-engine/engine/bus/jetstream"
 	"github.com/sensor-engine/engine/engine"
+	"github.com/sensor-engine/engine/engine/fold"
 	"github.com/sensor-engine/engine/engine/jobs"
 	"github.com/sensor-engine/engine/engine/reload"
 	"github.com/sensor-engine/engine/engine/replay"
@@ -249,6 +250,9 @@ func TestFieldsAreDocumented(t *testing.T) {
 		{Resource{}, "Resource"},
 		{Dependency{}, "Resource"},
 		{Pending{}, "Pending"},
+		{Paused{}, "Paused"},
+		{engine.BehindStatus{}, "Behind"},
+		{fold.Pause{}, "Behind"},
 		{specs.Diagnostic{}, "Diagnostic"},
 		{specs.Pos{}, "Pos"},
 		{Emitted{}, "Emitted"},
@@ -387,7 +391,55 @@ func TestEngine(t *testing.T) {
 	t.Run("follow", r.testFollow)
 	t.Run("metrics", r.testMetrics)
 	t.Run("exec", r.testExec)
+	t.Run("pause", r.testPause)
 	t.Run("reload", r.testReload)
+}
+
+func (r *running) testPause(t *testing.T) {
+	post := func(path string) (p Paused) {
+		t.Helper()
+		w := r.do("POST", "/api/v1/sensors/large/"+path, "")
+		if err := json.Unmarshal(w.Body.Bytes(), &p); err != nil || w.Code != http.StatusOK || p.Sensor != "large" {
+			t.Fatalf("%s: %d %s", path, w.Code, w.Body)
+		}
+		return p
+	}
+	p := post("pause?reason=closed+" + canary)
+	if b := p.Behind; b == nil || b.Paused == nil || b.Paused.By != fold.ByPerson || b.Paused.Reason != "closed ***" || b.Events != 0 || b.Position == 0 {
+		t.Fatalf("paused: %+v", p.Behind)
+	}
+	r.emit("order", "p1", `{"total":1000}`)
+	var res Resource
+	eventually(t, func() error {
+		if r.get("/api/v1/resources/sensor/large", &res); res.Behind == nil || res.Behind.Events == 0 || res.State != "ok" {
+			return fmt.Errorf("behind %+v", res.Behind)
+		}
+		return nil
+	})
+	if metrics := r.do("GET", "/metrics", "").Body.String(); !strings.Contains(metrics, `engine_sensor_paused{by="person",sensor="large"} 1`) {
+		t.Error("no metric says that it is paused")
+	}
+	fired := res.Sensor.Fired
+	post("resume")
+	eventually(t, func() error {
+		var now Resource
+		if r.get("/api/v1/resources/sensor/large", &now); now.Behind != nil || now.Sensor.Fired != fired+1 {
+			return fmt.Errorf("behind %+v, fired %d", now.Behind, now.Sensor.Fired)
+		}
+		return nil
+	})
+	post("pause")
+	r.emit("order", "p2", `{"total":1000}`)
+	eventually(t, func() error {
+		res = Resource{}
+		if r.get("/api/v1/resources/sensor/large", &res); res.Behind == nil || res.Behind.Events == 0 {
+			return fmt.Errorf("behind %+v", res.Behind)
+		}
+		return nil
+	})
+	if p := post("resume?skip=true"); p.Skipped == 0 {
+		t.Errorf("skipped: %+v", p)
+	}
 }
 
 func (r *running) testExec(t *testing.T) {
@@ -492,6 +544,11 @@ func (r *running) testErrors(t *testing.T) {
 		{"GET", "/api/v1/resources/Sensor/nobody", 404},
 		{"GET", "/api/v1/resources/Banana/x", 400},
 		{"GET", "/api/v1/sensors/nobody/pending", 404},
+		{"POST", "/api/v1/sensors/nobody/pause", 404},
+		{"POST", "/api/v1/sensors/nobody/resume", 404},
+		{"POST", "/api/v1/sensors/pair/resume", 409},
+		{"POST", "/api/v1/sensors/pair/resume?skip=perhaps", 400},
+		{"POST", "/api/v1/sensors/pair/pause?reason=" + strings.Repeat("x", 513), 400},
 		{"GET", "/api/v1/events?limit=-1", 400},
 		{"GET", "/api/v1/events?limit=many", 400},
 		{"GET", "/api/v1/events?since=yesterday", 400},

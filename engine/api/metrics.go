@@ -13,6 +13,7 @@ import (
 
 	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/engine"
+	"github.com/sensor-engine/engine/engine/fold"
 	"github.com/sensor-engine/engine/engine/jobs"
 	"github.com/sensor-engine/engine/engine/reload"
 	"github.com/sensor-engine/engine/specs"
@@ -40,62 +41,66 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 
 // The metrics.
 var (
-	descBuild       = desc("build_info", "The version of the program; always 1.", "version", "goversion")
-	descReady       = desc("ready", "1 when the engine does its whole work.")
-	descBusOK       = desc("bus_ok", "1 when events can be stored.")
-	descBytes       = desc("stream_bytes", "Size of a stream.", "stream")
-	descMaxBytes    = desc("stream_max_bytes", "Limit of a stream's size; 0 for none.", "stream")
-	descRecords     = desc("stream_records", "Records in a stream.", "stream")
-	descUp          = desc("source_up", "1 when the source does its work.", "source", "event", "type")
-	descRestarts    = desc("source_restarts_total", "Failures after which the source was started again.", "source", "event")
-	descEvents      = desc("source_events_total", "Events of a source by what became of them: stored, duplicate, refused, filtered.", "source", "event", "result")
-	descIntake      = desc("source_intake_errors_total", "Events whose filter asked for something missing (filter-missing) or failed (filter-failed), which are not stored, and those stored as they came because their id, type, data or labels could not be computed (unshaped).", "source", "event", "reason")
-	descLimited     = desc("source_limited_total", "Events that the rate limit refused or held back.", "source", "event")
-	descSourceLag   = desc("source_lag_seconds", "How far a source is behind its producer or schedule, where it knows.", "source", "event")
-	descLast        = desc("source_last_event_timestamp_seconds", "When the source stored its last event.", "source", "event")
-	descPosition    = desc("fold_position", "Sequence of the last event that was evaluated.")
-	descCovered     = desc("fold_checkpoint", "Sequence of the last event under the checkpoint.")
-	descLag         = desc("fold_lag_seconds", "How long the oldest event that is not yet evaluated has been stored.")
-	descFailing     = desc("fold_failing", "1 when something keeps the fold from working.")
-	descUnmatched   = desc("events_unmatched_total", "Events no sensor wanted.")
-	descMatched     = desc("sensor_matched_total", "Events a sensor wanted.", "sensor")
-	descFired       = desc("sensor_fired_total", "Firings of a sensor's triggers.", "sensor")
-	descSuperseded  = desc("sensor_superseded_total", "Waiting events that a newer one replaced.", "sensor")
-	descExpired     = desc("sensor_expired_total", "Waiting events that were given up.", "sensor")
-	descDebounced   = desc("sensor_debounced_total", "What held again before the quiet time of a trigger was over, which does not fire.", "sensor")
-	descSkipped     = desc("sensor_skipped_total", "Later steps of workflows that do not fire, and fan-outs without items.", "sensor")
-	descSuppressed  = desc("sensor_suppressed_total", "Firings within a trigger's cooldown, which call nothing.", "sensor")
-	descEvicted     = desc("sensor_evicted_total", "Correlation keys that were given up because the sensor kept more than its limits allow.", "sensor")
-	descKeys        = desc("sensor_keys", "Correlation keys with state.", "sensor")
-	descState       = desc("sensor_state_bytes", "What the state of a sensor counts, payloads not included.", "sensor")
-	descErrors      = desc("sensor_errors_total", "Expressions that asked for what is missing, or failed.", "sensor", "kind")
-	descCalls       = desc("trigger_calls_total", "Calls of a trigger's function by how they ended.", "sensor", "trigger", "result")
-	descRetried     = desc("trigger_retries_total", "Calls that will be repeated.", "sensor", "trigger")
-	descDuration    = desc("trigger_duration_seconds", "Time of the calls.", "sensor", "trigger")
-	descRunning     = desc("trigger_running", "Calls that run at the moment.", "sensor", "trigger")
-	descWaiting     = desc("trigger_waiting", "Jobs that wait in memory.", "sensor", "trigger")
-	descPaused      = desc("trigger_paused", "1 while the breaker of the trigger is open, 0 while it is closed; only of triggers with a breaker.", "sensor", "trigger")
-	descParked      = desc("trigger_parked", "Jobs that wait on the bus, for a retry or for their turn.", "sensor", "trigger", "reason")
-	descRequests    = desc("endpoint_requests_total", "Requests of an endpoint by the status of the answer; 499 is that of clients who went away.", "endpoint", "status")
-	descInFlight    = desc("endpoint_in_flight", "Requests of an endpoint that are being served.", "endpoint")
-	descEndpointUp  = desc("endpoint_up", "1 when the endpoint is served.", "endpoint")
-	descLetters     = desc("dead_letters", "Jobs that were given up and are kept.", "sensor", "trigger")
-	descDied        = desc("trigger_dead_total", "Jobs that were given up.", "sensor", "trigger")
-	descRunsDropped = desc("runs_dropped_total", "Runs the history could not take.")
-	descGeneration  = desc("reload_generation", "How often a changed set of specs was applied.")
-	descReloaded    = desc("reload_last_success_timestamp_seconds", "When a changed set of specs was applied last.")
-	descRefused     = desc("reload_last_refused_timestamp_seconds", "When an edit was last refused, in whole or in part; 0 for never.")
-	descFailed      = desc("reload_failed", "1 when the last reload could not be applied.")
-	descProblems    = desc("spec_problems", "Problems in the specs at the moment.", "severity")
-	descResources   = desc("resources", "Resources by their state.", "kind", "state")
-	descAlarms      = desc("alarms", "Alarms that need a person.")
+	descBuild        = desc("build_info", "The version of the program; always 1.", "version", "goversion")
+	descReady        = desc("ready", "1 when the engine does its whole work.")
+	descBusOK        = desc("bus_ok", "1 when events can be stored.")
+	descBytes        = desc("stream_bytes", "Size of a stream.", "stream")
+	descMaxBytes     = desc("stream_max_bytes", "Limit of a stream's size; 0 for none.", "stream")
+	descRecords      = desc("stream_records", "Records in a stream.", "stream")
+	descUp           = desc("source_up", "1 when the source does its work.", "source", "event", "type")
+	descRestarts     = desc("source_restarts_total", "Failures after which the source was started again.", "source", "event")
+	descEvents       = desc("source_events_total", "Events of a source by what became of them: stored, duplicate, refused, filtered.", "source", "event", "result")
+	descIntake       = desc("source_intake_errors_total", "Events whose filter asked for something missing (filter-missing) or failed (filter-failed), which are not stored, and those stored as they came because their id, type, data or labels could not be computed (unshaped).", "source", "event", "reason")
+	descLimited      = desc("source_limited_total", "Events that the rate limit refused or held back.", "source", "event")
+	descSourceLag    = desc("source_lag_seconds", "How far a source is behind its producer or schedule, where it knows.", "source", "event")
+	descLast         = desc("source_last_event_timestamp_seconds", "When the source stored its last event.", "source", "event")
+	descPosition     = desc("fold_position", "Sequence of the last event that was evaluated.")
+	descCovered      = desc("fold_checkpoint", "Sequence of the last event under the checkpoint.")
+	descLag          = desc("fold_lag_seconds", "How long the oldest event that is not yet evaluated has been stored.")
+	descFailing      = desc("fold_failing", "1 when something keeps the fold from working.")
+	descUnmatched    = desc("events_unmatched_total", "Events no sensor wanted.")
+	descMatched      = desc("sensor_matched_total", "Events a sensor wanted.", "sensor")
+	descFired        = desc("sensor_fired_total", "Firings of a sensor's triggers.", "sensor")
+	descSuperseded   = desc("sensor_superseded_total", "Waiting events that a newer one replaced.", "sensor")
+	descExpired      = desc("sensor_expired_total", "Waiting events that were given up.", "sensor")
+	descDebounced    = desc("sensor_debounced_total", "What held again before the quiet time of a trigger was over, which does not fire.", "sensor")
+	descSkipped      = desc("sensor_skipped_total", "Later steps of workflows that do not fire, and fan-outs without items.", "sensor")
+	descSuppressed   = desc("sensor_suppressed_total", "Firings within a trigger's cooldown, which call nothing.", "sensor")
+	descEvicted      = desc("sensor_evicted_total", "Correlation keys that were given up because the sensor kept more than its limits allow.", "sensor")
+	descKeys         = desc("sensor_keys", "Correlation keys with state.", "sensor")
+	descState        = desc("sensor_state_bytes", "What the state of a sensor counts, payloads not included.", "sensor")
+	descSensorPaused = desc("sensor_paused", "1 while a sensor is paused, by who paused it: person or watchdog.", "sensor", "by")
+	descBehind       = desc("sensor_behind_events", "How many sequences of EVENTS a sensor that is paused or catches up is behind the fold.", "sensor")
+	descQuarantines  = desc("sensor_quarantines_total", "How often the watchdog paused a sensor.", "sensor")
+	descErrors       = desc("sensor_errors_total", "Expressions that asked for what is missing, or failed.", "sensor", "kind")
+	descCalls        = desc("trigger_calls_total", "Calls of a trigger's function by how they ended.", "sensor", "trigger", "result")
+	descRetried      = desc("trigger_retries_total", "Calls that will be repeated.", "sensor", "trigger")
+	descDuration     = desc("trigger_duration_seconds", "Time of the calls.", "sensor", "trigger")
+	descRunning      = desc("trigger_running", "Calls that run at the moment.", "sensor", "trigger")
+	descWaiting      = desc("trigger_waiting", "Jobs that wait in memory.", "sensor", "trigger")
+	descPaused       = desc("trigger_paused", "1 while the breaker of the trigger is open, 0 while it is closed; only of triggers with a breaker.", "sensor", "trigger")
+	descParked       = desc("trigger_parked", "Jobs that wait on the bus, for a retry or for their turn.", "sensor", "trigger", "reason")
+	descRequests     = desc("endpoint_requests_total", "Requests of an endpoint by the status of the answer; 499 is that of clients who went away.", "endpoint", "status")
+	descInFlight     = desc("endpoint_in_flight", "Requests of an endpoint that are being served.", "endpoint")
+	descEndpointUp   = desc("endpoint_up", "1 when the endpoint is served.", "endpoint")
+	descLetters      = desc("dead_letters", "Jobs that were given up and are kept.", "sensor", "trigger")
+	descDied         = desc("trigger_dead_total", "Jobs that were given up.", "sensor", "trigger")
+	descRunsDropped  = desc("runs_dropped_total", "Runs the history could not take.")
+	descGeneration   = desc("reload_generation", "How often a changed set of specs was applied.")
+	descReloaded     = desc("reload_last_success_timestamp_seconds", "When a changed set of specs was applied last.")
+	descRefused      = desc("reload_last_refused_timestamp_seconds", "When an edit was last refused, in whole or in part; 0 for never.")
+	descFailed       = desc("reload_failed", "1 when the last reload could not be applied.")
+	descProblems     = desc("spec_problems", "Problems in the specs at the moment.", "severity")
+	descResources    = desc("resources", "Resources by their state.", "kind", "state")
+	descAlarms       = desc("alarms", "Alarms that need a person.")
 )
 
 // Describe sends all descriptions.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descBuild, descReady, descBusOK, descBytes, descMaxBytes, descRecords, descUp, descRestarts, descEvents, descIntake, descLimited, descSourceLag, descLast, descPosition,
-		descCovered, descLag, descFailing, descUnmatched, descMatched, descFired, descSuperseded, descExpired, descSuppressed, descDebounced, descSkipped, descEvicted, descKeys, descState, descErrors, descCalls,
+		descCovered, descLag, descFailing, descUnmatched, descMatched, descFired, descSuperseded, descExpired, descSuppressed, descDebounced, descSkipped, descEvicted, descKeys, descState, descErrors,
+		descSensorPaused, descBehind, descQuarantines, descCalls,
 		descRetried, descDuration, descRunning, descWaiting, descPaused, descParked, descRequests, descInFlight, descEndpointUp, descLetters, descDied, descRunsDropped, descGeneration,
 		descReloaded, descRefused, descFailed, descProblems, descResources, descAlarms,
 	} {
@@ -177,6 +182,18 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 			counter(descEvicted, sn.Evicted, r.RunsAs)
 			gauge(descKeys, float64(sn.Keys), r.RunsAs)
 			gauge(descState, float64(sn.Bytes), r.RunsAs)
+			counter(descQuarantines, sn.Quarantines, r.RunsAs)
+			by, behind := fold.Pauser(""), uint64(0)
+			if b := r.Behind; b != nil {
+				behind = b.Events
+				if b.Paused != nil {
+					by = b.Paused.By
+				}
+			}
+			gauge(descBehind, float64(behind), r.RunsAs)
+			for _, who := range []fold.Pauser{fold.ByPerson, fold.ByWatchdog} {
+				gauge(descSensorPaused, truth(by == who), r.RunsAs, string(who))
+			}
 			counter(descErrors, sn.Missing, r.RunsAs, "missing")
 			counter(descErrors, sn.Failed, r.RunsAs, "failed")
 		}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/engine"
+	"github.com/sensor-engine/engine/engine/fold"
 	"github.com/sensor-engine/engine/engine/jobs"
 	"github.com/sensor-engine/engine/engine/replay"
 )
@@ -47,6 +48,10 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	var request *engine.RequestError
 	status := http.StatusInternalServerError
 	switch {
+	case errors.Is(err, fold.ErrNoSensor):
+		status = http.StatusNotFound
+	case errors.Is(err, fold.ErrNotPaused), errors.Is(err, fold.ErrTooManyBehind):
+		status = http.StatusConflict
 	case errors.As(err, &request):
 		status = http.StatusBadRequest
 	case errors.Is(err, replay.ErrTooMuch):

@@ -183,14 +183,23 @@ func (s *server) pendingOf(ctx context.Context, sensor string, limit int) ([]Pen
 	return out, nil
 }
 
-func (s *server) pending(w http.ResponseWriter, r *http.Request) error {
+// sensor is the sensor in a request's path, by the name it runs as.
+func (s *server) sensor(r *http.Request) (string, error) {
 	name := r.PathValue("name")
 	ref := specs.Ref{Kind: specs.KindSensor, Name: name}
 	if sub, ok := strings.CutPrefix(name, specs.SubscriptionPrefix); ok {
 		ref = specs.Ref{Kind: specs.KindSubscription, Name: sub}
 	}
 	if s.e.Resource(ref) == nil {
-		return notFound("there is no sensor %s that runs", name)
+		return "", notFound("there is no sensor %s that runs", name)
+	}
+	return name, nil
+}
+
+func (s *server) pending(w http.ResponseWriter, r *http.Request) error {
+	name, err := s.sensor(r)
+	if err != nil {
+		return err
 	}
 	limit, err := number(r, "limit", 100, 1, 10_000)
 	if err != nil {

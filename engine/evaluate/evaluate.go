@@ -85,6 +85,10 @@ type Evaluator struct {
 	// Resident is about how many bytes of events that states refer to stay in
 	// memory, the newest; large ones do not. It changes no decision.
 	Resident int
+	// Meter, when it is not nil, is told when the work of a sensor on an event
+	// begins and ends. What sensors share, the reading of the payload, is then
+	// done before.
+	Meter func(sensor int, begins bool)
 
 	observer Observer
 	load     func(seq uint64) (*bus.Event, error)
@@ -103,6 +107,7 @@ type Evaluator struct {
 	loaded   map[uint64]*bus.Event // for the step
 	kept     func(seq uint64) *bus.Event
 	err      error
+	current  int // the sensor at work, -1 for none
 
 	candidates []*sensors.Program
 	deps       []int
@@ -121,7 +126,7 @@ func (e Events) Load(seq uint64) (*bus.Event, error) { return e[seq], nil }
 // expression reads and is not in memory, and may block. After an error the
 // evaluator is of no more use; see [Evaluator.Err].
 func New(o Observer, log string, position uint64, now time.Time, load func(seq uint64) (*bus.Event, error)) *Evaluator {
-	e := &Evaluator{Log: log, observer: o, load: load, spaces: map[string]*space{}, position: position, now: now, index: sensors.NewIndex(nil)}
+	e := &Evaluator{Log: log, observer: o, load: load, current: -1, spaces: map[string]*space{}, position: position, now: now, index: sensors.NewIndex(nil)}
 	e.kept = e.event
 	return e
 }
@@ -214,6 +219,33 @@ func (e *Evaluator) Entry(k Key) *Entry {
 // Put sets the state of a key that has none. [Evaluator.Schedule] must follow.
 func (e *Evaluator) Put(k Key, en *Entry) { e.put(e.space(k.Sensor), k.Key, en) }
 
+// Move hands what the sensors that are in force in to keep over to it. They must
+// not be in force here any more, and to must have nothing of them.
+func (e *Evaluator) Move(to *Evaluator) {
+	for i := range to.sensors {
+		name := to.sensors[i].Name
+		from := e.spaces[name]
+		if from == nil {
+			continue
+		}
+		delete(e.spaces, name)
+		sp := to.inForce[i]
+		sp.through, sp.again = from.through, from.again
+		for key, en := range from.keys {
+			e.keys--
+			e.wakes.none(en)
+			now := &Entry{State: en.State, Seen: en.Seen, Epoch: en.Epoch, Stored: en.Stored, Dirty: en.Dirty}
+			*en = Entry{} // its places in queues are void
+			to.put(sp, key, now)
+			to.take(sp, key, now, to.sensors[i].Program)
+		}
+	}
+}
+
+// Current is the sensor at work, by its index; ok is false when none is. It
+// says whose fault a panic is.
+func (e *Evaluator) Current() (sensor int, ok bool) { return e.current, e.current >= 0 }
+
 // Drop forgets a key.
 func (e *Evaluator) Drop(k Key) {
 	en := e.Entry(k)
@@ -283,7 +315,9 @@ func (e *Evaluator) Deadlines(until time.Time) {
 			e.now = at
 		}
 		if i, ok := e.byName[k.Sensor]; ok {
+			e.current = i
 			e.step(i, sensors.Input{LogID: e.Log, Key: k.Key, Time: at, Explain: e.Explain, Kept: e.kept})
+			e.current = -1
 		}
 	}
 }
@@ -305,6 +339,9 @@ func (e *Evaluator) Event(ev *bus.Event) (wanted bool) {
 		return false
 	}
 	e.view.Reset(ev)
+	if e.Meter != nil {
+		e.view.Fill()
+	}
 	var undecided []sensors.GroupVerdict
 	e.candidates, undecided = e.index.Lookup(&e.view, e.candidates[:0])
 	if len(undecided) > 0 {
@@ -315,13 +352,21 @@ func (e *Evaluator) Event(ev *bus.Event) (wanted bool) {
 			break
 		}
 		i := e.byRule[p]
+		e.current = i
+		if e.Meter != nil {
+			e.Meter(i, true)
+		}
 		r := p.Route(&e.view)
 		e.observer.Routed(i, r)
 		if len(r.Matches) > 0 {
 			wanted = true
 			e.match(i, ev, r.Matches)
 		}
+		if e.Meter != nil {
+			e.Meter(i, false)
+		}
 	}
+	e.current = -1
 	return wanted
 }
 

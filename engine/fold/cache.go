@@ -65,10 +65,18 @@ func (c *Cache) put(ev *bus.Event) {
 	}
 }
 
+// peek returns the event with this sequence when it is in memory, or nil.
+func (c *Cache) peek(seq uint64) *bus.Event {
+	if ev := c.slots[seq%uint64(len(c.slots))].Load(); ev != nil && ev.Seq == seq {
+		return ev
+	}
+	return nil
+}
+
 // Event returns the event with this sequence, from memory or the bus. It may
 // block on the bus.
 func (c *Cache) Event(ctx context.Context, seq uint64) (*bus.Event, error) {
-	if ev := c.slots[seq%uint64(len(c.slots))].Load(); ev != nil && ev.Seq == seq {
+	if ev := c.peek(seq); ev != nil {
 		return ev, nil
 	}
 	return c.ahead.event(ctx, seq)

@@ -37,6 +37,10 @@ type checkpoint struct {
 	Spec string `json:"spec"`
 	// Epoch is the lowest epoch of sensor state that counts.
 	Epoch uint64 `json:"epoch,omitempty"`
+	// Behind are the sensors that do not stand at Event. They are here and not
+	// beside it, so that where a sensor stands, and that it joined the others,
+	// is one write with where the others stand, and fenced with it.
+	Behind []standing `json:"behind,omitempty"`
 }
 
 // ReadCheckpoint returns the hash of the rules in force at the last

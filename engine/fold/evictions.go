@@ -130,7 +130,7 @@ func (s *session) loadEvictions(ctx context.Context) error {
 		if err != nil {
 			s.d.o.Alarm("state-damaged", fmt.Sprintf("%s: %v; they are dropped", en.Key, err))
 		}
-		if err != nil || e.log != s.log || e.through <= s.main.pos {
+		if err != nil || e.log != s.log {
 			stale = append(stale, en.Key)
 			return nil
 		}
@@ -149,17 +149,19 @@ func (s *session) loadEvictions(ctx context.Context) error {
 			return err
 		}
 	}
-	for i := range s.main.running {
-		name := s.main.running[i].Name
-		e := lists[bus.Token(name)]
-		if e == nil {
-			e = &evictions{}
-		}
-		if through := max(e.through, s.decided[name]); through > 0 {
-			s.decided[name] = through
-			s.recoverTo = max(s.recoverTo, through)
-			list := slices.DeleteFunc(e.list, func(ev evaluate.Eviction) bool { return ev.Position <= s.main.pos })
-			s.main.eval.Decided(name, through, list)
+	for l := range s.all {
+		for i := range l.running {
+			name := l.running[i].Name
+			e := lists[bus.Token(name)]
+			if e == nil || e.through <= l.pos {
+				e = &evictions{}
+			}
+			if through := max(e.through, s.decided[name]); through > 0 {
+				s.decided[name] = through
+				s.trace(name, through, time.Time{})
+				list := slices.DeleteFunc(e.list, func(ev evaluate.Eviction) bool { return ev.Position <= l.pos })
+				l.eval.Decided(name, through, list)
+			}
 		}
 	}
 	return nil

@@ -19,6 +19,7 @@ import (
 	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/engine/evaluate"
 	"github.com/sensor-engine/engine/engine/jobs"
+	"github.com/sensor-engine/engine/specs"
 )
 
 // Rules is a set of compiled sensors in force. It is not changed after it was
@@ -28,6 +29,9 @@ type Rules struct {
 	Hash string
 	// Sensors are the sensors, names unique.
 	Sensors []Sensor
+	// From says where sensors begin, by name, when they come newly into force;
+	// those that are not in it begin with the next event.
+	From map[string]specs.From
 }
 
 // Sensor is one compiled sensor.
@@ -75,11 +79,20 @@ type Dispatcher struct {
 	stats   map[string]*stats
 	failing error
 
+	// Of the fold's goroutine: sensors to be paused, and those whose beginning
+	// is perhaps not stored yet.
+	condemned map[string]*panicError
+	fresh     []string
+
 	position  atomic.Uint64 // last event folded
 	covered   atomic.Uint64 // last event under the checkpoint
 	eventTime atomic.Int64  // its storage time, in nanoseconds
 	unmatched atomic.Uint64
 	ready     atomic.Bool
+
+	standing    atomic.Pointer[[]standing] // where those are that are not at position
+	floorBehind atomic.Uint64              // the first event that they are about to fold, 0 for none
+	first       atomic.Uint64              // the first event stored, as far as known
 }
 
 // defaultResident is [Options.Resident] without a memory limit.
@@ -111,7 +124,7 @@ func New(o Options) *Dispatcher {
 	if o.Alarm == nil {
 		o.Alarm = func(code, message string) { o.Logger.Error("alarm", "code", code, "what", message) }
 	}
-	return &Dispatcher{o: o, log: o.Logger, rules: o.Rules, stats: map[string]*stats{}}
+	return &Dispatcher{o: o, log: o.Logger, rules: o.Rules, stats: map[string]*stats{}, condemned: map[string]*panicError{}}
 }
 
 // Run folds until ctx ends, then writes a last checkpoint within the bus's
@@ -126,6 +139,10 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 		worked := d.ready.Swap(false)
 		if ctx.Err() != nil {
 			return nil
+		}
+		if p, ok := errors.AsType[*panicError](err); ok {
+			d.condemn(p)
+			continue
 		}
 		d.setFailing(err)
 		if time.Since(start) > time.Minute {
@@ -286,15 +303,20 @@ type Pending struct {
 func (d *Dispatcher) Pending(ctx context.Context, sensor string, limit int) ([]Pending, error) {
 	var out []Pending
 	err := d.do(ctx, func(s *session) error {
-		for k, e := range s.main.eval.Keys() {
-			if len(out) >= limit {
-				break
-			}
-			if sensor == "" || k.Sensor == sensor {
-				out = append(out, Pending{Sensor: k.Sensor, Key: k.Key, Refs: e.State.Refs(), Wake: e.Wake()})
+		for l := range s.all {
+			for k, e := range l.eval.Keys() {
+				if len(out) >= limit {
+					break
+				}
+				if sensor == "" || k.Sensor == sensor {
+					out = append(out, Pending{Sensor: k.Sensor, Key: k.Key, Refs: e.State.Refs(), Wake: e.Wake()})
+				}
 			}
 		}
 		return nil
 	})
-	return out, err
+	if err != nil { // it may still be under way
+		return nil, err
+	}
+	return out, nil
 }

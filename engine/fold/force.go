@@ -52,7 +52,10 @@ func ReadForce(ctx context.Context, s bus.Store) (map[string]Force, error) {
 // another log, or beyond the end of this one, does not hold any more.
 func (s *session) loadForce(ctx context.Context) error {
 	all, err := ReadForce(ctx, s.d.o.Bus.State())
-	maps.DeleteFunc(all, func(_ string, f Force) bool { return f.Log != s.log || f.Changed > s.main.pos })
+	maps.DeleteFunc(all, func(name string, f Force) bool {
+		l := s.laneOf(name)
+		return f.Log != s.log || l == nil || l.from != "" || f.Changed > l.pos
+	})
 	s.force = all
 	return err
 }
@@ -63,18 +66,42 @@ func (s *session) enforce(old map[string]*Sensor) {
 	for i := range s.rules.Sensors {
 		is := &s.rules.Sensors[i]
 		was, f, known := old[is.Name], Force{}, false
+		l := s.laneOf(is.Name)
+		if l.from != "" {
+			continue // it is noted when that is known
+		}
 		if was != nil && was.Program.StateFingerprint() == is.Program.StateFingerprint() {
 			if f, known = s.force[is.Name]; !known || f.Hash == is.Hash {
 				continue
 			}
 		}
-		f.Log, f.Changed, f.Hash, f.Fingerprint = s.log, s.main.pos, is.Hash, is.Program.StateFingerprint()
+		f.Log, f.Changed, f.Hash, f.Fingerprint = s.log, l.pos, is.Hash, is.Program.StateFingerprint()
 		if !known {
-			f.Since = s.main.pos
+			f.Since = l.pos
 		}
-		s.force[is.Name] = f
-		if b, err := json.Marshal(f); err == nil { // it holds texts and numbers
-			s.batch.put(forceKey(is.Name), b)
-		}
+		s.note(is.Name, f)
+	}
+}
+
+// enforceFrom notes where the sensors of a lane begin.
+func (s *session) enforceFrom(l *lane) {
+	for i := range l.running {
+		is := &l.running[i]
+		s.note(is.Name, Force{Log: s.log, Since: l.pos, Changed: l.pos, Hash: is.Hash, Fingerprint: is.Program.StateFingerprint()})
+	}
+}
+
+// unforce makes it unknown since when a sensor is in force: it did not see all
+// events since then, so that what it decided cannot be found out again.
+func (s *session) unforce(sensor string) {
+	s.note(sensor, Force{})
+	delete(s.force, sensor)
+}
+
+// note stores since when a sensor is in force, with the next checkpoint.
+func (s *session) note(sensor string, f Force) {
+	s.force[sensor] = f
+	if b, err := json.Marshal(f); err == nil { // it holds texts and numbers
+		s.batch.put(forceKey(sensor), b)
 	}
 }

@@ -3,6 +3,7 @@ package fold
 import (
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"time"
 
 	"github.com/sensor-engine/engine/bus"
@@ -33,6 +34,20 @@ type lane struct {
 	trailing bool
 	dirty    []evaluate.Key
 	evicted  []evicted // since the last batch
+	out      []firing  // decided and not yet published
+
+	// recoverTo and recoverTime are the last position and log time that left
+	// traces beyond the checkpoint.
+	recoverTo   uint64
+	recoverTime time.Time
+
+	behind // of the lanes that are
+}
+
+// firing is a decision that is not published yet.
+type firing struct {
+	job     *jobs.Job
+	subject string
 }
 
 // newLane returns a lane without sensors that stands behind the event at pos,
@@ -92,12 +107,52 @@ func (l *lane) share() {
 	}
 }
 
-// event folds one event, decoded; nil goes past one that cannot be.
-func (l *lane) event(seq uint64, at time.Time, ev *bus.Event) (wanted bool) {
+// event folds one event, decoded; nil goes past one that cannot be. What is
+// decided is not published.
+func (l *lane) event(seq uint64, at time.Time, ev *bus.Event) (wanted bool, err error) {
+	defer l.rescue(&err)
 	l.deciding = seq
 	l.eval.Advance(seq, at)
 	l.pos = seq
-	return ev != nil && l.eval.Event(ev)
+	wanted = ev != nil && l.eval.Event(ev)
+	return wanted, l.err()
+}
+
+// deadlines steps what is due behind the last event, up to until. What is
+// decided is not published.
+func (l *lane) deadlines(until time.Time) (err error) {
+	defer l.rescue(&err)
+	was := l.trailing
+	l.trailing = true
+	l.eval.Deadlines(until)
+	l.trailing = was
+	return l.err()
+}
+
+// panicError says that the evaluation of a sensor panicked.
+type panicError struct {
+	sensor string
+	event  uint64 // that was folded, or was last
+	value  any
+	stack  []byte
+	again  bool // it panicked when its traces were decided again
+}
+
+func (e *panicError) Error() string {
+	return fmt.Sprintf("sensor %s panicked at event %d: %v", e.sensor, e.event, e.value)
+}
+
+// rescue makes an error of a panic of a sensor. It is deferred.
+func (l *lane) rescue(err *error) {
+	r := recover()
+	if r == nil {
+		return
+	}
+	i, ok := l.eval.Current()
+	if !ok {
+		panic(r)
+	}
+	*err = &panicError{sensor: l.running[i].Name, event: l.deciding, value: r, stack: debug.Stack()}
 }
 
 // Undecided counts for the sensors of a group.
@@ -165,28 +220,37 @@ func (l *lane) Changed(k evaluate.Key, en *evaluate.Entry) {
 	}
 }
 
-// Fired publishes one firing to JOBS, unless it is there already.
+// Fired keeps one firing until it is published, unless it is in JOBS already.
 func (l *lane) Fired(sensor int, f *sensors.Firing) {
-	run := &l.running[sensor]
-	s := l.s
-	if _, there := s.enqueued[f.Key]; there {
+	if _, there := l.s.enqueued[f.Key]; there {
 		return
 	}
+	run := &l.running[sensor]
 	run.stats.fired.Add(1)
 	// A deadline before an event is decided again with that event.
 	j := jobs.NewJob(run.Name, run.Hash, l.deciding, f)
 	j.Trailing = l.trailing
-	b := s.batch
-	b.add()
-	err := s.d.o.Bus.Jobs().AppendAsync(s.ctx, bus.Record{Subject: run.subjects[f.TriggerIndex], Data: j.Encode(nil)}, func(a bus.Ack, err error) {
-		if err == nil {
-			s.d.o.Enqueued(j, a.Seq)
+	l.out = append(l.out, firing{j, run.subjects[f.TriggerIndex]})
+}
+
+// publish hands what was decided to JOBS. It waits for no answer.
+func (l *lane) publish() {
+	s := l.s
+	for _, f := range l.out {
+		b := s.batch
+		b.add()
+		err := s.d.o.Bus.Jobs().AppendAsync(s.ctx, bus.Record{Subject: f.subject, Data: f.job.Encode(nil)}, func(a bus.Ack, err error) {
+			if err == nil {
+				s.d.o.Enqueued(f.job, a.Seq)
+			}
+			b.ack(a, err)
+		})
+		if err != nil {
+			b.ack(bus.Ack{}, err)
 		}
-		b.ack(a, err)
-	})
-	if err != nil {
-		b.ack(bus.Ack{}, err)
 	}
+	clear(l.out)
+	l.out = l.out[:0]
 }
 
 // save encodes the states that changed since the last batch.

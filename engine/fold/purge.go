@@ -37,6 +37,7 @@ func (d *Dispatcher) Purge(ctx context.Context, r Retention) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	var aged, told time.Time // when the age was looked at, and a failure logged
+	missed := map[string]time.Time{}
 	for {
 		select {
 		case <-ctx.Done():
@@ -56,6 +57,7 @@ func (d *Dispatcher) Purge(ctx context.Context, r Retention) error {
 			told = now
 			d.log.Warn("old events could not be purged; the next look is soon", "error", err)
 		}
+		d.tellMissed(missed)
 		// Finding out what is still needed may take long: at most a tenth of the time.
 		timer.Reset(min(max(sizeEvery, 10*time.Since(now)), r.Every))
 	}
@@ -83,19 +85,25 @@ func (d *Dispatcher) purgeOnce(ctx context.Context, r Retention) error {
 	if target <= info.First {
 		return nil
 	}
-	floor, err := d.floor(ctx)
+	// Those who catch up hold it, until it is halfway to the limit.
+	held := d.floorBehind.Load()
+	if over && float64(info.Bytes) > (1+r.HighWater)/2*float64(info.MaxBytes) {
+		held = 0
+	}
+	floor, err := d.floor(ctx, held)
 	if err != nil {
 		return err
 	}
 	if floor <= info.First {
 		if over {
-			d.o.Alarm("purge-held", fmt.Sprintf("EVENTS is above its high-water mark (%d of %d bytes), but event %d and later ones are still needed by waiting jobs, sensor state or the fold", info.Bytes, info.MaxBytes, floor))
+			d.o.Alarm("purge-held", fmt.Sprintf("EVENTS is above its high-water mark (%d of %d bytes), but event %d and later ones are still needed by waiting jobs, sensor state, the fold or a sensor that catches up", info.Bytes, info.MaxBytes, floor))
 		}
 		return nil
 	}
 	if err := log.PurgeTo(ctx, min(target, floor)); err != nil {
 		return err
 	}
+	d.first.Store(min(target, floor))
 	if over && target < floor {
 		return d.purgeOnce(ctx, r)
 	}
@@ -126,17 +134,34 @@ func FirstAfter(ctx context.Context, log bus.Log, info bus.LogInfo, t time.Time)
 	return lo, nil
 }
 
-// floor is the first event that must not be purged.
-func (d *Dispatcher) floor(ctx context.Context) (uint64, error) {
+// tellMissed raises an alarm, once for each pause, when events a paused sensor
+// has not evaluated were purged. told has the pauses by sensor.
+func (d *Dispatcher) tellMissed(told map[string]time.Time) {
+	for name, b := range d.Behind() {
+		if b.Pause != nil && b.Removed > 0 && !told[name].Equal(b.Pause.Since) {
+			told[name] = b.Pause.Since
+			d.o.Alarm("sensor-missed-events", fmt.Sprintf("sensor %s is paused behind event %d, and %d events after it were purged from EVENTS: it will not see them", name, b.Position, b.Removed))
+		}
+	}
+}
+
+// floor is the first event that must not be purged; held is one that somebody
+// needs, 0 for none.
+func (d *Dispatcher) floor(ctx context.Context, held uint64) (uint64, error) {
 	_, covered := d.Position()
 	floor := covered + 1
+	if held > 0 {
+		floor = min(floor, held)
+	}
 	err := d.do(ctx, func(s *session) error {
 		// What states do not refer to any more because it fired must be in JOBS.
 		if err := s.barrier(); err != nil {
 			return err
 		}
-		if oldest := s.main.eval.Oldest(); oldest > 0 {
-			floor = min(floor, oldest)
+		for l := range s.all {
+			if oldest := l.eval.Oldest(); oldest > 0 {
+				floor = min(floor, oldest)
+			}
 		}
 		return nil
 	})

@@ -25,6 +25,20 @@ type session struct {
 
 	rules *Rules
 	main  *lane
+	lanes []*lane          // those behind
+	place map[string]*lane // of the sensors that are behind, by name
+	turn  int              // the lane that folded last
+	moved bool             // something is to be stored
+
+	// While a lane is behind, the main one is read for on another goroutine:
+	// rest is what it has still to fold, asked what is on its way.
+	rest    []bus.Record
+	asked   chan answer
+	slices  time.Duration // how long a lane behind folds the next time
+	readCtx context.Context
+	readers sync.WaitGroup
+	pokes   chan struct{} // a lane may have something to do
+	watch   watchdog
 
 	job    uint64 // JOBS sequence known to be below later firings
 	jobLog string
@@ -34,8 +48,6 @@ type session struct {
 
 	enqueued  map[string]struct{} // firings found in JOBS beyond the checkpoint
 	lastFound uint64              // the last of the firings found in JOBS
-	begun     time.Time           // when the session began
-	recoverTo uint64              // last position that left traces beyond the checkpoint
 	decided   map[string]uint64   // by sensor, the last position whose evictions were decided before
 	end       uint64              // last event known to be stored
 	gone      uint64              // last position that left traces and is not stored any more
@@ -54,6 +66,8 @@ type batch struct {
 	time     time.Time
 	spec     string
 	epoch    uint64            // the lowest of sensor state that counts
+	behind   []standing        // where those stand that are not at position
+	floor    uint64            // the first event that lanes behind are about to fold, 0 for none
 	found    uint64            // a job found by the recovery, up to which all are covered
 	states   map[string][]byte // by STATE key
 	evicted  []evicted
@@ -105,7 +119,7 @@ func (d *Dispatcher) session(parent context.Context) error {
 	// a last checkpoint, so the session's own context outlives it.
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(parent))
 	defer cancel(nil)
-	s := &session{d: d, ctx: ctx, begun: time.Now(), decided: map[string]uint64{}, commits: make(chan *batch, 16)}
+	s := &session{d: d, ctx: ctx, decided: map[string]uint64{}, commits: make(chan *batch, 16), pokes: make(chan struct{}, 1)}
 	if err := s.recover(parent); err != nil {
 		return err
 	}
@@ -175,13 +189,23 @@ func (s *session) recover(ctx context.Context) error {
 	}
 	s.main = newLane(s, pos, now)
 	s.main.eval.Resident = d.o.Resident
+	d.mu.Lock()
+	s.rules = d.rules
+	d.mu.Unlock()
+	moved := s.placeLanes(cp.Behind, s.rules, rev != 0 && cp.Log != info.ID)
+	if rev == 0 { // everything stored is evaluated, but for what begins later
+		d.fresh = nil
+		for i := range s.rules.Sensors {
+			if _, ok := s.rules.From[s.rules.Sensors[i].Name].Time(); ok {
+				d.fresh = append(d.fresh, s.rules.Sensors[i].Name)
+			}
+		}
+	}
+	s.begin(slices.DeleteFunc(slices.Clone(d.fresh), func(name string) bool { return s.place[name] != nil }))
 	if err := s.readJobs(ctx, jinfo); err != nil {
 		return fmt.Errorf("reading JOBS from %d: %w", s.job+1, err)
 	}
-	d.mu.Lock()
-	rules := d.rules
-	d.mu.Unlock()
-	s.use(rules)
+	s.arrange(slices.Collect(s.all)...)
 	if err := s.loadKeys(ctx, cp.Epoch, info.First); err != nil {
 		return fmt.Errorf("loading sensor state: %w", err)
 	}
@@ -195,17 +219,20 @@ func (s *session) recover(ctx context.Context) error {
 	if s.gone > 0 && cp.Log == info.ID {
 		d.o.Alarm("log-shortened", fmt.Sprintf("EVENTS ends at %d, and events up to %d were folded: %d are missing, for example after a restore or a power loss; sensor state that came of them is dropped", s.end, s.gone, s.gone-s.end))
 	}
-	if cp.Event > pos && cp.Log == info.ID {
+	if (cp.Event > pos || moved) && cp.Log == info.ID {
 		// At once: what comes now takes the numbers of what is missing, and
 		// must not be taken for folded after a crash.
-		cp.Event = pos
+		cp.Event, cp.Behind = min(cp.Event, pos), s.standing()
 		if err := s.storeCheckpoint(ctx, cp); err != nil {
 			return err
 		}
 	}
 	s.changed = rev != 0 && cp.Spec != s.rules.Hash
+	d.first.Store(info.First)
 	d.position.Store(pos)
 	d.covered.Store(pos)
+	d.floorBehind.Store(s.floorBehind())
+	s.tell()
 	d.o.Covered(pos, s.job)
 	return nil
 }
@@ -243,13 +270,33 @@ func (s *session) readJobs(ctx context.Context, info bus.LogInfo) error {
 		}
 		s.enqueued[j.Key] = struct{}{}
 		s.lastFound = r.Seq
-		s.recoverTo = max(s.recoverTo, j.Position)
+		s.trace(j.Sensor, j.Position, j.Time)
 		return nil
 	})
 }
 
+// trace notes that a sensor decided something beyond the checkpoint.
+func (s *session) trace(sensor string, position uint64, at time.Time) {
+	s.main.recoverTo = max(s.main.recoverTo, position)
+	l := s.place[sensor]
+	if l == nil {
+		l = s.main
+	}
+	l.recoverTo = max(l.recoverTo, position)
+	if at.After(l.recoverTime) {
+		l.recoverTime = at
+	}
+}
+
+// grave is a tombstone of a key that nobody knows.
+func (s *session) grave() []byte {
+	st := storedKey{log: s.log, epoch: s.stones.epoch, empty: true}
+	return st.encode()
+}
+
 // loadKeys loads the state of all keys. The events they wait with are loaded
-// when they are read; those before first are not stored any more. States of epochs before floor do not count any more.
+// when they are read; those before first are not stored any more. States of
+// epochs before floor do not count any more.
 func (s *session) loadKeys(ctx context.Context, floor, first uint64) error {
 	s.stones = tombstones{epoch: max(floor, firstEpoch), floor: floor, names: map[string]uint64{}, least: s.d.o.Tombstones}
 	var old, stale []string
@@ -266,12 +313,14 @@ func (s *session) loadKeys(ctx context.Context, floor, first uint64) error {
 			return nil
 		}
 		s.stones.found(st.epoch)
-		if st.empty && st.seen <= s.main.pos {
+		l := s.laneOf(st.sensor)
+		if st.empty && (l == nil || st.seen <= l.pos) {
 			s.stones.names[e.Key] = st.epoch
 			return nil
 		}
-		r := s.main.eval.Sensor(st.sensor)
-		if r == nil || st.log != s.log || r.Program.StateFingerprint() != st.fingerprint {
+		// Those who have yet to begin have no state: it is that of an earlier
+		// sensor of this name.
+		if l == nil || l.from != "" || st.log != s.log || l.eval.Sensor(st.sensor).Program.StateFingerprint() != st.fingerprint {
 			stale = append(stale, e.Key)
 			return nil
 		}
@@ -287,18 +336,18 @@ func (s *session) loadKeys(ctx context.Context, floor, first uint64) error {
 			stale = append(stale, e.Key)
 			return nil
 		}
-		if state.Empty() && st.seen <= s.main.pos { // written before tombstones were marked
+		if state.Empty() && st.seen <= l.pos { // written before tombstones were marked
 			stale = append(stale, e.Key)
 			return nil
 		}
-		state = r.Program.Adopt(state)
+		state = l.eval.Sensor(st.sensor).Program.Adopt(state)
 		if n := state.Forget(first); n > 0 {
 			lost[st.sensor] += n
 		}
 		k := evaluate.Key{Sensor: st.sensor, Key: st.key}
-		s.main.eval.Put(k, &evaluate.Entry{State: state, Seen: st.seen, Stored: true, Epoch: st.epoch})
-		s.main.eval.Schedule(k)
-		if st.seen > s.main.pos {
+		l.eval.Put(k, &evaluate.Entry{State: state, Seen: st.seen, Stored: true, Epoch: st.epoch})
+		l.eval.Schedule(k)
+		if st.seen > l.pos {
 			s.decided[st.sensor] = max(s.decided[st.sensor], st.seen)
 		}
 		return nil
@@ -315,9 +364,8 @@ func (s *session) loadKeys(ctx context.Context, floor, first uint64) error {
 		}
 	}
 	// What does not fit may have older states behind it that would.
-	grave := storedKey{log: s.log, epoch: s.stones.epoch, empty: true}
 	for _, k := range stale {
-		if _, err := s.d.o.Bus.State().Put(ctx, k, grave.encode()); err != nil {
+		if _, err := s.d.o.Bus.State().Put(ctx, k, s.grave()); err != nil {
 			return err
 		}
 		s.stones.note(k, true)
@@ -325,21 +373,9 @@ func (s *session) loadKeys(ctx context.Context, floor, first uint64) error {
 	return nil
 }
 
-// use puts rules in force in memory.
-func (s *session) use(rules *Rules) {
-	s.rules = rules
-	s.d.mu.Lock()
-	defer s.d.mu.Unlock()
-	s.main.use(rules.Sensors)
-	for _, st := range s.d.stats {
-		st.settle()
-	}
-	s.main.share()
-	s.d.rules = rules
-}
-
 // swap puts rules in force between two events. The checkpoint before it
 // covers everything the old ones decided, the one after it names the new ones.
+// Sensors that are paused or behind stay so.
 func (s *session) swap(rules *Rules) error {
 	if err := s.barrier(); err != nil {
 		return err
@@ -348,29 +384,38 @@ func (s *session) swap(rules *Rules) error {
 	for i := range s.rules.Sensors {
 		old[s.rules.Sensors[i].Name] = &s.rules.Sensors[i]
 	}
-	s.use(rules)
-	s.enforce(old)
-	dropped := map[string]int{}
-	for k, en := range s.main.eval.Keys() {
-		was, is := old[k.Sensor], s.main.eval.Sensor(k.Sensor)
-		switch {
-		case was == nil || is == nil || was.Program.StateFingerprint() != is.Program.StateFingerprint():
-			dropped[k.Sensor]++
-			en.State = sensors.KeyState{}
-			s.main.eval.Schedule(k)
-		case was.Hash == is.Hash:
-			continue
-		default:
-			en.State = is.Program.Adopt(en.State)
-			s.main.eval.Schedule(k) // the window may have changed
+	s.rules = rules
+	var fresh []string
+	inForce := map[string]bool{}
+	for i := range rules.Sensors {
+		name := rules.Sensors[i].Name
+		inForce[name] = true
+		if old[name] == nil {
+			fresh = append(fresh, name)
 		}
-		s.main.Changed(k, en)
 	}
-	s.main.limit()
-	for name, n := range dropped {
-		s.d.log.Info("sensor state dropped: its dependencies changed or it was removed", "sensor", name, "keys", n)
+	maps.DeleteFunc(s.place, func(name string, _ *lane) bool { return !inForce[name] })
+	s.d.fresh = fresh
+	s.begin(fresh)
+	s.arrange(slices.Collect(s.all)...)
+	s.d.mu.Lock()
+	s.d.rules = rules
+	s.d.mu.Unlock()
+	s.enforce(old)
+	s.adopt(old)
+	for l := range s.all {
+		l.limit()
 	}
-	return s.barrier()
+	if err := s.barrier(); err != nil {
+		return err
+	}
+	s.d.fresh = nil
+	for _, l := range slices.Clone(s.lanes) {
+		if len(l.names) == 0 {
+			s.dropLane(l)
+		}
+	}
+	return nil
 }
 
 // barrier waits until the checkpoint covers everything folded so far.
@@ -392,10 +437,21 @@ func (s *session) fold(stop context.Context) error {
 		return fmt.Errorf("reading EVENTS from %d: %w", s.main.pos+1, err)
 	}
 	defer rd.Close()
+	var stopReading context.CancelFunc
+	s.readCtx, stopReading = context.WithCancel(s.ctx)
+	defer func() {
+		stopReading()
+		if s.asked != nil {
+			<-s.asked // it uses rd
+		}
+		s.readers.Wait()
+	}()
 	s.batch = newBatch()
 	defer func() { s.batch.ack(bus.Ack{}, nil) }()
 	if s.changed {
-		s.main.limit()
+		for l := range s.all {
+			l.limit()
+		}
 	}
 	if s.began {
 		s.enforce(nil)
@@ -407,13 +463,20 @@ func (s *session) fold(stop context.Context) error {
 		d.mu.Lock()
 		d.wake = cancel
 		d.mu.Unlock()
-		if s.main.pos >= s.recoverTo {
-			s.endRecovery()
+		var err error
+		if !s.recovered && s.settled() {
+			err = s.endRecovery()
+		}
+		if err == nil && s.recovered {
 			for _, call := range d.takeCalls() {
 				call(s)
 			}
+			// What a call could not store must not be acted upon.
+			err = context.Cause(s.ctx)
 		}
-		err := s.foldUntil(ctx, rd)
+		if err == nil {
+			err = s.foldUntil(ctx, rd)
+		}
 		unhook()
 		cancel()
 		if cause := context.Cause(s.ctx); cause != nil {
@@ -433,59 +496,175 @@ func (s *session) fold(stop context.Context) error {
 
 // endRecovery forgets what the recovery found beyond the checkpoint, after
 // the last of it was folded again.
-func (s *session) endRecovery() {
-	if s.recovered {
-		return
-	}
-	s.recovered = true
-	s.d.setFailing(nil)
-	s.d.ready.Store(true)
-	s.main.measure()
-	for k, en := range s.main.eval.Keys() {
-		if en.State.Empty() {
-			s.main.Changed(k, en)
+func (s *session) endRecovery() error {
+	for l := range s.all {
+		// A deadline behind the last event that fired had come then.
+		if !l.recoverTime.IsZero() && (l == s.main || !s.idle(l)) {
+			if err := l.deadlines(l.recoverTime); err != nil {
+				return err
+			}
+			l.publish()
+		}
+		for k, en := range l.eval.Keys() {
+			if en.State.Empty() {
+				l.Changed(k, en)
+			}
 		}
 	}
+	s.main.measure()
+	s.recovered = true
+	clear(s.enqueued)
+	if err := s.quarantineCondemned(); err != nil {
+		return err
+	}
+	s.d.setFailing(nil)
+	s.d.ready.Store(true)
 	s.send(false)
+	return nil
 }
 
 // foldUntil folds batch after batch until ctx ends or, during the recovery,
 // its target is reached.
 func (s *session) foldUntil(ctx context.Context, rd bus.Reader) error {
-	recovering := s.main.pos < s.recoverTo
 	for {
 		recs, err := s.next(ctx, rd)
 		if err != nil {
 			return err
 		}
-		for i := range recs {
-			s.event(&recs[i])
-			if err := s.main.err(); err != nil {
-				return err
-			}
-			if len(s.main.evicted) >= mostEvicted {
-				s.send(false)
-			}
+		n, took, err := s.foldMain(recs)
+		if err != nil {
+			return err
 		}
-		s.send(false)
-		if recovering && s.main.pos >= s.recoverTo {
+		if s.catchingUp() {
+			s.ask(rd) // so that the next events are there after a slice
+		}
+		if err := s.catchUp(n, took); err != nil {
+			return err
+		}
+		// While others are decided again, the main lane must not be covered past
+		// what they have in JOBS.
+		if s.moved && (s.recovered || len(s.lanes) == 0) {
+			s.send(false)
+		}
+		if !s.recovered && s.settled() {
 			return nil
 		}
 		if s.ctx.Err() != nil {
 			return context.Cause(s.ctx)
 		}
+		if s.recovered {
+			if name, p := s.watch.look(s.main); p != nil {
+				if err := s.quarantine(name, *p); err != nil {
+					return err
+				}
+			}
+		}
+	}
+}
+
+const (
+	// longFold is when the main lane lets what it has decided be stored, in the
+	// middle of a batch.
+	longFold = 20 * time.Millisecond
+	// lookEvery is how many events it folds between two looks at the clock.
+	lookEvery = 16
+)
+
+// foldMain folds events and returns how many, and how long it took. What does
+// not fit into its time stays in rest.
+func (s *session) foldMain(recs []bus.Record) (n int, took time.Duration, err error) {
+	if len(recs) == 0 {
+		return 0, 0, nil
+	}
+	s.moved = true
+	begin := time.Now()
+	for i := range recs {
+		if err := s.event(&recs[i]); err != nil {
+			return n, 0, err
+		}
+		if len(s.main.evicted) >= mostEvicted {
+			s.rest = recs[i+1:]
+			break
+		}
+		if n++; n%lookEvery == 0 || s.watch.slow {
+			if time.Since(begin) > longFold {
+				s.rest = recs[i+1:]
+				break
+			}
+		}
+	}
+	took = time.Since(begin)
+	s.watch.note(begin, took, n)
+	return n, took, nil
+}
+
+// answer is what was read for the main lane.
+type answer struct {
+	recs []bus.Record
+	err  error
+}
+
+// ask reads for the main lane beside the fold, unless that is under way or it has
+// still to fold something, or must not go on before others.
+func (s *session) ask(rd bus.Reader) {
+	if s.asked != nil || len(s.rest) > 0 || !s.recovered && s.main.pos >= s.main.recoverTo {
+		return
+	}
+	ch := make(chan answer, 1)
+	s.asked = ch
+	go func() {
+		recs, err := rd.Next(s.readCtx, s.d.o.BatchSize)
+		ch <- answer{recs, err}
+	}()
+}
+
+// read waits for events of the main lane. While a lane is behind it returns
+// none when that one can go on.
+func (s *session) read(ctx context.Context, rd bus.Reader) ([]bus.Record, error) {
+	if s.asked == nil {
+		if !s.catchingUp() {
+			return rd.Next(ctx, s.d.o.BatchSize)
+		}
+		s.ask(rd)
+	}
+	select {
+	case a := <-s.asked:
+		s.asked = nil
+		return a.recs, a.err
+	default:
+	}
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	if s.anyReady() {
+		return nil, nil
+	}
+	select {
+	case a := <-s.asked:
+		s.asked = nil
+		return a.recs, a.err
+	case <-s.pokes:
+		return nil, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
 }
 
 // next waits for events, or for the next deadline; then it returns none.
 func (s *session) next(ctx context.Context, rd bus.Reader) ([]bus.Record, error) {
-	size := s.d.o.BatchSize
+	if recs := s.rest; len(recs) > 0 {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		s.rest = nil
+		return recs, nil
+	}
 	wake, ok := s.main.eval.NextWake()
 	if !ok {
-		return rd.Next(ctx, size)
+		return s.read(ctx, rd)
 	}
 	timed, cancel := context.WithDeadline(ctx, wake)
-	recs, err := rd.Next(timed, size)
+	recs, err := s.read(timed, rd)
 	cancel()
 	if err == nil || ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
 		return recs, err
@@ -502,25 +681,25 @@ func (s *session) next(ctx context.Context, rd bus.Reader) ([]bus.Record, error)
 		// What is there arrives at once, unless its end was removed by hand.
 		timed, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
-		recs, err := rd.Next(timed, size)
+		recs, err := s.read(timed, rd)
 		if err == nil || ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
 			return recs, err
 		}
 	}
-	s.main.trailing = true
-	s.main.eval.Deadlines(asked)
-	s.main.trailing = false
-	return nil, s.main.err()
+	s.moved = true
+	err = s.main.deadlines(asked)
+	s.main.publish()
+	return nil, err
 }
 
-// event folds one event.
-func (s *session) event(r *bus.Record) {
-	d := s.d
-	if r.Seq <= s.main.pos {
-		return
+// event folds one event in the main lane.
+func (s *session) event(r *bus.Record) error {
+	d, l := s.d, s.main
+	if r.Seq <= l.pos {
+		return nil
 	}
-	if r.Seq > s.main.pos+1 && s.main.pos > 0 {
-		d.o.Alarm("log-gap", fmt.Sprintf("%d events (%d to %d) were removed from EVENTS before they were folded", r.Seq-s.main.pos-1, s.main.pos+1, r.Seq-1))
+	if r.Seq > l.pos+1 && l.pos > 0 {
+		d.o.Alarm("log-gap", fmt.Sprintf("%d events (%d to %d) were removed from EVENTS before they were folded", r.Seq-l.pos-1, l.pos+1, r.Seq-1))
 	}
 	ev, err := bus.DecodeEvent(*r)
 	switch {
@@ -535,9 +714,27 @@ func (s *session) event(r *bus.Record) {
 	if err == nil {
 		d.o.Cache.put(ev)
 	}
-	if !s.main.event(r.Seq, r.Time, ev) && err == nil {
+	wanted, failed := l.event(r.Seq, r.Time, ev)
+	if failed != nil {
+		return failed
+	}
+	if !wanted && err == nil {
 		d.unmatched.Add(1)
 	}
+	l.publish()
+	return nil
+}
+
+// quarantine pauses a sensor that takes too much of the fold's time.
+func (s *session) quarantine(sensor string, p Pause) error {
+	if err := s.pause(sensor, p); errors.Is(err, ErrTooManyBehind) {
+		s.d.o.Alarm("sensor-hogs", fmt.Sprintf("sensor %s slows all others down and cannot be paused (%v): %s", sensor, err, p.Reason))
+		return nil
+	} else if err != nil {
+		return err
+	}
+	s.quarantined(s.laneOf(sensor))
+	return nil
 }
 
 // send hands the batch over to be committed and begins the next one.
@@ -547,17 +744,20 @@ func (s *session) send(urgent bool) *batch {
 	if urgent {
 		b.stored = make(chan struct{})
 	}
-	s.main.save(b)
+	for l := range s.all {
+		l.save(b)
+	}
 	for name, c := range s.cursors {
 		b.put(name, c.encode())
 	}
 	clear(s.cursors)
 	s.sweep(b)
 	b.epoch = s.stones.floor
-	if wake, waits := s.main.eval.NextWake(); s.recovered && (!waits || wake.After(s.begun)) {
+	if s.recovered {
 		b.found = s.lastFound // all of them were decided again
 	}
-	s.batch = newBatch()
+	b.behind, b.floor = s.tell(), s.floorBehind()
+	s.batch, s.moved = newBatch(), false
 	s.d.position.Store(s.main.pos)
 	s.d.eventTime.Store(s.main.eval.Now().UnixNano())
 	b.ack(bus.Ack{}, nil)
@@ -652,10 +852,11 @@ func (s *session) store(group []*batch) error {
 		return err == nil && !st.empty
 	})
 	end := group[len(group)-1]
-	if err := s.storeCheckpoint(s.ctx, checkpoint{Log: s.log, Event: end.position, Job: s.job, JobLog: s.jobLog, Time: end.time, Spec: end.spec, Epoch: end.epoch}); err != nil {
+	if err := s.storeCheckpoint(s.ctx, checkpoint{Log: s.log, Event: end.position, Job: s.job, JobLog: s.jobLog, Time: end.time, Spec: end.spec, Epoch: end.epoch, Behind: end.behind}); err != nil {
 		return err
 	}
 	s.d.covered.Store(end.position)
+	s.d.floorBehind.Store(end.floor)
 	s.d.o.Covered(end.position, s.job)
 	for _, b := range group {
 		if b.stored != nil {

@@ -14,6 +14,8 @@ type Counts struct {
 	// Evicted is how many keys were given up because the sensor kept more than
 	// it may; Keys and Bytes are what it keeps.
 	Evicted, Keys, Bytes uint64
+	// Quarantines is how often the watchdog paused it.
+	Quarantines uint64
 	// Problem is the last expression that failed or missed what it asked for,
 	// "" for none.
 	Problem string
@@ -26,6 +28,7 @@ type stats struct {
 	problem                                                                              atomic.Pointer[problem]
 	evicted, keys, bytes                                                                 atomic.Uint64
 	told                                                                                 time.Time // when an alarm told of evictions; the fold's
+	quarantines                                                                          atomic.Uint64
 	// shares are the groups of the index that decide for this sensor; the
 	// dispatcher's mu guards the slice.
 	shares []share
@@ -110,7 +113,7 @@ func (s *stats) counts() Counts {
 	c := Counts{
 		Matched: s.matched.Load(), Fired: s.fired.Load(), Missing: s.missing.Load(), Failed: s.failed.Load(),
 		Superseded: s.superseded.Load(), Expired: s.expired.Load(), Suppressed: s.suppressed.Load(),
-		Debounced: s.debounced.Load(), Skipped: s.skipped.Load(),
+		Debounced: s.debounced.Load(), Skipped: s.skipped.Load(), Quarantines: s.quarantines.Load(),
 		Evicted: s.evicted.Load(), Keys: s.keys.Load(), Bytes: s.bytes.Load(),
 	}
 	seq := uint64(0)

@@ -52,21 +52,31 @@ func (t *tombstones) found(epoch uint64) { t.epoch = max(t.epoch, epoch) }
 func (s *session) sweep(b *batch) {
 	t := &s.stones
 	if !t.sweeping {
-		if len(t.names) < max(t.least, s.main.eval.Len()) {
+		keys := 0
+		for l := range s.all {
+			keys += l.eval.Len()
+		}
+		if len(t.names) < max(t.least, keys) {
 			return
 		}
 		t.sweeping = true
 		t.epoch++
-		for k, en := range s.main.eval.Keys() {
-			if en.Stored {
-				t.rest = append(t.rest, k)
+		for l := range s.all {
+			for k, en := range l.eval.Keys() {
+				if en.Stored {
+					t.rest = append(t.rest, k)
+				}
 			}
 		}
 	}
 	n := min(len(t.rest), sweepBatch)
 	for _, k := range t.rest[:n] {
-		if en := s.main.eval.Entry(k); en != nil && en.Stored && en.Epoch < t.epoch {
-			s.main.saveKey(b, k)
+		l := s.laneOf(k.Sensor)
+		if l == nil {
+			continue
+		}
+		if en := l.eval.Entry(k); en != nil && en.Stored && en.Epoch < t.epoch {
+			l.saveKey(b, k)
 		}
 	}
 	if t.rest = t.rest[n:]; len(t.rest) > 0 {
