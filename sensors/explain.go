@@ -14,7 +14,7 @@ import (
 // outcomeNames are the outcomes as they are written.
 var outcomeNames = [...]string{
 	Yes: "yes", No: "no", Missing: "missing", Failed: "failed", Superseded: "superseded", Expired: "expired", Waiting: "waiting", Fired: "fired",
-	Answered: "answered", Suppressed: "suppressed", Debounced: "debounced", Skipped: "skipped", Evicted: "evicted",
+	Answered: "answered", Suppressed: "suppressed", Debounced: "debounced", Skipped: "skipped", Evicted: "evicted", Lost: "lost",
 }
 
 // String is the name of the outcome.

@@ -3,6 +3,8 @@ package sensors
 import (
 	"encoding/json"
 	"fmt"
+	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -245,4 +247,25 @@ func BenchmarkExplain(b *testing.B) {
 			p.Explain(ev)
 		}
 	})
+}
+
+// TestOutcomeNames: each outcome has a name, which is its own in lower case.
+func TestOutcomeNames(t *testing.T) {
+	src, err := os.ReadFile("sensors.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, block, _ := strings.Cut(string(src), "Yes Outcome = iota\n")
+	block, _, _ = strings.Cut(block, "\n)\n")
+	names := append([]string{"Yes"}, regexp.MustCompile(`(?m)^\t([A-Z]\w+)$`).FindAllString(block, -1)...)
+	if len(names) < 14 {
+		t.Fatalf("only %d outcomes: %q", len(names), names)
+	}
+	for i, name := range names {
+		var back Outcome
+		text, _ := Outcome(i).MarshalText()
+		if string(text) != strings.ToLower(strings.TrimSpace(name)) || back.UnmarshalText(text) != nil || int(back) != i {
+			t.Errorf("%s is %q", name, text)
+		}
+	}
 }
