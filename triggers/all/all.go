@@ -4,6 +4,7 @@ package all
 
 import (
 	"github.com/sensor-engine/engine/triggers"
+	"github.com/sensor-engine/engine/triggers/email"
 	"github.com/sensor-engine/engine/triggers/exec"
 	"github.com/sensor-engine/engine/triggers/grpc"
 	"github.com/sensor-engine/engine/triggers/http"
@@ -18,6 +19,7 @@ import (
 // All returns every function kind, by name.
 func All() triggers.Registry {
 	return triggers.Registry{
+		email.Factory(),
 		exec.Factory(),
 		grpc.Factory(),
 		http.Factory(),
