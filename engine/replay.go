@@ -338,6 +338,7 @@ func (p *replaying) prepare(ctx context.Context) (err error) {
 	}
 	r.Begin = min(r.Begin, r.From)
 	p.out.From, p.out.To, p.out.Until = r.From, r.To, r.Until.UTC()
+	behind := p.e.fold.Behind()
 	for i := range r.Sensors {
 		s := &r.Sensors[i]
 		rs := ReplayedSensor{Sensor: s.Name, Spec: s.Hash}
@@ -354,6 +355,13 @@ func (p *replaying) prepare(ctx context.Context) (err error) {
 			if !q.Cold {
 				rs.Warnings = replay.Warnings(s, rs.From, r.From, r.Begin > 0, info)
 			}
+		}
+		at, _ := p.e.fold.Position()
+		if b, ok := behind[s.Name]; ok {
+			at = b.Position
+		}
+		if r.To > at && len(q.Specs) == 0 {
+			rs.Warnings = append(rs.Warnings, fmt.Sprintf("the sensor has evaluated the events up to %d; what later ones make fire is still to come", at))
 		}
 		p.out.Sensors = append(p.out.Sensors, rs)
 	}

@@ -20,7 +20,7 @@ func Warnings(s *Sensor, from, seq uint64, chosen bool, info bus.LogInfo) (out [
 	}
 	switch {
 	case !s.Known:
-		out = append(out, "it is not known since when this sensor is in force; computed as if always")
+		out = append(out, "it is not known since when this sensor is in force, or it has skipped events; computed as if it had seen all that are stored")
 	case s.Changed > s.Since && seq <= s.Changed:
 		out = append(out, fmt.Sprintf("the event was evaluated with an earlier version of the spec, which changed after event %d; computed with today's", s.Changed))
 	case s.Changed > s.Since && from <= s.Changed:
