@@ -37,11 +37,15 @@ func sh(script string) *exec.Cmd {
 // start starts a script and returns the number it prints first.
 func start(t *testing.T, cmd *exec.Cmd) (*Process, int) {
 	t.Helper()
-	out, err := cmd.StdoutPipe()
+	// Not cmd.StdoutPipe, which is closed when the program has ended.
+	out, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer out.Close()
+	cmd.Stdout = w
 	p, err := Start(cmd, nil)
+	w.Close()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,7 +102,8 @@ func TestSweep(t *testing.T) {
 	if _, err := os.ReadDir("/proc/self"); err != nil {
 		t.Skip("there is no /proc to find processes in")
 	}
-	cmd := sh("setsid sh -c 'echo $$; exec sleep 1000' & wait")
+	// No exec behind the echo: while a program is replaced it has no environment.
+	cmd := sh("setsid sh -c 'echo $$; while :; do sleep 1; done' & wait")
 	cmd.Env = append(Environ(), "MARK=a", "OTHER=b")
 	p, stray := start(t, cmd)
 	p.Kill()
