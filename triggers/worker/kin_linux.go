@@ -2,6 +2,7 @@ package worker
 
 import (
 	"bytes"
+	"io"
 	"os"
 	"slices"
 	"strconv"
@@ -13,7 +14,7 @@ import (
 // kin watches the children of a worker. What a call leaves running would write
 // into the logs of later calls, so its worker is replaced.
 type kin struct {
-	f     *os.File
+	tasks *os.File // the directory of its threads, each of which has children of its own
 	first []string // children it had when it was ready
 	room  [512]byte
 }
@@ -22,21 +23,45 @@ type kin struct {
 // see.
 func watchKin(pid int) *kin {
 	id := strconv.Itoa(pid)
-	f, err := os.Open("/proc/" + id + "/task/" + id + "/children")
+	if _, err := os.Stat("/proc/" + id + "/task/" + id + "/children"); err != nil {
+		return nil
+	}
+	tasks, err := os.Open("/proc/" + id + "/task")
 	if err != nil {
 		return nil
 	}
-	k := &kin{f: f}
+	k := &kin{tasks: tasks}
 	k.first = k.children()
 	return k
 }
 
-func (k *kin) children() []string {
-	n, err := k.f.ReadAt(k.room[:], 0)
-	if n == 0 {
+// children are those that any of its threads has started.
+func (k *kin) children() (pids []string) {
+	if _, err := k.tasks.Seek(0, io.SeekStart); err != nil {
 		return nil
 	}
-	if n == len(k.room) && err == nil { // more than its first ones do not matter
+	threads, err := k.tasks.Readdirnames(-1)
+	if err != nil {
+		return nil // it has ended
+	}
+	for _, thread := range threads {
+		pids = append(pids, k.of(thread)...)
+	}
+	return pids
+}
+
+// of are the children that one thread has started.
+func (k *kin) of(thread string) []string {
+	f, err := unix.Openat(int(k.tasks.Fd()), thread+"/children", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil
+	}
+	n, err := unix.Read(f, k.room[:])
+	_ = unix.Close(f)
+	if err != nil || n <= 0 {
+		return nil
+	}
+	if n == len(k.room) { // more than its first ones do not matter
 		n = bytes.LastIndexByte(k.room[:], ' ') + 1
 	}
 	return strings.Fields(string(k.room[:n]))
@@ -77,6 +102,6 @@ func unread(pipe *os.File, n int) bool {
 
 func (k *kin) close() {
 	if k != nil {
-		_ = k.f.Close()
+		_ = k.tasks.Close()
 	}
 }
