@@ -485,11 +485,13 @@ func (s *session) fold(stop context.Context) error {
 		if err := s.main.err(); err != nil {
 			return err
 		}
-		if stop.Err() != nil {
-			return s.barrier()
-		}
+		// An event that was not evaluated to its end must not be covered by the
+		// last checkpoint.
 		if err != nil && !errors.Is(err, context.Canceled) {
 			return err
+		}
+		if stop.Err() != nil {
+			return s.barrier()
 		}
 	}
 }

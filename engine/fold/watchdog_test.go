@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -205,4 +206,67 @@ func TestPanicIsQuarantined(t *testing.T) {
 	if got["each"] != 6 || got["pair"] != 3 {
 		t.Errorf("fired %v, want each: 6 and pair: 3", got)
 	}
+}
+
+// TestPanicWhileItStops: a fold that is stopped while it evaluates an event does
+// not say that it has, when a sensor panics.
+func TestPanicWhileItStops(t *testing.T) {
+	b := open(t, t.TempDir())
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	log := &stopping{Log: b.Events(), stop: stop}
+	d := dispatcher(&stoppingBus{b, log}, twoSensors(t, "1"), nil)
+	done := make(chan error)
+	go func() { done <- d.Run(ctx) }()
+	until(t, "the checkpoint", covered(d, publish(t, b, "orders", 1)))
+	if err := d.Sabotage(t.Context(), "each", false); err != nil {
+		t.Fatal(err)
+	}
+	log.armed.Store(true)
+	last := publish(t, b, "orders", 2)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if _, c := d.Position(); c >= last {
+		t.Errorf("the checkpoint covers event %d, which was not evaluated", c)
+	}
+	d = dispatcher(b, twoSensors(t, "1"), nil)
+	halt := run(d)
+	until(t, "the checkpoint", covered(d, last))
+	halt()
+	if n := len(allJobs(t, b)); n != 2 {
+		t.Errorf("%d firings, want 2", n)
+	}
+}
+
+// stoppingBus has events whose readers stop the fold when they give one.
+type stoppingBus struct {
+	bus.Bus
+	log bus.Log
+}
+
+func (b *stoppingBus) Events() bus.Log { return b.log }
+
+type stopping struct {
+	bus.Log
+	stop  func()
+	armed atomic.Bool
+}
+
+func (l *stopping) Read(ctx context.Context, from uint64, filter string) (bus.Reader, error) {
+	r, err := l.Log.Read(ctx, from, filter)
+	return &stoppingReader{r, l}, err
+}
+
+type stoppingReader struct {
+	bus.Reader
+	log *stopping
+}
+
+func (r *stoppingReader) Next(ctx context.Context, most int) ([]bus.Record, error) {
+	recs, err := r.Reader.Next(ctx, most)
+	if err == nil && r.log.armed.Load() {
+		r.log.stop()
+	}
+	return recs, err
 }
