@@ -142,3 +142,38 @@ func TestUndecidedAndUnwanted(t *testing.T) {
 		t.Error("sensors and groups are not those in force")
 	}
 }
+
+// TestMove: what a sensor keeps goes to another evaluator and back, with its
+// deadlines and its limits, and nothing of it stays behind.
+func TestMove(t *testing.T) {
+	x, y := program(t, "x", 10*time.Minute, ""), program(t, "y", 10*time.Minute, "")
+	from, to := newLog(x, y), newLog(x)
+	from.event(1, 0, "a", `{"key": "k"}`)
+	from.event(2, time.Minute, "a", `{"key": "l"}`)
+	if n := from.e.Oldest(); n != 1 {
+		t.Fatalf("the oldest event is %d", n)
+	}
+	for range 2 { // and back
+		from.lines, to.lines = nil, nil
+		from.e.Use([]evaluate.Sensor{y})
+		from.e.Move(to.e)
+		if keys, bytes := to.e.Usage(0); to.e.Len() != 2 || from.e.Len() != 2 || keys != 2 || bytes == 0 {
+			t.Errorf("%d keys went, %d stayed; %d with %d bytes", to.e.Len(), from.e.Len(), keys, bytes)
+		}
+		if at, ok := to.e.NextWake(); !ok || at.Sub(to.start) != 10*time.Minute || to.e.Oldest() != 1 {
+			t.Errorf("the next deadline is %s, %v; the oldest event is %d", at, ok, to.e.Oldest())
+		}
+		from.e.Use([]evaluate.Sensor{x, y})
+		to.e.Use(nil)
+		to.e.Move(from.e)
+		if at, ok := to.e.NextWake(); ok || to.e.Len() != 0 || to.e.Oldest() != 0 {
+			t.Errorf("%d keys are left, one until %s; the oldest event is %d", to.e.Len(), at, to.e.Oldest())
+		}
+		to.e.Use([]evaluate.Sensor{x})
+	}
+	from.event(3, 10*time.Minute, "b", `{"key": "l"}`)
+	from.is(t, "10m0s x gives up 1\n10m0s y gives up 1\n10m0s x wants l\n10m0s x fires l\n10m0s y wants l\n10m0s y fires l")
+	if n := from.e.Len(); n != 0 {
+		t.Errorf("%d keys are left", n)
+	}
+}

@@ -226,8 +226,11 @@ func (s *session) arrange(changed ...*lane) {
 		l.share()
 	}
 	s.watch.reset(s.main.eval)
-	s.moved = true
+	s.shift()
 }
+
+// shift notes that a lane behind stands elsewhere than before.
+func (s *session) shift() { s.moved, s.untold = true, true }
 
 // split gives a sensor a lane of its own, at the same place.
 func (s *session) split(sensor string) *lane {
@@ -254,7 +257,7 @@ func (s *session) pause(sensor string, p Pause) error {
 		return ErrTooManyBehind
 	}
 	s.split(sensor).pause = &p
-	s.moved = true
+	s.shift()
 	return s.barrier()
 }
 
@@ -280,7 +283,7 @@ func (s *session) resume(sensor string, skip bool) (skipped uint64, err error) {
 			s.enforceFrom(l)
 		}
 	}
-	s.moved = true
+	s.shift()
 	// What it decides from now on is found only when the checkpoint tells that
 	// it is not paused.
 	return skipped, s.barrier()
@@ -311,17 +314,19 @@ func (s *session) room(n int) bool {
 
 // tell publishes where the lanes behind stand.
 func (s *session) tell() []standing {
-	if len(s.lanes) == 0 {
-		s.d.standing.Store(nil)
-		return nil
+	if s.untold {
+		list := s.standing()
+		s.standings, s.untold = list, false
+		s.d.standing.Store(&list)
 	}
-	list := s.standing()
-	s.d.standing.Store(&list)
-	return list
+	return s.standings
 }
 
 // standing is where the lanes behind stand.
 func (s *session) standing() []standing {
+	if len(s.lanes) == 0 {
+		return nil
+	}
 	out := make([]standing, 0, len(s.lanes))
 	for _, l := range s.lanes {
 		if len(l.names) > 0 {
@@ -449,7 +454,7 @@ func (s *session) slice(l *lane, end time.Time, events int) error {
 		l.from, l.start = "", nil
 		s.enforceFrom(l)
 		// What it decides is found only when the checkpoint tells where it began.
-		s.moved = true
+		s.shift()
 		return s.barrier()
 	}
 	for goal := s.goal(l); l.pos < goal && events > 0; events-- {
@@ -461,7 +466,7 @@ func (s *session) slice(l *lane, end time.Time, events int) error {
 			last := min(r.seq-1, goal)
 			s.d.o.Alarm("sensor-missed-events", fmt.Sprintf("%d events (%d to %d) were removed from EVENTS before they were evaluated by sensor %s, which was behind",
 				last-l.pos, l.pos+1, last, strings.Join(l.names, ", ")))
-			s.moved = true
+			s.shift()
 		}
 		if r.seq > goal {
 			l.goTo(goal)
@@ -473,7 +478,7 @@ func (s *session) slice(l *lane, end time.Time, events int) error {
 		if _, err := l.event(r.seq, r.at, r.ev); err != nil {
 			return err
 		}
-		s.moved = true
+		s.shift()
 		if len(l.evicted) >= mostEvicted || !time.Now().Before(end) {
 			break
 		}
@@ -595,7 +600,7 @@ func (s *session) quarantineCondemned() error {
 	if len(list) == 0 {
 		return nil
 	}
-	s.moved = true
+	s.shift()
 	if err := s.barrier(); err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -256,6 +257,344 @@ func TestSkip(t *testing.T) {
 		t.Errorf("fired %v", got)
 	}
 }
+
+// TestFrom: a new sensor begins with the event its spec says, once.
+func TestFrom(t *testing.T) {
+	start := time.Now().Add(time.Hour)
+	b := timed(open(t, t.TempDir()), start)
+	w := &worker{b: b}
+	at := func(n int, more time.Duration) specs.From {
+		return specs.From(b.Times[n-1].Add(more).Format(time.RFC3339Nano))
+	}
+	rules := func(hash string, from map[string]specs.From) *fold.Rules {
+		list := map[string]*specs.Sensor{}
+		for name := range from {
+			list[name] = &specs.Sensor{Dependencies: []specs.Dependency{{Name: "order", Source: "shop", Event: "orders"}}, Triggers: trigger()}
+		}
+		r := compile(t, hash, list)
+		r.From = from
+		return r
+	}
+	dispatch := func(r *fold.Rules) (*fold.Dispatcher, func()) {
+		d := fold.New(fold.Options{
+			Bus: b, Cache: fold.NewCache(b.Events(), 4, 1<<20), Logger: quiet(), Rules: r, BatchSize: 2, Covered: w.covered,
+			Alarm: func(code, message string) { t.Error(code, message) },
+		})
+		return d, run(d)
+	}
+	for i := range 10 {
+		publish(t, b, "orders", i)
+	}
+	// Nobody has folded this log: all begin with its first event, if they do not
+	// begin at a time.
+	first := map[string]specs.From{"a": "", "a-now": specs.FromNow, "a-earliest": specs.FromEarliest, "a-time": at(5, 0)}
+	d, stop := dispatch(rules("1", first))
+	until(t, "the checkpoint", covered(d, 10))
+	until(t, "the end of the catching up", none(d))
+	all := maps.Clone(first)
+	maps.Copy(all, map[string]specs.From{
+		"b": "", "b-earliest": specs.FromEarliest, "b-time": at(4, 0), "b-between": at(4, time.Second), "b-later": at(13, -time.Second), "b-never": at(900, 0),
+	})
+	if err := d.Swap(t.Context(), rules("2", all)); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the end of the catching up", func() bool { return len(d.Behind()) == 2 })
+	for name, b := range d.Behind() {
+		if b.From != all[name] || b.Pause != nil || b.Events != 0 {
+			t.Errorf("%s is %+v", name, b)
+		}
+	}
+	until(t, "the checkpoint", covered(d, publish(t, b, "orders", 11)))
+	// One that has not begun may be paused, too, and a restart is no beginning.
+	if err := d.Pause(t.Context(), "b-later", ""); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	d, stop = dispatch(rules("2", all))
+	for i := range 5 {
+		publish(t, b, "orders", 12+i)
+	}
+	until(t, "the checkpoint", covered(d, 16))
+	if b := d.Behind()["b-later"]; b.Pause == nil || b.From == "" {
+		t.Errorf("b-later is %+v", b)
+	}
+	if _, err := d.Resume(t.Context(), "b-later", false); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the end of the catching up", func() bool { return len(d.Behind()) == 1 })
+	// Skipped, it begins with the next.
+	if err := d.Pause(t.Context(), "b-never", ""); err != nil {
+		t.Fatal(err)
+	}
+	if skipped, err := d.Resume(t.Context(), "b-never", true); err != nil || skipped != 0 {
+		t.Error(skipped, err)
+	}
+	until(t, "the checkpoint", covered(d, publish(t, b, "orders", 17)))
+	until(t, "the end of the catching up", none(d))
+	stop()
+	begin := map[string]uint64{}
+	count := map[string]uint64{}
+	for _, j := range append(allJobs(t, b), w.jobs...) {
+		if count[j.Sensor]++; begin[j.Sensor] == 0 || j.Last < begin[j.Sensor] {
+			begin[j.Sensor] = j.Last
+		}
+	}
+	want := map[string]uint64{
+		"a": 1, "a-now": 1, "a-earliest": 1, "a-time": 5, "b": 11, "b-earliest": 1, "b-time": 4, "b-between": 5, "b-later": 13, "b-never": 17,
+	}
+	for name := range all {
+		if begin[name] != want[name] || count[name] != 18-want[name] {
+			t.Errorf("%s begins with %d and fires %d times, want %d", name, begin[name], count[name], want[name])
+		}
+	}
+}
+
+// TestEditsOfThoseBehind: state is kept or dropped as ever, the place stays, and
+// one that is removed leaves nothing.
+func TestEditsOfThoseBehind(t *testing.T) {
+	b := open(t, t.TempDir())
+	rules := func(hash, when string, names ...string) *fold.Rules {
+		list := map[string]*specs.Sensor{"each": {Dependencies: []specs.Dependency{{Name: "order", Source: "shop", Event: "orders"}}, Triggers: trigger()}}
+		for _, name := range names {
+			list[name] = &specs.Sensor{
+				Dependencies: []specs.Dependency{{Name: "order", Source: "shop", Event: "orders", When: expr(when)}, {Name: "payment", Source: "shop", Event: "payments"}},
+				Correlate:    expr("data.id"), Triggers: trigger(),
+			}
+		}
+		return compile(t, hash, list)
+	}
+	d := dispatcher(b, rules("1", "data.id > 0", "kept", "changed", "removed"), nil)
+	stop := run(d)
+	until(t, "the checkpoint", covered(d, publish(t, b, "orders", 1)))
+	for _, name := range []string{"kept", "changed", "removed"} {
+		if err := d.Pause(t.Context(), name, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	until(t, "the checkpoint", covered(d, publish(t, b, "payments", 1)))
+	both := rules("2", "data.id > 0", "kept")
+	both.Sensors = append(both.Sensors, rules("3", "data.id >= 1", "changed").Sensors...)
+	both.Sensors = slices.DeleteFunc(both.Sensors, func(s fold.Sensor) bool { return s.Name == "each" && s.Hash == "3" })
+	if err := d.Swap(t.Context(), both); err != nil {
+		t.Fatal(err)
+	}
+	if at := d.Behind(); len(at) != 2 || at["kept"].Position != 1 || at["changed"].Position != 1 {
+		t.Errorf("behind: %+v", at)
+	}
+	stop()
+	d = dispatcher(b, both, nil)
+	stop = run(d)
+	waiting := func(name string) int {
+		p, err := d.Pending(t.Context(), name, 9)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(p)
+	}
+	if kept, changed, removed := waiting("kept"), waiting("changed"), waiting("removed"); kept != 1 || changed != 0 || removed != 0 {
+		t.Errorf("%d keys wait in kept, %d in changed, %d in removed", kept, changed, removed)
+	}
+	for _, name := range []string{"kept", "changed"} {
+		if _, err := d.Resume(t.Context(), name, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	until(t, "the end of the catching up", none(d))
+	stop()
+	got := map[string]int{}
+	for _, j := range allJobs(t, b) {
+		got[j.Sensor+" "+j.SpecHash]++
+	}
+	if len(got) != 2 || got["each 1"] != 1 || got["kept 2"] != 1 {
+		t.Errorf("fired %v", got)
+	}
+}
+
+// TestPurgeAndThoseBehind: who is paused does not hold the log, which is an
+// alarm; who catches up does. What is gone is an alarm with its size, and the
+// sensor goes on with the first event that is left.
+func TestPurgeAndThoseBehind(t *testing.T) {
+	b := open(t, t.TempDir())
+	gate := &gatedBus{b, make(chan struct{})}
+	var told alarms
+	d := fold.New(fold.Options{Bus: gate, Cache: fold.NewCache(b.Events(), 1, 1<<20), Logger: quiet(), Rules: twoSensors(t, "1"), Alarm: told.raise})
+	stop := run(d)
+	defer func() { stop() }()
+	until(t, "the checkpoint", covered(d, publish(t, b, "orders", 1)))
+	for _, name := range []string{"each", "pair"} {
+		if err := d.Pause(t.Context(), name, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var last uint64
+	for i := range 9 {
+		last = publish(t, b, "orders", 2+i)
+	}
+	until(t, "the checkpoint", covered(d, last))
+	ctx, cancel := context.WithCancel(t.Context())
+	var purging sync.WaitGroup
+	purging.Go(func() { _ = d.Purge(ctx, fold.Retention{MaxAge: time.Nanosecond, Every: 5 * time.Millisecond}) })
+	defer func() { cancel(); purging.Wait() }()
+	first := func() uint64 {
+		info, err := b.Events().Info(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.First
+	}
+	// pair waits with event 1, and each has fired it.
+	<-time.After(50 * time.Millisecond)
+	if n := first(); n != 1 {
+		t.Fatalf("the first event is %d although a sensor that is paused waits with 1", n)
+	}
+	if err := b.Jobs().PurgeTo(t.Context(), 1<<40); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Swap(t.Context(), story(t, "2", "each")); err != nil { // without pair
+		t.Fatal(err)
+	}
+	until(t, "the purge", func() bool { return first() == last+1 })
+	until(t, "the alarm", func() bool { return len(told.of("sensor-missed-events")) > 0 })
+	if m := told.of("sensor-missed-events"); len(m) != 1 || !strings.Contains(m[0], "sensor each is paused behind event 1, and 9 events after it were purged") {
+		t.Errorf("alarms %q", m)
+	}
+	last = publish(t, b, "orders", 20)
+	until(t, "the checkpoint", covered(d, last))
+	until(t, "what is removed", func() bool { return d.Behind()["each"].Removed >= 9 })
+	if _, err := d.Resume(t.Context(), "each", false); err != nil {
+		t.Fatal(err)
+	}
+	// It cannot read yet: what it is about to read stays.
+	for i := range 5 {
+		last = publish(t, b, "orders", 30+i)
+	}
+	until(t, "the checkpoint", covered(d, last))
+	held := first()
+	<-time.After(50 * time.Millisecond)
+	if n := first(); n != held || n > 12 {
+		t.Errorf("the first event was %d, and is %d, although a sensor that catches up has not read it", held, n)
+	}
+	close(gate.open)
+	until(t, "the end of the catching up", none(d))
+	if m := told.of("sensor-missed-events"); len(m) != 2 || !strings.HasPrefix(m[1], fmt.Sprintf("%d events (2 to %d) were removed", held-2, held-1)) {
+		t.Errorf("alarms %q, the first event was %d", m, held)
+	}
+	until(t, "the firings", func() bool {
+		info, err := b.Jobs().Info(t.Context())
+		return err == nil && info.Records == last-held+1
+	})
+}
+
+// fullBus is a bus whose JOBS says that it is nearly full, as long as it is told
+// so.
+type fullBus struct {
+	bus.Bus
+	full *atomic.Bool
+}
+
+func (b *fullBus) Jobs() bus.Queue { return &fullQueue{b.Bus.Jobs(), b.full} }
+
+type fullQueue struct {
+	bus.Queue
+	full *atomic.Bool
+}
+
+func (q *fullQueue) Info(ctx context.Context) (bus.LogInfo, error) {
+	info, err := q.Queue.Info(ctx)
+	if info.MaxBytes = 1000; q.full.Load() {
+		info.Bytes = 501
+	}
+	return info, err
+}
+
+// TestFullJobsAndThoseBehind: who catches up waits while JOBS is more than half
+// full, others do not.
+func TestFullJobsAndThoseBehind(t *testing.T) {
+	b := &fullBus{open(t, t.TempDir()), new(atomic.Bool)}
+	b.full.Store(true)
+	d := fold.New(fold.Options{Bus: b, Cache: fold.NewCache(b.Events(), 1, 1<<20), Logger: quiet(), Rules: twoSensors(t, "1")})
+	stop := run(d)
+	defer func() { stop() }()
+	until(t, "the fold", d.Ready)
+	if err := d.Pause(t.Context(), "each", ""); err != nil {
+		t.Fatal(err)
+	}
+	publish(t, b, "orders", 1)
+	last := publish(t, b, "orders", 2)
+	until(t, "the checkpoint", covered(d, last))
+	if _, err := d.Resume(t.Context(), "each", false); err != nil {
+		t.Fatal(err)
+	}
+	publish(t, b, "payments", 1)
+	publish(t, b, "payments", 2)
+	until(t, "those in time", func() bool { return len(allJobs(t, b)) == 2 })
+	<-time.After(50 * time.Millisecond)
+	if at := d.Behind()["each"]; at.Position > 0 || len(allJobs(t, b)) != 2 {
+		t.Errorf("it is at %d of %d", at.Position, last)
+	}
+	b.full.Store(false)
+	until(t, "the end of the catching up", none(d))
+	until(t, "its firings", func() bool { return len(allJobs(t, b)) == 4 })
+}
+
+// TestLogsAndThoseBehind: a log that is another one, or ends earlier, is folded
+// by those behind from its beginning or its end.
+func TestLogsAndThoseBehind(t *testing.T) {
+	b := open(t, t.TempDir())
+	d := dispatcher(b, twoSensors(t, "1"), nil)
+	stop := run(d)
+	publish(t, b, "orders", 1)
+	until(t, "the checkpoint", covered(d, publish(t, b, "orders", 2)))
+	if err := d.Pause(t.Context(), "each", "why"); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the checkpoint", covered(d, publish(t, b, "orders", 3)))
+	stop()
+	other := &exchanged{b}
+	d = dispatcher(other, twoSensors(t, "1"), nil)
+	stop = run(d)
+	until(t, "the fold", covered(d, 3))
+	if at := d.Behind()["each"]; at.Position != 0 || at.Pause == nil || at.Pause.Reason != "why" || at.Events != 3 {
+		t.Errorf("each is %+v", at)
+	}
+	if _, err := d.Resume(t.Context(), "each", false); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the end of the catching up", none(d))
+	stop()
+	if n := len(allJobs(t, b)); n != 5 { // 1 and 2 of the log before, 1 to 3 of this one
+		t.Errorf("%d jobs, want 5", n)
+	}
+}
+
+// TestRoomInTheCheckpoint: so many sensors cannot be paused that the checkpoint
+// becomes too large.
+func TestRoomInTheCheckpoint(t *testing.T) {
+	b := &smallBus{open(t, t.TempDir())}
+	var told alarms
+	rules := twoSensors(t, "1")
+	d := dispatcher(b, rules, told.raise)
+	defer run(d)()
+	if err := d.Pause(t.Context(), "each", "short"); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Pause(t.Context(), "pair", strings.Repeat("x", 200)); !errors.Is(err, fold.ErrTooManyBehind) {
+		t.Errorf("paused: %v", err)
+	}
+	more := story(t, "2")
+	more.From = map[string]specs.From{"cool": specs.FromEarliest, "window": specs.FromEarliest}
+	if err := d.Swap(t.Context(), more); err != nil {
+		t.Fatal(err)
+	}
+	if got := told.of("from-ignored"); len(got) != 1 {
+		t.Errorf("alarms %v", got)
+	}
+}
+
+// smallBus takes only small records.
+type smallBus struct{ bus.Bus }
+
+func (*smallBus) MaxPayload() int { return 1000 }
 
 // script runs a fold through pauses, resumptions, sensors that begin earlier
 // and rules that change, whatever the bus does, and returns what it fired.

@@ -29,6 +29,9 @@ type session struct {
 	place map[string]*lane // of the sensors that are behind, by name
 	turn  int              // the lane that folded last
 	moved bool             // something is to be stored
+	// standings are where the lanes behind stand, but for what is untold.
+	standings []standing
+	untold    bool
 
 	// While a lane is behind, the main one is read for on another goroutine:
 	// rest is what it has still to fold, asked what is on its way.
@@ -232,6 +235,7 @@ func (s *session) recover(ctx context.Context) error {
 	d.position.Store(pos)
 	d.covered.Store(pos)
 	d.floorBehind.Store(s.floorBehind())
+	s.untold = true
 	s.tell()
 	d.o.Covered(pos, s.job)
 	return nil
@@ -730,6 +734,7 @@ func (s *session) event(r *bus.Record) error {
 // quarantine pauses a sensor that takes too much of the fold's time.
 func (s *session) quarantine(sensor string, p Pause) error {
 	if err := s.pause(sensor, p); errors.Is(err, ErrTooManyBehind) {
+		s.watch.quiet = time.Now().Add(time.Minute)
 		s.d.o.Alarm("sensor-hogs", fmt.Sprintf("sensor %s slows all others down and cannot be paused (%v): %s", sensor, err, p.Reason))
 		return nil
 	} else if err != nil {
