@@ -2,8 +2,11 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -75,21 +78,59 @@ func (f fields) MarshalJSON() ([]byte, error) {
 }
 
 func (e *env) newVerb() *cobra.Command {
-	return group(&cobra.Command{
+	var n newResource
+	cmd := group(&cobra.Command{
 		Use:   "new",
-		Short: "Print the YAML of a new resource",
-		Long: `Prints one resource, made of flags, ready to be saved into the directory the
-engine follows:
+		Short: "Print or save the YAML of a new resource",
+		Long: `Prints one resource, made of flags, or saves it in the directory the engine
+follows:
 
-  engine new function hello hello.py > specs/hello.yaml
+  engine new function hello specs/hello.py --save specs/hello.yaml
 
 What would not be valid is refused. Whether what it references exists is not
-looked at: that may come later.`,
-	}, e.newFunctionVerb(), e.newSubscriptionVerb(), e.newEndpointVerb(), e.newSourceVerb(), e.newSensorVerb())
+looked at: that may come later. Paths in a resource are relative to its file; in
+one that is printed they are as they were given.`,
+	}, e.newFunctionVerb(&n), e.newSubscriptionVerb(&n), e.newEndpointVerb(&n), e.newSourceVerb(&n), e.newSensorVerb(&n))
+	cmd.PersistentFlags().StringVar(&n.save, "save", "", "new file to write it to, instead of printing it")
+	return cmd
 }
 
-// made prints a resource, unless it is not valid.
-func (e *env) made(kind specs.Kind, name string, spec fields) error {
+// newResource is where a new resource goes.
+type newResource struct {
+	save string // a file that is not there yet, "" for standard output
+}
+
+// relative is a path as the file of the resource writes it.
+func (n *newResource) relative(path string) (string, error) {
+	if n.save == "" || path == "" || filepath.IsAbs(path) {
+		return path, nil
+	}
+	r, err := filepath.Rel(filepath.Dir(n.save), path)
+	if err != nil {
+		return "", fmt.Errorf("%s cannot be written relative to %s: %w", path, n.save, err)
+	}
+	return filepath.ToSlash(r), nil
+}
+
+// write prints or saves a document.
+func (n *newResource) write(e *env, doc []byte) error {
+	if n.save == "" {
+		_, err := e.stdout.Write(doc)
+		return err
+	}
+	f, err := os.OpenFile(n.save, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("%s exists; nothing was written", n.save)
+	}
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(doc)
+	return errors.Join(err, f.Close())
+}
+
+// made prints or saves a resource, unless it is not valid.
+func (n *newResource) made(e *env, kind specs.Kind, name string, spec fields) error {
 	doc := fields{
 		{"apiVersion", specs.APIVersion},
 		{"kind", string(kind)},
@@ -105,8 +146,7 @@ func (e *env) made(kind specs.Kind, name string, spec fields) error {
 		return err
 	}
 	cat := catalog()
-	const here = "new.yaml" // paths in it are relative to the current directory
-	loaded := cat.Loader().LoadBytes(here, out.Bytes())
+	loaded := cat.Loader().LoadBytes(cmp.Or(n.save, "new.yaml"), out.Bytes())
 	found := append(specs.Diagnostics{}, loaded.Diagnostics...)
 	if !found.HasErrors() {
 		found = append(found, engine.NewCompiler(cat).Check(loaded.Set())...)
@@ -115,8 +155,7 @@ func (e *env) made(kind specs.Kind, name string, spec fields) error {
 		return d.Severity != specs.Error || d.Code == specs.CodeUnknownReference || d.Code == specs.CodeUnreadable
 	})
 	if len(found) == 0 {
-		_, err = e.stdout.Write(out.Bytes())
-		return err
+		return n.write(e, out.Bytes())
 	}
 	for _, d := range found {
 		what := d.Message
@@ -165,14 +204,14 @@ func secretFlag(fs *pflag.FlagSet, to *[]string) {
 	fs.StringSliceVar(to, "secret", nil, "name of a Secret whose values are passed on; may be repeated or joined with commas")
 }
 
-func (e *env) newFunctionVerb() *cobra.Command {
+func (e *env) newFunctionVerb(n *newResource) *cobra.Command {
 	var handler, url, deps, in, out string
 	var command, secrets []string
 	var d deliveryFlags
 	cmd := &cobra.Command{
 		Use:   "function NAME [PATH]",
 		Short: "A Function: a file, a directory, a program or a URL",
-		Long: `Prints a Function. PATH is a file (.py: python, .js: node, .wasm: wasm), or a
+		Long: `Makes a Function. PATH is a file (.py: python, .js: node, .wasm: wasm), or a
 directory with --handler. Instead of it, --url makes an HTTP function and
 --command a program.`,
 		Example: `  engine new function hello hello.py --schema-in hello.in.json --secret open-sesame
@@ -210,11 +249,19 @@ directory with --handler. Instead of it, --url makes an HTTP function and
 		case len(command) > 0:
 			spec = spec.with("exec", fields{{"command", command}})
 		default:
-			kind, config, err := code(path, handler, deps)
+			kind, config, err := n.code(path, handler, deps)
 			if err != nil {
 				return err
 			}
 			spec = spec.with(kind, config)
+		}
+		in, err := n.relative(in)
+		if err != nil {
+			return err
+		}
+		out, err := n.relative(out)
+		if err != nil {
+			return err
 		}
 		if in != "" {
 			spec = spec.with("input", fields{{"schema", in}})
@@ -222,16 +269,22 @@ directory with --handler. Instead of it, --url makes an HTTP function and
 		if out != "" {
 			spec = spec.with("output", fields{{"schema", out}})
 		}
-		return e.made(specs.KindFunction, args[0], d.spec(spec.with("secrets", secrets)))
+		return n.made(e, specs.KindFunction, args[0], d.spec(spec.with("secrets", secrets)))
 	}
 	return cmd
 }
 
 // code is the kind and the config of a function in a file or directory.
-func code(path, handler, deps string) (kind string, config fields, err error) {
+func (n *newResource) code(path, handler, deps string) (kind string, config fields, err error) {
 	file := true
 	if info, err := os.Stat(path); err == nil && info.IsDir() || strings.HasSuffix(path, "/") {
 		file = false
+	}
+	if path, err = n.relative(path); err != nil {
+		return "", nil, err
+	}
+	if deps, err = n.relative(deps); err != nil {
+		return "", nil, err
 	}
 	switch ext := filepath.Ext(path); {
 	case file && ext == ".py":
@@ -267,7 +320,7 @@ func nameOf(words ...string) string {
 	return strings.TrimRight(s[:min(len(s), 63)], "-")
 }
 
-func (e *env) newSubscriptionVerb() *cobra.Command {
+func (e *env) newSubscriptionVerb(n *newResource) *cobra.Command {
 	var eventType, name, source, when, input string
 	var secrets []string
 	var d deliveryFlags
@@ -297,7 +350,7 @@ func (e *env) newSubscriptionVerb() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return e.made(specs.KindSubscription, name, d.spec(spec.with("input", in).with("secrets", secrets)))
+		return n.made(e, specs.KindSubscription, name, d.spec(spec.with("input", in).with("secrets", secrets)))
 	}
 	return cmd
 }
@@ -313,14 +366,14 @@ func jsonFlag(flag, s string) (any, error) {
 	return json.RawMessage(s), nil
 }
 
-func (e *env) newEndpointVerb() *cobra.Command {
+func (e *env) newEndpointVerb(n *newResource) *cobra.Command {
 	var methods, paths, hosts, secrets []string
 	var auth, timeout string
 	var httpsOnly, disable, cors, async bool
 	cmd := &cobra.Command{
 		Use:   "endpoint NAME FUNCTION",
 		Short: "An Endpoint: a function behind an HTTP path",
-		Long: `Prints an Endpoint. --auth is public, bearer=SECRET/KEY, basic=USER:SECRET/KEY,
+		Long: `Makes an Endpoint. --auth is public, bearer=SECRET/KEY, basic=USER:SECRET/KEY,
 hmac=HEADER:SECRET/KEY or apiKeys=HEADER:SECRET. A value that would not be enforced
 is refused.`,
 		Example: `  engine new endpoint post-hello hello-py -m POST -p /hello --auth bearer=keys/token
@@ -358,7 +411,7 @@ is refused.`,
 		if disable {
 			spec = append(spec, field{"enabled", false})
 		}
-		return e.made(specs.KindEndpoint, args[0], spec)
+		return n.made(e, specs.KindEndpoint, args[0], spec)
 	}
 	return cmd
 }
@@ -387,13 +440,13 @@ func authOf(s string) (any, error) {
 	return nil, usagef("--auth %q is none of public, bearer=SECRET/KEY, basic=USER:SECRET/KEY, hmac=HEADER:SECRET/KEY, apiKeys=HEADER:SECRET", s)
 }
 
-func (e *env) newSourceVerb() *cobra.Command {
+func (e *env) newSourceVerb(n *newResource) *cobra.Command {
 	var name, event string
 	var set, secrets []string
 	cmd := &cobra.Command{
 		Use:   "source TYPE",
 		Short: "An EventSource with one event",
-		Long: `Prints an EventSource with one event of a source type. --set KEY=VALUE gives a key
+		Long: `Makes an EventSource with one event of a source type. --set KEY=VALUE gives a key
 of the type, a key below another as a.b=VALUE; VALUE is JSON where it can be, else
 text; a key alone is true. With another TYPE than those there are, it is a driver
 of that DriverType, and --set gives its settings.`,
@@ -432,7 +485,7 @@ of that DriverType, and --set gives its settings.`,
 		if config == nil {
 			config = fields{}
 		}
-		return e.made(specs.KindEventSource, name, fields{{typ, fields{{event, config}}}})
+		return n.made(e, specs.KindEventSource, name, fields{{typ, fields{{event, config}}}})
 	}
 	return cmd
 }
@@ -488,14 +541,14 @@ func (f fields) set(path []string, value any) (fields, error) {
 	return f, err
 }
 
-func (e *env) newSensorVerb() *cobra.Command {
+func (e *env) newSensorVerb(n *newResource) *cobra.Command {
 	var on, secrets []string
 	var function, message, when, correlate, within, condition, input string
 	var d deliveryFlags
 	cmd := &cobra.Command{
 		Use:   "sensor NAME --on EVENT",
 		Short: "A Sensor with one trigger",
-		Long: `Prints a Sensor that waits for events and calls a function, or writes to the log.
+		Long: `Makes a Sensor that waits for events and calls a function, or writes to the log.
 --on names an event as SOURCE/EVENT, or by its CloudEvents type; NAME=… before it is
 how expressions know it, default the event's name. Repeated, it waits for all.`,
 		Example: `  engine new sensor large-orders --on order=shop/orders --when 'data.total > 100' --function ship
@@ -548,7 +601,7 @@ how expressions know it, default the event's name. Repeated, it waits for all.`,
 			trigger = trigger.with("log", fields{{"message", message}})
 		}
 		trigger = d.spec(trigger.with("input", in).with("secrets", secrets))
-		return e.made(specs.KindSensor, args[0], fields{{"dependencies", deps}}.with("correlate", correlate).with("within", duration(within)).
+		return n.made(e, specs.KindSensor, args[0], fields{{"dependencies", deps}}.with("correlate", correlate).with("within", duration(within)).
 			with("condition", condition).with("triggers", []fields{trigger}))
 	}
 	return cmd
