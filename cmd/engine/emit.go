@@ -41,7 +41,7 @@ the source _emit whose name is the type. It returns after the event is stored.`,
 	fs.StringArrayVar(&extensions, "ext", nil, "extension attribute NAME=VALUE; may be repeated")
 	c := e.client(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		body, err := e.payload(data)
+		body, err := e.payload("--data", data)
 		if err != nil {
 			return err
 		}
@@ -92,15 +92,16 @@ the source _emit whose name is the type. It returns after the event is stored.`,
 	return cmd
 }
 
-// payload reads what --data names.
-func (e *env) payload(data string) ([]byte, error) {
+// payload is the value of a flag, or what is in the file or standard input that
+// it names.
+func (e *env) payload(flag, data string) ([]byte, error) {
 	if data == "-" {
 		return io.ReadAll(e.stdin)
 	}
 	if file, ok := strings.CutPrefix(data, "@"); ok {
 		b, err := os.ReadFile(file)
 		if err != nil {
-			return nil, fmt.Errorf("--data: %w", err)
+			return nil, fmt.Errorf("%s: %w", flag, err)
 		}
 		return b, nil
 	}

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -115,6 +116,10 @@ func (c *client) list(ctx context.Context, path string, q url.Values, follow boo
 	}
 	all, err := get()
 	if err != nil {
+		return err
+	}
+	if len(all) == 0 && c.printer().text() {
+		_, err := fmt.Fprintln(c.e.stderr, "no "+strings.TrimPrefix(path, "/"))
 		return err
 	}
 	for _, b := range all {

@@ -86,8 +86,8 @@ func (e *env) execInput(flag string, given bool) (json.RawMessage, error) {
 	var err error
 	switch {
 	case given:
-		if input, err = e.payload(flag); err != nil {
-			return nil, fmt.Errorf("--input: %w", err)
+		if input, err = e.payload("--input", flag); err != nil {
+			return nil, err
 		}
 	case !terminal(e.stdin):
 		if input, err = io.ReadAll(e.stdin); err != nil {

@@ -108,9 +108,9 @@ func (e *env) replayQuery(ctx context.Context, f *replayFlags) error {
 			if _, twice := q.Patches[name]; twice {
 				return usagef("event %s is changed twice", name)
 			}
-			b, err := e.payload(text)
+			b, err := e.payload("--"+list.flag, text)
 			if err != nil {
-				return fmt.Errorf("--%s: %w", list.flag, err)
+				return err
 			}
 			data, err := bus.ParseJSON(b)
 			if err != nil {
