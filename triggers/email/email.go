@@ -59,8 +59,6 @@ const (
 
 	// longest is how long a call takes that has no timeout.
 	longest = 10 * time.Minute
-	// maxText bounds what a server's own words take of an error, in bytes.
-	maxText = 300
 	// maxSubject is the longest subject, in bytes.
 	maxSubject = 900
 )
@@ -121,7 +119,7 @@ func (f *function) Invoke(ctx context.Context, c *triggers.Call) (triggers.Resul
 	err = client.DialAndSendWithContext(ctx, msg)
 	if msg.IsDelivered() { // however the goodbye went
 		out, err := json.Marshal(map[string]string{"messageId": msg.GetMessageID()})
-		status := clip(msg.ServerResponse())
+		status := outbound.Clip(msg.ServerResponse())
 		if status == "" {
 			status = "accepted"
 		}
@@ -280,7 +278,7 @@ func (f *function) addresses(c *triggers.Call, field string, texts []specs.Text)
 		}
 		list, err := netmail.ParseAddressList(s)
 		if err != nil || strings.ContainsFunc(s, unicode.IsControl) {
-			return nil, triggers.Errorf(triggers.InputError, "%s: %q is no address of mail", field, clip(s))
+			return nil, triggers.Errorf(triggers.InputError, "%s: %q is no address of mail", field, outbound.Clip(s))
 		}
 		all = append(all, list...)
 	}
@@ -359,7 +357,7 @@ func (f *function) failure(ctx context.Context, err error) error {
 	} else if te, ok := errors.AsType[*textproto.Error](err); ok {
 		code = te.Code
 	}
-	text = fmt.Sprintf("%s: %s", f.label(), clip(text))
+	text = fmt.Sprintf("%s: %s", f.label(), outbound.Clip(text))
 	switch {
 	case code >= 500:
 		return triggers.Permanentf("%s", text)
@@ -367,13 +365,4 @@ func (f *function) failure(ctx context.Context, err error) error {
 		return triggers.Errorf(triggers.FunctionError, "%s", text)
 	}
 	return triggers.Errorf(triggers.SystemError, "%s", text)
-}
-
-// clip makes a text of others fit for one line.
-func clip(s string) string {
-	s = strings.Join(strings.FieldsFunc(strings.ToValidUTF8(s, "?"), func(r rune) bool { return !unicode.IsPrint(r) }), " ")
-	if len(s) > maxText {
-		s = strings.ToValidUTF8(s[:maxText], "") + "…"
-	}
-	return s
 }

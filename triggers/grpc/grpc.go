@@ -16,7 +16,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-	"unicode"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
@@ -67,11 +66,6 @@ const (
 	hdrKey     = "idempotency-key"
 	hdrAttempt = "engine-attempt"
 	hdrAuth    = "authorization"
-
-	// maxText bounds what a server's own words take of an error, in bytes.
-	maxText = 300
-	// maxRetryAfter bounds what a server may ask for.
-	maxRetryAfter = 24 * time.Hour
 )
 
 //go:embed example.yaml
@@ -205,10 +199,8 @@ func (f *function) Invoke(ctx context.Context, c *triggers.Call) (triggers.Resul
 		return triggers.Result{}, f.failure(ctx, "Execute", err)
 	}
 	out := done.GetResponse()
-	res := triggers.Result{Output: out, ContentType: triggers.MediaType(out), Status: "executed"}
-	if len(out) > triggers.MaxOutput {
-		res.Output, res.Truncated = out[:triggers.MaxOutput:triggers.MaxOutput], true
-	}
+	res := triggers.Result{ContentType: triggers.MediaType(out), Status: "executed"}
+	outbound.Output(&res, out)
 	verdict, err := client.ApplyPolicy(callCtx, &trigger.ApplyPolicyRequest{Request: out})
 	switch {
 	case err != nil:
@@ -328,7 +320,7 @@ func (f *function) failure(ctx context.Context, method string, err error) error 
 func later(st *status.Status, err error) error {
 	for _, d := range st.Details() {
 		if info, ok := d.(*errdetails.RetryInfo); ok && info.GetRetryDelay() != nil {
-			return &triggers.RetryAfterError{After: min(max(info.GetRetryDelay().AsDuration(), 0), maxRetryAfter), Err: err}
+			return outbound.RetryAfter(err, info.GetRetryDelay().AsDuration())
 		}
 	}
 	return err
@@ -336,11 +328,7 @@ func later(st *status.Status, err error) error {
 
 // said is what a server said, fit for one line.
 func said(s string) string {
-	s = strings.Join(strings.FieldsFunc(strings.ToValidUTF8(s, "?"), func(r rune) bool { return !unicode.IsPrint(r) }), " ")
-	if len(s) > maxText {
-		s = strings.ToValidUTF8(s[:maxText], "") + "…"
-	}
-	if s = strings.TrimSpace(s); s == "" {
+	if s = outbound.Clip(s); s == "" {
 		return ""
 	}
 	return ": " + s

@@ -98,8 +98,6 @@ const (
 	// maxDrain is how much of an answer beyond [triggers.MaxOutput] is read to
 	// keep the connection, in bytes; a longer answer costs the connection.
 	maxDrain = 256 << 10
-	// maxRetryAfter bounds what a callee may ask for.
-	maxRetryAfter = 24 * time.Hour
 )
 
 type function struct {
@@ -366,20 +364,20 @@ func unreachable(ctx context.Context, t *target, err error) error {
 	if forbidden, ok := errors.AsType[*outbound.ForbiddenError](err); ok {
 		return triggers.Errorf(triggers.InputError, "%s: %w", t.label, forbidden)
 	}
-	return fmt.Errorf("%s: %w", t.label, cause(ctx, err))
+	return fmt.Errorf("%s: %w", t.label, outbound.Cause(ctx, err))
 }
 
 // result reads an answer; complete tells that nothing of it is left unread.
 func (f *function) result(ctx context.Context, label string, resp *http.Response, m *message) (res triggers.Result, complete bool, err error) {
 	m.code = resp.StatusCode
-	res.Status = statusText(resp.StatusCode)
+	res.Status = outbound.StatusText(resp.StatusCode)
 	if v := resp.Header[hdrContentType]; len(v) > 0 {
 		res.ContentType = v[0]
 	}
 	res.Output, res.Truncated, complete, err = readBody(resp)
 	if f.success != nil || f.retryable != nil {
 		if err != nil { // the expressions need all of it
-			return res, complete, fmt.Errorf("%s answered %s, but reading the answer failed: %w", label, res.Status, cause(ctx, err))
+			return res, complete, fmt.Errorf("%s answered %s, but reading the answer failed: %w", label, res.Status, outbound.Cause(ctx, err))
 		}
 		return res, complete, f.judge(label, resp, &res)
 	}
@@ -387,17 +385,9 @@ func (f *function) result(ctx context.Context, label string, resp *http.Response
 		return res, complete, failure
 	}
 	if err != nil {
-		return res, complete, fmt.Errorf("%s answered %s, but reading the answer failed: %w", label, res.Status, cause(ctx, err))
+		return res, complete, fmt.Errorf("%s answered %s, but reading the answer failed: %w", label, res.Status, outbound.Cause(ctx, err))
 	}
 	return res, complete, nil
-}
-
-// cause prefers the deadline to the symptom it leaves in the transport.
-func cause(ctx context.Context, err error) error {
-	if e := ctx.Err(); e != nil && !errors.Is(err, e) {
-		return fmt.Errorf("%w (%w)", err, e)
-	}
-	return err
 }
 
 // message returns what is sent.
@@ -548,23 +538,6 @@ func readBody(resp *http.Response) (data []byte, truncated, complete bool, err e
 	return data, rest > 0, errors.Is(err, io.EOF), nil
 }
 
-// statusText is "200 OK" from our own table: a server's words are not trusted
-// to be printable.
-func statusText(code int) string {
-	switch code {
-	case http.StatusOK:
-		return "200 OK"
-	case http.StatusAccepted:
-		return "202 Accepted"
-	case http.StatusNoContent:
-		return "204 No Content"
-	}
-	if s := http.StatusText(code); s != "" {
-		return strconv.Itoa(code) + " " + s
-	}
-	return strconv.Itoa(code)
-}
-
 // statusError returns nil for 2xx and the right sort of failure for the rest.
 func statusError(label, status string, resp *http.Response) error {
 	code := resp.StatusCode
@@ -573,43 +546,10 @@ func statusError(label, status string, resp *http.Response) error {
 		return nil
 	case code >= 300 && code < 400:
 		return triggers.Permanentf("%s answered %s; redirects are not followed, put the final address into url", label, status)
-	case !worthwhile(code):
+	case !outbound.Worthwhile(code):
 		return triggers.Permanentf("%s answered %s", label, status)
 	}
-	return later(fmt.Errorf("%s answered %s", label, status), resp)
-}
-
-// worthwhile reports whether a failure with this status may pass.
-func worthwhile(code int) bool {
-	switch code {
-	case http.StatusRequestTimeout, http.StatusTooEarly, http.StatusTooManyRequests:
-		return true
-	}
-	return code < 300 || code >= 500
-}
-
-// later adds when the callee wants to be asked again.
-func later(err error, resp *http.Response) error {
-	if after, ok := retryAfter(resp.Header.Get("Retry-After"), time.Now()); ok {
-		return &triggers.RetryAfterError{After: after, Err: err}
-	}
-	return err
-}
-
-// retryAfter reads seconds or an HTTP date.
-func retryAfter(v string, now time.Time) (time.Duration, bool) {
-	v = strings.TrimSpace(v)
-	if v == "" {
-		return 0, false
-	}
-	if n, err := strconv.ParseUint(v, 10, 64); err == nil {
-		return time.Duration(min(n, uint64(maxRetryAfter/time.Second))) * time.Second, true
-	}
-	at, err := http.ParseTime(v)
-	if err != nil {
-		return 0, false
-	}
-	return min(max(at.Sub(now), 0), maxRetryAfter), true
+	return outbound.Later(fmt.Errorf("%s answered %s", label, status), resp.Header)
 }
 
 func sortedKeys[V any](m map[string]V) []string {

@@ -10,6 +10,7 @@ import (
 	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/specs/expression"
 	"github.com/sensor-engine/engine/triggers"
+	"github.com/sensor-engine/engine/triggers/outbound"
 )
 
 // judge decides by the expressions of the config whether an answer is a
@@ -28,7 +29,7 @@ func (f *function) judge(label string, resp *http.Response, res *triggers.Result
 	if failure == nil {
 		return nil
 	}
-	again := worthwhile(code)
+	again := outbound.Worthwhile(code)
 	if f.retryable != nil {
 		again, _ = decide(f.retryable, env)
 	}
@@ -44,7 +45,7 @@ func (f *function) judge(label string, resp *http.Response, res *triggers.Result
 	if _, told := errors.AsType[*triggers.RetryAfterError](failure); told {
 		return failure
 	}
-	return later(failure, resp)
+	return outbound.Later(failure, resp.Header)
 }
 
 // decide evaluates a condition; why tells what it was when it is not true.

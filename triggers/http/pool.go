@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"github.com/sensor-engine/engine/triggers/outbound"
 )
 
 // A pool makes exchanges over plain HTTP/1.1 on the goroutine of the caller.
@@ -27,7 +29,7 @@ type pool struct {
 
 const (
 	// idleTimeout is how long a connection waits for its next use.
-	idleTimeout = 90 * time.Second
+	idleTimeout = outbound.IdleTimeout
 	// maxAnswerHeader is the most of an answer before its body, in bytes.
 	maxAnswerHeader = 1 << 20
 )

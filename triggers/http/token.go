@@ -12,6 +12,7 @@ import (
 	"golang.org/x/oauth2/clientcredentials"
 
 	"github.com/sensor-engine/engine/triggers"
+	"github.com/sensor-engine/engine/triggers/outbound"
 )
 
 // tokens keeps the token of one function. It is safe for concurrent use.
@@ -89,17 +90,17 @@ func (t *tokens) fetch(ctx context.Context, id, secret string, transport http.Ro
 	refused, ok := errors.AsType[*oauth2.RetrieveError](err)
 	if !ok {
 		if ue, ok := errors.AsType[*url.Error](err); ok {
-			return nil, fmt.Errorf("token of %s: %w", t.host(), cause(ctx, ue.Err))
+			return nil, fmt.Errorf("token of %s: %w", t.host(), outbound.Cause(ctx, ue.Err))
 		}
 		return nil, fmt.Errorf("token of %s: the answer is none", t.host())
 	}
-	why := statusText(refused.Response.StatusCode)
+	why := outbound.StatusText(refused.Response.StatusCode)
 	if refused.ErrorCode != "" {
 		why += " (" + strconv.QuoteToASCII(refused.ErrorCode) + ")"
 	}
 	err = fmt.Errorf("token of %s: refused with %s", t.host(), why)
-	if !worthwhile(refused.Response.StatusCode) {
+	if !outbound.Worthwhile(refused.Response.StatusCode) {
 		return nil, &triggers.PermanentError{Err: err}
 	}
-	return nil, later(err, refused.Response)
+	return nil, outbound.Later(err, refused.Response.Header)
 }

@@ -41,7 +41,7 @@ type links struct {
 // connect returns the connections for a config, and how to give them up.
 func connect(n *network, cfg *Config, env triggers.Env) (*links, func(), error) {
 	key := cfg.TLS.ID(env.Dir)
-	dialer := net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}
+	dialer := outbound.Dialer()
 	var guard *outbound.Guard
 	dial := dialer.DialContext
 	if eventChoosesHost(cfg.URL) {
@@ -83,17 +83,7 @@ func (l *links) http() (*http.Transport, error) {
 	if err != nil {
 		return nil, err
 	}
-	l.transport = &http.Transport{
-		Proxy:               http.ProxyFromEnvironment,
-		DialContext:         l.dialOrProxy,
-		TLSClientConfig:     cfg,
-		TLSHandshakeTimeout: 10 * time.Second,
-		ForceAttemptHTTP2:   true,
-		MaxIdleConnsPerHost: maxIdle,
-		IdleConnTimeout:     idleTimeout,
-		// The output is kept as it came; no gzip bombs.
-		DisableCompression: true,
-	}
+	l.transport = outbound.Transport(l.dialOrProxy, cfg, maxIdle)
 	return l.transport, nil
 }
 

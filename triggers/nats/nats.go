@@ -55,9 +55,6 @@ const (
 	// hdrErrorCode and hdrError are how services of NATS tell that they failed.
 	hdrErrorCode = "Nats-Service-Error-Code"
 	hdrError     = "Nats-Service-Error"
-
-	// maxText bounds what a server's own words take of an error, in bytes.
-	maxText = 300
 )
 
 //go:embed example.yaml
@@ -142,10 +139,10 @@ func (f *function) message(c *triggers.Call) (*nats.Msg, error) {
 		return nil, err
 	}
 	if err := checkSubject(subject); err != nil {
-		return nil, triggers.Errorf(triggers.InputError, "subject %q %w", clip(subject), err)
+		return nil, triggers.Errorf(triggers.InputError, "subject %q %w", outbound.Clip(subject), err)
 	}
 	if before, _, templated := strings.Cut(f.cfg.Subject.Value, "${"); templated && before == "" && strings.ContainsAny(subject[:1], "$_") {
-		return nil, triggers.Errorf(triggers.InputError, "subject %q is one of the server's own, and the event chose it; write the beginning of the subject into the spec", clip(subject))
+		return nil, triggers.Errorf(triggers.InputError, "subject %q is one of the server's own, and the event chose it; write the beginning of the subject into the spec", outbound.Clip(subject))
 	}
 	msg := &nats.Msg{Subject: subject, Header: nats.Header{}}
 	switch {
@@ -248,24 +245,22 @@ func request(ctx context.Context, nc *nats.Conn, msg *nats.Msg) (triggers.Result
 	if err != nil {
 		return triggers.Result{}, err
 	}
-	res := triggers.Result{Output: reply.Data, ContentType: reply.Header.Get("Content-Type"), Status: "replied"}
+	res := triggers.Result{ContentType: reply.Header.Get("Content-Type"), Status: "replied"}
+	outbound.Output(&res, reply.Data)
 	for _, name := range []string{"content-type", "Content-Type"} {
 		if v := reply.Header[name]; len(v) > 0 {
 			res.ContentType = v[0]
 		}
 	}
 	if res.ContentType == "" {
-		res.ContentType = triggers.MediaType(res.Output)
-	}
-	if len(res.Output) > triggers.MaxOutput {
-		res.Output, res.Truncated = res.Output[:triggers.MaxOutput:triggers.MaxOutput], true
+		res.ContentType = triggers.MediaType(reply.Data)
 	}
 	code, text := reply.Header.Get(hdrErrorCode), reply.Header.Get(hdrError)
 	if code == "" && text == "" {
 		return res, nil
 	}
 	res.Status = "failed"
-	return res, &serviceError{code: clip(code), text: clip(text)}
+	return res, &serviceError{code: outbound.Clip(code), text: outbound.Clip(text)}
 }
 
 // serviceError is what a service says in headers of its reply.
@@ -277,7 +272,7 @@ func (e *serviceError) Error() string {
 
 // failure tells whether what failed is worth another call.
 func (f *function) failure(ctx context.Context, subject string, err error) error {
-	what := f.label + ": subject " + clip(subject) + ": "
+	what := f.label + ": subject " + outbound.Clip(subject) + ": "
 	if cause := context.Cause(ctx); cause != nil && violates(cause, subject) {
 		err = cause
 	} else if ctx.Err() != nil {
@@ -313,18 +308,4 @@ func (f *function) failure(ctx context.Context, subject string, err error) error
 // violates reports whether err says that the client may not publish to subject.
 func violates(err error, subject string) bool {
 	return errors.Is(err, nats.ErrPermissionViolation) && strings.Contains(err.Error(), `"`+subject+`"`)
-}
-
-// clip makes a text of others fit for one line.
-func clip(s string) string {
-	s = strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return ' '
-		}
-		return r
-	}, strings.ToValidUTF8(s, "?"))
-	if len(s) > maxText {
-		s = strings.ToValidUTF8(s[:maxText], "") + "…"
-	}
-	return s
 }

@@ -1,6 +1,7 @@
 // Package outbound owns how functions reach other machines: the material of
-// their TLS connections, and the guard against addresses that an event must
-// not choose. It must not know what is sent.
+// their TLS connections, what dials them, the guard against addresses that an
+// event must not choose, and what is made of answers whatever they say: their
+// size, when to ask again, their words in errors. It must not know what is sent.
 package outbound
 
 import (
