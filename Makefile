@@ -64,6 +64,7 @@ gen:
 	$(GO) run ./cmd/engine schema > docs/schema/engine.schema.json
 	$(GO) run ./cmd/engine schema --kind test > docs/schema/test.schema.json
 	$(GO) run ./cmd/engine docs > docs/cli.md
+	$(GO) test ./cmd/engine -run TestHelp -update
 	cp engine/api/openapi.yaml docs/api/openapi.yaml
 	$(GO) run ./sources/generic/eventing/gen -dir sources/generic/eventing -go sources/generic/eventing -python examples/generic/python
 	$(GO) run ./sources/generic/eventing/gen -file trigger.proto -dir triggers/grpc/trigger -go triggers/grpc/trigger
