@@ -28,24 +28,25 @@ type Local struct {
 
 // Call makes one Function of what was loaded, and nothing else of it, calls it,
 // and closes it. What the call emitted is returned and stored nowhere. The
-// diagnostics are those of the function, of what it uses, and of files that
-// could not be read as specs; an error says why there was no call. Of r, Ref is
-// set.
+// diagnostics are those of the function and of what it uses, and when it is not
+// there those of what could not be read as a resource; an error says why there was
+// no call. Of r, Ref is set.
 func (l Local) Call(ctx context.Context, loaded *specs.Loaded, function string, r jobs.Request) (*jobs.Outcome, []*bus.Event, specs.Diagnostics, error) {
 	ref := specs.Ref{Kind: specs.KindFunction, Name: function}
 	set := only(loaded, ref, r.Grants)
 	compiler := NewCompiler(l.Catalog)
 	found := compiler.Check(set, loaded.Invalid...)
 	wrong := found.HasErrors()
+	missing := set.Resources[ref] == nil && !slices.Contains(loaded.Invalid, ref)
 	for _, d := range loaded.Diagnostics {
-		if d.Ref == ref || d.Ref == (specs.Ref{}) || set.Resources[d.Ref] != nil {
+		if d.Ref == ref || missing && d.Ref == (specs.Ref{}) || set.Resources[d.Ref] != nil {
 			found = append(found, d)
 			wrong = wrong || d.Ref == ref && d.Severity == specs.Error
 		}
 	}
 	found = found.Sort()
 	switch {
-	case set.Resources[ref] == nil && !slices.Contains(loaded.Invalid, ref):
+	case missing:
 		return nil, nil, found, fmt.Errorf("there is no Function %q in the specs%s", function, others(loaded))
 	case wrong || set.Resources[ref] == nil:
 		return nil, nil, found, fmt.Errorf("the Function %q has errors", function)
