@@ -592,7 +592,8 @@ func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, erro
 				d := inherit(specs.Delivery{Timeout: ep.Timeout}, fn.Delivery)
 				d.Concurrency = limit[ep.Function]
 				add(&jobs.Trigger{
-					Ref: jobs.TriggerRef{Sensor: jobs.SensorEndpoint, Trigger: ref.Name}, Callee: callee, Direct: true, Hash: r.Hash,
+					Limits: bounds("function "+ep.Function, fn.RateLimit),
+					Ref:    jobs.TriggerRef{Sensor: jobs.SensorEndpoint, Trigger: ref.Name}, Callee: callee, Direct: true, Hash: r.Hash,
 					Tell: asked.Wants(ep.Function, jobs.SensorEndpoint, ref.Name),
 				}, d)
 			}
@@ -668,7 +669,7 @@ func (c *callees) needRequest(set *specs.Set) bool {
 // bucketOf is a full token bucket of a spec.
 func bucketOf(s specs.CallRate) *rate.Limiter {
 	per := cmp.Or(s.Per.D(), time.Second)
-	return rate.NewLimiter(rate.Limit(float64(s.Limit)/per.Seconds()), cmp.Or(s.Burst, s.Limit))
+	return rate.NewLimiter(rate.Limit(float64(s.Calls)/per.Seconds()), cmp.Or(s.Burst, s.Calls))
 }
 
 // The defaults of a breaker.

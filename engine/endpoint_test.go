@@ -553,7 +553,8 @@ func TestEndpointReloadsWithoutAGap(t *testing.T) {
 
 func TestEndpointLimits(t *testing.T) {
 	r, d := serve(t, endpoint("few", "path: /few, function: debug, maxInFlight: 2"),
-		head+"kind: Function\nmetadata: {name: one}\nspec: {debug: {}, concurrency: 1}\n---\n", endpoint("one", "path: /one, function: one, timeout: 300ms"))
+		head+"kind: Function\nmetadata: {name: one}\nspec: {debug: {}, concurrency: 1}\n---\n", endpoint("one", "path: /one, function: one, timeout: 300ms"),
+		head+"kind: Function\nmetadata: {name: seldom}\nspec: {log: {message: hi}, rateLimit: {calls: 1, per: 1h}}\n---\n", endpoint("seldom", "path: /seldom, function: seldom"))
 	const wait = `{"wait":true}`
 	var wg sync.WaitGroup
 	for range 2 {
@@ -576,6 +577,12 @@ func TestEndpointLimits(t *testing.T) {
 	r.until("the third call", func() bool { return d.count() == 3 })
 	if a := r.ask("POST", "/one", "{}"); a.status != 503 || a.header.Get("Retry-After") != "1" || a.of("message") != "the function is busy, try again later" {
 		t.Errorf("a busy function: %v", a)
+	}
+	if r.ask("POST", "/seldom", "{}").status != 200 {
+		t.Error("the first call of a function with a rate limit")
+	}
+	if a := r.ask("POST", "/seldom", "{}"); a.status != 503 {
+		t.Errorf("one call more than the function's rate limit allows: %v", a)
 	}
 	// Who goes away while he waits is not called; who goes while the call runs
 	// does not end it.

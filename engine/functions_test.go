@@ -126,11 +126,11 @@ func TestRateLimitsOfFunctionsAndTriggers(t *testing.T) {
 metadata: {name: f}
 spec:
   log: {message: ` + message + `}
-  rateLimit: {limit: ` + strconv.Itoa(limit) + `, per: 1000h}
+  rateLimit: {calls: ` + strconv.Itoa(limit) + `, per: 1000h}
 ---
 ` + head + `kind: Subscription
 metadata: {name: one}
-spec: {eventType: t, function: f, rateLimit: {limit: 1, per: 1000h}}
+spec: {eventType: t, function: f, rateLimit: {calls: 1, per: 1000h}}
 ---
 ` + head + `kind: Subscription
 metadata: {name: two}

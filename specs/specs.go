@@ -505,9 +505,9 @@ type Delivery struct {
 
 // CallRate is a token bucket for calls.
 type CallRate struct {
-	Limit int      `yaml:"limit" required:"true" min:"1" doc:"Number of calls in a time." example:"10"`
+	Calls int      `yaml:"calls" required:"true" min:"1" doc:"Number of calls in a time." example:"10"`
 	Per   Duration `yaml:"per" min:"1ms" doc:"The time, default 1s." example:"1m"`
-	Burst int      `yaml:"burst" min:"1" doc:"How many may be made at once; default: limit."`
+	Burst int      `yaml:"burst" min:"1" doc:"How many may be made at once; default: calls."`
 }
 
 // Breaker says when a trigger is paused, and how long.
