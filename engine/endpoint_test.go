@@ -245,7 +245,7 @@ func TestEndpointInput(t *testing.T) {
 
 // Status codes of failures, row 43: the caller is told.
 func TestEndpointErrors(t *testing.T) {
-	r, d := serve(t, endpoint("f", "path: /f, function: debug, timeout: 10s"), endpoint("short", "path: /short, function: debug, timeout: 50ms"),
+	r, d := serve(t, endpoint("f", "path: /f, function: debug, timeout: 10s, errors: full"), endpoint("short", "path: /short, function: debug, timeout: 50ms"),
 		head+"kind: Function\nmetadata: {name: strict}\nspec: {debug: {}, input: {schema: {type: object, required: [name]}}, output: {schema: {type: string}}}\n---\n",
 		endpoint("strict", "path: /strict, function: strict"))
 	for _, c := range []struct {
@@ -269,6 +269,9 @@ func TestEndpointErrors(t *testing.T) {
 			t.Errorf("%s: no stack trace: %s", c.name, a.body)
 		}
 	}
+	if a := r.ask("POST", "/short", "{}"); a.status != 200 { // the next call works
+		t.Errorf("after a timeout: %v", a)
+	}
 	// Each is a run, none is repeated or a dead letter.
 	r.until("the runs", func() bool {
 		runs, err := jobs.ReadRuns(t.Context(), r.bus, jobs.RunFilter{Sensor: "_endpoint", Status: jobs.StatusFailed})
@@ -277,12 +280,45 @@ func TestEndpointErrors(t *testing.T) {
 	if info, err := r.bus.DeadLetters().Info(t.Context()); err != nil || info.Records != 0 {
 		t.Errorf("%d dead letters, %v", info.Records, err)
 	}
-	if n := d.count(); n != 6 {
-		t.Errorf("%d calls, want 6", n)
+	if n := d.count(); n != 7 {
+		t.Errorf("%d calls, want 7", n)
 	}
-	// The next call works.
-	if a := r.ask("POST", "/short", "{}"); a.status != 200 {
-		t.Errorf("after a timeout: %v", a)
+}
+
+// What clients are told of a failure, now and at the address of its run.
+func TestEndpointErrorsTold(t *testing.T) {
+	r, _ := serve(t, endpoint("plain", "path: /plain, function: debug"), endpoint("full", "path: /full, function: debug, errors: full"),
+		endpoint("class", `path: /class, function: debug, errors: class, response: {status: "${ output.code }"}`),
+		endpoint("later", "path: /later, function: once, async: true"), endpoint("hidden", "path: /hidden, function: once, async: true, errors: class"),
+		head+"kind: Function\nmetadata: {name: once}\nspec: {debug: {}, retry: {attempts: 1}}\n---\n")
+	ask := func(path, class string) answer {
+		return r.ask("POST", path, fmt.Sprintf(`{"fail":%q}`, class), "Content-Type", "application/json")
+	}
+	for _, c := range []struct{ path, class, want string }{
+		{"/plain", "FunctionError", `{"type":"FunctionError","message":"as asked","stacktrace":null}`},
+		{"/full", "FunctionError", `{"type":"FunctionError","message":"as asked","stacktrace":["line 1","line 2"]}`},
+		{"/class", "FunctionError", `{"type":"FunctionError","message":"the function failed","stacktrace":null}`},
+		{"/class", "SystemError", `{"type":"SystemError","message":"the function could not be called","stacktrace":null}`},
+		{"/class", "InputError", `{"type":"InputError","message":"as asked","stacktrace":null}`},
+		{"/class", "", `{"type":"FunctionError","message":"the function failed","stacktrace":null}`}, // the response cannot be made
+	} {
+		a := ask(c.path, c.class)
+		if strings.TrimSpace(a.body) != c.want {
+			t.Errorf("%s, %s: %s, want %s", c.path, c.class, a.body, c.want)
+		}
+		// All of it is in its run.
+		id := a.header.Get("Engine-Run")
+		r.until("run "+id+" of "+c.path, func() bool {
+			runs, err := jobs.ReadRuns(t.Context(), r.bus, jobs.RunFilter{ID: id})
+			return err == nil && len(runs) == 1 && (c.class == "" || strings.Contains(string(runs[0].JSON), "line 2"))
+		})
+	}
+	for path, want := range map[string]string{"/later": `"message":"as asked","stacktrace":null`, "/hidden": `"message":"the function failed","stacktrace":null`} {
+		where := ask(path, "FunctionError").header.Get("Location")
+		r.until("the run of "+path, func() bool {
+			a := r.ask("GET", where, "")
+			return a.status == 200 && strings.Contains(a.body, want)
+		})
 	}
 }
 

@@ -18,6 +18,7 @@ type Endpoint struct {
 	Timeout     Duration  `yaml:"timeout" min:"1ms" doc:"Longest time one call may take; default: that of the function." example:"10s"`
 	Async       bool      `yaml:"async" doc:"Whether the call is stored as a job and answered at once with 202 and where its run can be asked for."`
 	Response    *Response `yaml:"response" doc:"What the answer is made of when the function succeeded; default: 200 with its output."`
+	Errors      string    `yaml:"errors" enum:"class,message,full" doc:"What clients are told of a failed call: its class (and why, when the input was wrong), also the message (default), or also the stack trace."`
 	Auth        *Auth     `yaml:"auth" doc:"How clients prove who they are; default: no proof."`
 	CORS        *CORS     `yaml:"cors" short:"any" doc:"Which pages of other origins may ask; true for all. Default: none."`
 	HTTPSOnly   bool      `yaml:"httpsOnly" doc:"Whether requests that did not come by HTTPS are refused with 400. A proxy in front says with X-Forwarded-Proto how they came."`
@@ -34,6 +35,12 @@ type Endpoint struct {
 const (
 	DefaultMaxBody     Size = 1 << 20
 	DefaultMaxInFlight      = 1024
+)
+
+// The levels of Errors.
+const (
+	ErrorsClass = "class"
+	ErrorsFull  = "full"
 )
 
 // Response says what the answer to a request is made of.

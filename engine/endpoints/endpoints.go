@@ -23,6 +23,10 @@ import (
 // RunsPath begins the paths at which submitted calls are asked for.
 const RunsPath = "/_runs/"
 
+// HeaderRun is the header of an answer with the id of the run of its call, which
+// `engine runs show` takes.
+const HeaderRun = "Engine-Run"
+
 // Calls makes the calls of endpoints.
 type Calls interface {
 	// Call makes one at once, as [jobs.Pool.Call] does.

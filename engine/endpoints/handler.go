@@ -16,6 +16,7 @@ import (
 	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/engine/jobs"
 	"github.com/sensor-engine/engine/sources/ingress"
+	"github.com/sensor-engine/engine/specs"
 	"github.com/sensor-engine/engine/specs/expression"
 	"github.com/sensor-engine/engine/triggers"
 )
@@ -188,6 +189,7 @@ func (x *exchange) serve() {
 		x.notCalled(err)
 		return
 	}
+	x.w.Header().Set(HeaderRun, out.ID)
 	if out.Err != nil {
 		x.failed(out)
 		return
@@ -227,7 +229,25 @@ func (x *exchange) failed(out *jobs.Outcome) {
 	if later, ok := errors.AsType[*triggers.RetryAfterError](out.Err); ok {
 		x.w.Header().Set("Retry-After", strconv.Itoa(int((later.After+time.Second-1)/time.Second)))
 	}
-	x.fail(status, e)
+	x.fail(status, x.told(e))
+}
+
+// told is what clients may know of a failed call. Of its class alone they learn
+// why their input was wrong all the same.
+func (ep *endpoint) told(e jobs.ErrorObject) jobs.ErrorObject {
+	if ep.spec.Errors == specs.ErrorsFull {
+		return e
+	}
+	e.Stacktrace = nil
+	if ep.spec.Errors == specs.ErrorsClass {
+		switch e.Type {
+		case triggers.FunctionError:
+			e.Message = "the function failed"
+		case triggers.SystemError:
+			e.Message = "the function could not be called"
+		}
+	}
+	return e
 }
 
 // environment is what templates see of an exchange, made when it is needed.
@@ -278,7 +298,7 @@ func (x *exchange) succeeded(env *environment, res *triggers.Result) {
 	status, contentType, body, err := x.respond(env, res)
 	if err != nil {
 		x.w.Header().Del("Content-Type")
-		x.fail(http.StatusBadGateway, jobs.ErrorObject{Type: triggers.FunctionError, Message: "the answer cannot be made of the output: " + err.Error()})
+		x.fail(http.StatusBadGateway, x.told(jobs.ErrorObject{Type: triggers.FunctionError, Message: "the answer cannot be made of the output: " + err.Error()}))
 		return
 	}
 	x.answer(status, contentType, body)
@@ -476,6 +496,9 @@ func (h *handler) serveRun(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		x.fail(http.StatusInternalServerError, jobs.ErrorObject{Type: triggers.SystemError, Message: "the run cannot be read"})
 		return
+	}
+	if out.Error != nil {
+		*out.Error = h.told(*out.Error)
 	}
 	code := http.StatusOK
 	switch out.Status {
