@@ -202,6 +202,39 @@ func TestPayload(t *testing.T) {
 	}
 }
 
+func TestReadable(t *testing.T) {
+	for _, tc := range []struct {
+		data, want string
+		code       bool
+		call       Call
+	}{
+		{data: "", want: ""},
+		{data: " null ", want: ""},
+		{data: "plain <b>", want: "plain <b>"},
+		{data: `{"a":[1],"b":"<"}`, want: "{\n  \"a\": [\n    1\n  ],\n  \"b\": \"<\"\n}", code: true},
+		{data: "{", want: "{"},
+		{data: "x", call: Call{HasInput: true}, want: ""},
+		{data: "x", call: Call{HasInput: true, Input: "in <b>"}, want: "in <b>"},
+		{data: "x", call: Call{HasInput: true, Input: json.RawMessage(`"in"`)}, want: "in"},
+		{data: "x", call: Call{HasInput: true, Input: json.RawMessage(`{"n":12345678901234567890}`)}, want: "{\n  \"n\": 12345678901234567890\n}", code: true},
+		{data: "x", call: Call{HasInput: true, Input: map[string]any{"n": int64(1234567890123456789), "b": "<"}}, want: "{\n  \"b\": \"<\",\n  \"n\": 1234567890123456789\n}", code: true},
+	} {
+		c := tc.call
+		c.Event = &bus.Event{Data: []byte(tc.data)}
+		if got, code, err := c.Readable(); got != tc.want || code != tc.code || err != nil {
+			t.Errorf("%q %+v: %q, %v, %v", tc.data, tc.call.Input, got, code, err)
+		}
+	}
+	for _, c := range []*Call{{Event: &bus.Event{ID: "e", Data: []byte("\xff")}}, {HasInput: true, Input: json.RawMessage("{")}, {HasInput: true, Input: func() {}}} {
+		if _, _, err := c.Readable(); ClassOf(err) != InputError || err == nil {
+			t.Errorf("%+v: %v", c, err)
+		}
+	}
+	if s, code, err := (&Call{}).Readable(); s != "" || code || err != nil {
+		t.Error(s, code, err)
+	}
+}
+
 func TestContext(t *testing.T) {
 	ctx, cancel := context.WithDeadline(t.Context(), time.Date(2018, 8, 21, 10, 0, 0, 123e6, time.UTC))
 	defer cancel()

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -45,6 +46,55 @@ func (c *Call) Payload() ([]byte, error) {
 	b = append(b, '"')
 	b = base64.StdEncoding.AppendEncode(b, data)
 	return append(b, '"'), nil
+}
+
+// Readable is what the call hands to its function as people read it: the input
+// when the trigger has one, else the data of the event. Text is as it came; JSON
+// but text is indented, which code tells; nothing is "". Bytes that are no text
+// are an InputError.
+func (c *Call) Readable() (text string, code bool, err error) {
+	var data []byte
+	switch {
+	case c.HasInput:
+		v, err := c.InputValue()
+		if err != nil {
+			return "", false, err
+		}
+		if v == nil {
+			return "", false, nil
+		}
+		if s, ok := v.(string); ok {
+			return s, false, nil
+		}
+		if raw, ok := c.Input.(json.RawMessage); ok { // with all its digits
+			data = raw
+			break
+		}
+		var b bytes.Buffer
+		enc := json.NewEncoder(&b)
+		enc.SetEscapeHTML(false) // people read <
+		enc.SetIndent("", "  ")
+		if err := enc.Encode(v); err != nil {
+			return "", false, Errorf(InputError, "Invalid Input: %w", err)
+		}
+		return strings.TrimSuffix(b.String(), "\n"), true, nil
+	case c.Event != nil:
+		data = c.Event.Data
+		if !utf8.Valid(data) {
+			return "", false, Errorf(InputError, "Invalid Input: the data of event %s is no text; make one of it with an expression", c.Event.ID)
+		}
+		if !bus.ValidJSON(data) {
+			return string(data), false, nil
+		}
+	}
+	if string(bytes.TrimSpace(data)) == "null" {
+		return "", false, nil
+	}
+	var b bytes.Buffer
+	if len(data) > 0 && json.Indent(&b, data, "", "  ") != nil {
+		return string(data), false, nil
+	}
+	return b.String(), b.Len() > 0, nil
 }
 
 // InputJSON is the input as JSON. The result may be the input itself.

@@ -13,6 +13,7 @@ import (
 	"github.com/sensor-engine/engine/triggers/node"
 	"github.com/sensor-engine/engine/triggers/publish"
 	"github.com/sensor-engine/engine/triggers/python"
+	"github.com/sensor-engine/engine/triggers/slack"
 	"github.com/sensor-engine/engine/triggers/wasm"
 )
 
@@ -28,6 +29,7 @@ func All() triggers.Registry {
 		node.Factory(),
 		publish.Factory(),
 		python.Factory(),
+		slack.Factory(),
 		wasm.Factory(),
 	}
 }

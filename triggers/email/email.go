@@ -3,7 +3,6 @@
 package email
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
@@ -19,11 +18,9 @@ import (
 	"strings"
 	"time"
 	"unicode"
-	"unicode/utf8"
 
 	"github.com/wneessen/go-mail"
 
-	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/specs"
 	"github.com/sensor-engine/engine/triggers"
 	"github.com/sensor-engine/engine/triggers/outbound"
@@ -296,7 +293,7 @@ func (f *function) body(msg *mail.Msg, c *triggers.Call) error {
 		return err
 	}
 	if text == "" && html == "" {
-		if text, err = content(c); err != nil {
+		if text, _, err = c.Readable(); err != nil {
 			return err
 		}
 	}
@@ -311,37 +308,6 @@ func (f *function) body(msg *mail.Msg, c *triggers.Call) error {
 		msg.AddAlternativeString(mail.TypeTextHTML, html)
 	}
 	return nil
-}
-
-// content is the input or the data of the event as people read it.
-func content(c *triggers.Call) (string, error) {
-	var data []byte
-	switch {
-	case c.HasInput:
-		v, err := c.InputValue()
-		if err != nil {
-			return "", err
-		}
-		if s, ok := v.(string); ok {
-			return s, nil
-		}
-		if data, err = c.InputJSON(); err != nil {
-			return "", err
-		}
-	case c.Event != nil:
-		data = c.Event.Data
-		if !utf8.Valid(data) {
-			return "", triggers.Errorf(triggers.InputError, "the data of event %s is no text; say in body what the mail shall say", c.Event.ID)
-		}
-		if !bus.ValidJSON(data) {
-			return string(data), nil
-		}
-	}
-	var b bytes.Buffer
-	if len(data) > 0 && json.Indent(&b, data, "", "  ") != nil {
-		return string(data), nil
-	}
-	return b.String(), nil
 }
 
 // failure tells whether what failed is worth another call: what the server
