@@ -563,6 +563,15 @@ func (d *decoder) any(n *node, path string, scalar func(*node, string) any) any 
 }
 
 func (d *decoder) secretRef(n *node, v reflect.Value, path string) {
+	const want = "a reference to a Secret"
+	if n.kind == scalarNode && !n.null() { // the text may be the secret itself
+		d.errorf(n, path, CodeWrongType, "put the value into a Secret, and its {name: …, key: …} here", "expected %s, found text", want)
+		return
+	}
+	if inner := n.get("secret"); inner != nil && len(n.pairs) == 1 {
+		d.errorf(inner, path, CodeWrongType, "write {name: …, key: …} without secret:", "expected %s, found one below secret", want)
+		return
+	}
 	d.structure(n, v, path, nil, nil)
 	s := v.Addr().Interface().(*SecretRef)
 	if s.Name != "" && s.Key != "" {
@@ -584,6 +593,10 @@ func (d *decoder) textOrSecret(n *node, t *TextOrSecret, path string) {
 		var from struct {
 			Secret *SecretRef `yaml:"secret" required:"true" doc:"Reference to the value in a Secret."`
 			Prefix string     `yaml:"prefix" doc:"Text before the secret value."`
+		}
+		if n.get("secret") == nil && n.get("name") != nil && n.get("key") != nil {
+			d.errorf(n, path, CodeWrongType, "write {secret: {name: …, key: …}}", "a reference to a Secret stands below secret here")
+			return
 		}
 		d.structure(n, reflect.ValueOf(&from).Elem(), path, nil, nil)
 		t.Secret, t.Prefix = from.Secret, from.Prefix
