@@ -385,3 +385,33 @@ func TestLinks(t *testing.T) {
 		}
 	}
 }
+
+// TestNamedTests: the tests that pages name, as what shows a behaviour, exist.
+func TestNamedTests(t *testing.T) {
+	known := map[string]bool{}
+	err := filepath.WalkDir("..", func(path string, e os.DirEntry, err error) error {
+		if err != nil || e.IsDir() || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		for _, m := range testFunc.FindAllStringSubmatch(string(b), -1) {
+			known[m[1]] = true
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range pages(t) {
+		for _, m := range testName.FindAllStringSubmatch(fenced.ReplaceAllString(text, ""), -1) {
+			if !known[m[1]] {
+				t.Errorf("%s: there is no %s", name, m[1])
+			}
+		}
+	}
+}
+
+var (
+	testName = regexp.MustCompile("`(Test[A-Z]\\w*)`")
+	testFunc = regexp.MustCompile(`(?m)^func (Test\w+)\(`)
+)

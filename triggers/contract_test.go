@@ -105,7 +105,7 @@ func TestContractOrder(t *testing.T) {
 }
 
 func TestSecretsAreMergedAndMasked(t *testing.T) {
-	values := map[string]map[string]string{"a": {"x": "a-secret-x", "y": "a-secret-y"}, "b": {"y": "b-secret-y"}, "c": {"z": "c-secret-z"}}
+	values := map[string]map[string]string{"a": {"x": "a-secret-x", "y": "a-secret-y"}, "b": {"y": "b-secret-y"}, "c": {"x": "c-secret-x", "z": "c-secret-z"}}
 	h := &stored{}
 	var got map[string]string
 	f := &Contract{
@@ -122,7 +122,7 @@ func TestSecretsAreMergedAndMasked(t *testing.T) {
 	if _, err := f.Invoke(t.Context(), &Call{Key: "k", Function: "f", Grants: []string{"c"}}); err != nil {
 		t.Fatal(err)
 	}
-	if want := map[string]string{"x": "a-secret-x", "y": "b-secret-y", "z": "c-secret-z"}; !reflect.DeepEqual(got, want) {
+	if want := map[string]string{"x": "c-secret-x", "y": "b-secret-y", "z": "c-secret-z"}; !reflect.DeepEqual(got, want) {
 		t.Errorf("%v", got)
 	}
 	if ev := h.events[0]; ev.Subject != "***" || string(ev.Data) != `"***"` || ev.Extensions["e"] != "***" {
