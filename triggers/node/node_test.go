@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -299,5 +300,34 @@ func TestDispatchExamples(t *testing.T) {
 		if err != nil || string(res.Output) != tc.want || string(res.Logs.Stdout) != tc.log {
 			t.Errorf("%s: %s, %q, %v, want %s", tc.payload, res.Output, res.Logs.Stdout, err, tc.want)
 		}
+	}
+}
+
+// What a call began and did not wait for is done before its process ends, if
+// that does not take long.
+func TestWhatACallBeganIsDone(t *testing.T) {
+	needNode(t)
+	f := Factory()
+	for name, more := range map[string]string{"ends": "", "never ends": "setInterval(() => {}, 1000);"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			file := filepath.Join(t.TempDir(), "done")
+			fn, err := f.Make(triggertest.Config(t, f, code(`
+module.exports = (context, file) => {
+  setTimeout(() => require('fs').writeFileSync(file, 'yes'), 200);
+  `+more+`
+  return 'begun';
+};`)), triggers.Env{Dir: "."})
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = call(t, fn, strconv.Quote(file), nil)
+			if closed := fn.(*function).Close(); err != nil || closed != nil {
+				t.Fatal(err, closed)
+			}
+			if b, err := os.ReadFile(file); string(b) != "yes" {
+				t.Errorf("it was not done: %v", err)
+			}
+		})
 	}
 }

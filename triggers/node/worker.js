@@ -231,7 +231,9 @@ function serve(handler) {
       },
     },
   });
-  input.on('end', () => process.exit(0));
+  // There are no more calls: it ends when what they began is done, or is ended
+  // after a while.
+  input.on('end', () => {});
   input.on('error', () => process.exit(0));
 }
 

@@ -387,3 +387,29 @@ func TestDispatchExamples(t *testing.T) {
 		}
 	}
 }
+
+// What a thread does that a call began is done before its process ends, if that
+// does not take long.
+func TestWhatACallBeganIsDone(t *testing.T) {
+	needPython(t)
+	f := Factory()
+	file := filepath.Join(t.TempDir(), "done")
+	fn, err := f.Make(triggertest.Config(t, f, `source: |
+  import threading, time
+  def late(file):
+      time.sleep(0.2)
+      open(file, "w").write("yes")
+  def handle(ctx, file):
+      threading.Thread(target=late, args=(file,)).start()
+`), triggers.Env{Dir: "."})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = call(t, fn, `"`+file+`"`)
+	if closed := fn.(*function).Close(); err != nil || closed != nil {
+		t.Fatal(err, closed)
+	}
+	if b, err := os.ReadFile(file); string(b) != "yes" {
+		t.Errorf("it was not done: %v", err)
+	}
+}
