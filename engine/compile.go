@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -20,6 +21,7 @@ import (
 	"github.com/sensor-engine/engine/engine/fold"
 	"github.com/sensor-engine/engine/engine/jobs"
 	"github.com/sensor-engine/engine/engine/reload"
+	"github.com/sensor-engine/engine/engine/secrets"
 	"github.com/sensor-engine/engine/sensors"
 	"github.com/sensor-engine/engine/sources"
 	"github.com/sensor-engine/engine/specs"
@@ -386,18 +388,25 @@ func (c *Compiler) forget(set *specs.Set) {
 	}
 }
 
-// callees makes and keeps the functions that triggers call.
+// callees makes and keeps the functions that triggers call. The goroutine of the
+// engine uses it; what trials say anybody may ask.
 type callees struct {
 	compiler *Compiler
 	host     triggers.Host
 	log      *slog.Logger
 	data     string
-	secret   func(specs.SecretRef) (string, error)
-	secrets  func(name string) (map[string]string, error)
+	secrets  *secrets.Resolver
 	mask     func([]byte) []byte
-	made     map[string]madeCallee  // by name of the function or trigger
+	made     map[string]version     // in force, by name of the function or trigger
 	slots    map[string]*jobs.Slots // by name of the function
 	limiters map[string]callLimit   // of functions and triggers, by kind and name
+
+	// tried has room for one: there is news of a trial.
+	tried  chan struct{}
+	ending sync.WaitGroup // trials that end
+
+	mu     sync.Mutex
+	trials map[string]*trial // by name, as made
 }
 
 // callLimit is a rate limit in force.
@@ -406,21 +415,15 @@ type callLimit struct {
 	bucket *rate.Limiter
 }
 
-type madeCallee struct {
-	hash   string
-	callee *jobs.Callee
-	// call and dir say what files it was made from, and content what was in them.
-	call         *specs.Call
-	dir, content string
-	// stamp is the content of the files with its schemas.
-	stamp string
-}
-
-// outdated returns the names of functions whose files have changed since they
-// were made, sorted.
+// outdated returns the names of functions whose files have changed since their
+// newest version was made, sorted.
 func (c *callees) outdated(set *specs.Set) []string {
 	var names []string
+	trials := c.onTrial()
 	for name, m := range c.made {
+		if t := trials[name]; t != nil {
+			m = t.version
+		}
 		if c.compiler.contentOf(m.call, m.dir) != m.content {
 			names = append(names, name)
 			continue
@@ -463,11 +466,13 @@ func limits(set *specs.Set) map[string]int {
 
 // table builds the table of triggers for a checked set, with those of
 // Functions that are called by hand. What did not change keeps its function. A
-// function that cannot be made is an error, and nothing of the new table stays
-// behind.
+// changed one that has to start first does so on trial, and the version before
+// goes on meanwhile, if it works. A function that cannot be made is an error, and
+// nothing of the new table stays behind.
 func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, error) {
 	asked := c.compiler.asked(set)
-	next := map[string]madeCallee{}
+	next := map[string]version{}
+	was, trials := c.onTrial(), map[string]*trial{}
 	limit := limits(set)
 	slots := make(map[string]*jobs.Slots, len(limit))
 	limiters := map[string]callLimit{}
@@ -486,74 +491,102 @@ func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, erro
 		}
 		return []*rate.Limiter{l.bucket}
 	}
-	var fresh []*jobs.Callee
+	var fresh []*version
 	table := map[jobs.TriggerRef]*jobs.Trigger{}
-	get := func(name, hash string, call *specs.Call, pos specs.Pos, concurrency int, fn *specs.Function, compiled compiledFunction) (*jobs.Callee, error) {
-		if m, ok := next[name]; ok {
-			return m.callee, nil
+	get := func(w wish) (version, error) {
+		if v, ok := next[w.name]; ok {
+			return v, nil
 		}
-		dir := filepath.Dir(pos.File)
+		call := w.call
+		dir := filepath.Dir(w.resource.Pos.File)
 		// Paths in its config are relative to the directory.
 		content := c.compiler.contentOf(call, dir)
-		hash = strings.Join([]string{hash, dir, compiled.stamp}, " ")
+		hash := strings.Join([]string{w.hash, dir, w.compiled.stamp}, " ")
 		f := c.compiler.catalog.Functions.Lookup(call.Kind)
 		if f == nil {
-			return nil, fmt.Errorf("%s: function kind %q does not exist", call.Pos, call.Kind)
+			return version{}, fmt.Errorf("%s: function kind %q does not exist", call.Pos, call.Kind)
 		}
-		if m, ok := c.made[name]; ok && m.hash == hash {
-			same := m.content == content
-			if !same && f.Check != nil { // files that are not right replace nothing
-				ck := specs.NewChecker(specs.Ref{}, "", call.Places)
-				f.Check(call.Config, dir, ck)
-				same = ck.Found().HasErrors()
+		same := func(v *version) bool {
+			if v.hash != hash || v.content == content || f.Check == nil {
+				return v.hash == hash && v.content == content
 			}
-			if same {
-				next[name] = m
-				return m.callee, nil
-			}
+			// Files that are not right replace nothing.
+			ck := specs.NewChecker(specs.Ref{}, "", call.Places)
+			f.Check(call.Config, dir, ck)
+			return ck.Found().HasErrors()
 		}
+		before, known := c.made[w.name]
+		switch t := was[w.name]; {
+		case t != nil && same(&t.version):
+			if t.over(&before) {
+				before = t.version
+			} else {
+				trials[w.name] = t
+			}
+			next[w.name] = before
+			return before, nil
+		case known && same(&before):
+			next[w.name] = before
+			return before, nil
+		}
+		pinned := c.secrets.Pin(secretsOf(w.resource))
 		made, err := f.Make(call.Config, triggers.Env{
-			Host: c.host, Dir: dir, Concurrency: concurrency, Logger: c.log.With("function", name), Data: c.data, Secret: c.secret,
+			Host: c.host, Dir: dir, Concurrency: w.limit, Logger: c.log.With("function", w.name), Data: c.data, Secret: pinned.Secret,
 		})
 		if err != nil {
-			return nil, fmt.Errorf("%s: %s: %w", call.Pos, name, err)
+			return version{}, fmt.Errorf("%s: %s: %w", call.Pos, w.name, err)
 		}
 		contract := &triggers.Contract{
-			Function: made, Input: compiled.input, Output: compiled.output, Resolve: c.secrets, Mask: c.mask, Host: c.host, MaxHops: bus.MaxHops,
+			Function: made, Input: w.compiled.input, Output: w.compiled.output, Resolve: pinned.Values, Mask: c.mask, Host: c.host, MaxHops: bus.MaxHops,
 		}
-		if fn != nil {
-			contract.Secrets = fn.Secrets
-		}
-		callee := &jobs.Callee{Name: name, Function: contract, Mask: c.mask, Slots: slots[name]}
-		if fn == nil {
-			callee.Values = func(_ *triggers.Call, rendered map[string]any) triggers.Values {
-				return triggers.NewValues(rendered, c.secret)
+		callee := &jobs.Callee{Name: w.name, Function: contract, Mask: c.mask, Slots: slots[w.name]}
+		v := &version{hash: hash, callee: callee, limit: w.limit, call: call, dir: dir, content: content, stamp: w.compiled.stamp}
+		if fn, ok := w.resource.Spec.(*specs.Function); ok {
+			contract.Secrets, v.resource = fn.Secrets, w.resource
+			v.needsRequest = w.compiled.compiled != nil && w.compiled.compiled.NeedsRequest()
+			callee.Values = func(call *triggers.Call, _ map[string]any) triggers.Values {
+				return w.compiled.compiled.Values(call, pinned.Secret)
 			}
 		} else {
-			callee.Values = func(call *triggers.Call, _ map[string]any) triggers.Values {
-				return compiled.compiled.Values(call, c.secret)
+			callee.Values = func(_ *triggers.Call, rendered map[string]any) triggers.Values {
+				return triggers.NewValues(rendered, pinned.Secret)
 			}
 		}
-		next[name] = madeCallee{hash, callee, call, dir, content, compiled.stamp}
-		fresh = append(fresh, callee)
-		return callee, nil
+		fresh = append(fresh, v)
+		if _, starts := made.(triggers.Preparer); starts && known && before.ready() && (v.resource != nil || constant(before.call, call)) {
+			at := specs.Diagnostic{Pos: call.Pos, Ref: w.resource.Ref(), Path: w.path + "." + call.Kind}
+			t := &trial{version: *v, at: at}
+			if before.resource != nil {
+				t.before = before.resource.Hash
+			}
+			trials[w.name] = t
+			next[w.name] = before
+			return before, nil
+		}
+		next[w.name] = *v
+		return *v, nil
 	}
-	// named makes the Function of a name.
-	named := func(name string) (*jobs.Callee, *specs.Function, error) {
+	// named is the version of the Function of a name that is in force.
+	named := func(name string) (v version, fn *specs.Function, err error) {
 		ref := specs.Ref{Kind: specs.KindFunction, Name: name}
 		r := set.Resources[ref]
 		if r == nil {
-			return nil, nil, nil // a checked set has it
+			return v, nil, nil // a checked set has it
 		}
-		fn := r.Spec.(*specs.Function)
 		if slots[name] == nil {
 			if slots[name] = c.slots[name]; slots[name] == nil {
 				slots[name] = jobs.NewSlots(limit[name])
 			}
 		}
-		hash := set.HashOf(ref) + " " + strconv.Itoa(limit[name])
-		callee, err := get(name, hash, &fn.Call, r.Pos, limit[name], fn, c.compiler.function(ref, r, fn))
-		return callee, fn, err
+		fn = r.Spec.(*specs.Function)
+		v, err = get(wish{
+			name: name, hash: set.HashOf(ref) + " " + strconv.Itoa(limit[name]), resource: r, call: &fn.Call, path: "spec",
+			limit: limit[name], compiled: c.compiler.function(ref, r, fn),
+		})
+		if err != nil {
+			return v, nil, err
+		}
+		return v, v.resource.Spec.(*specs.Function), nil
 	}
 	add := func(t *jobs.Trigger, d specs.Delivery) {
 		t.Timeout, t.Concurrency, t.Policy, t.Block = d.Timeout.D(), d.Concurrency, triggers.PolicyOf(d.Retry), d.Overflow == "block"
@@ -569,31 +602,31 @@ func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, erro
 	fill := func() error {
 		for ref, r := range set.Resources {
 			if _, ok := r.Spec.(*specs.Function); ok {
-				callee, fn, err := named(ref.Name)
+				v, fn, err := named(ref.Name)
 				if err != nil {
 					return err
 				}
 				d := fn.Delivery
-				d.Concurrency = limit[ref.Name]
+				d.Concurrency = v.limit
 				add(&jobs.Trigger{
 					Limits: bounds("function "+ref.Name, fn.RateLimit),
-					Ref:    jobs.TriggerRef{Sensor: jobs.SensorExec, Trigger: ref.Name}, Callee: callee, Direct: true, Hash: r.Hash,
+					Ref:    jobs.TriggerRef{Sensor: jobs.SensorExec, Trigger: ref.Name}, Callee: v.callee, Direct: true, Hash: v.resource.Hash,
 					Tell: asked.Wants(ref.Name, jobs.SensorExec, ref.Name),
 				}, d)
 			}
 			if ep, ok := r.Spec.(*specs.Endpoint); ok {
-				callee, fn, err := named(ep.Function)
+				v, fn, err := named(ep.Function)
 				if err != nil {
 					return err
 				}
-				if callee == nil {
+				if fn == nil {
 					continue
 				}
 				d := inherit(specs.Delivery{Timeout: ep.Timeout}, fn.Delivery)
-				d.Concurrency = limit[ep.Function]
+				d.Concurrency = v.limit
 				add(&jobs.Trigger{
 					Limits: bounds("function "+ep.Function, fn.RateLimit),
-					Ref:    jobs.TriggerRef{Sensor: jobs.SensorEndpoint, Trigger: ref.Name}, Callee: callee, Direct: true, Hash: r.Hash,
+					Ref:    jobs.TriggerRef{Sensor: jobs.SensorEndpoint, Trigger: ref.Name}, Callee: v.callee, Direct: true, Hash: r.Hash,
 					Tell: asked.Wants(ep.Function, jobs.SensorEndpoint, ref.Name),
 				}, d)
 			}
@@ -606,17 +639,21 @@ func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, erro
 				t := &cs.spec.Triggers[i]
 				d := t.Delivery
 				limits := bounds("trigger "+cs.name+"/"+t.Name, t.RateLimit)
-				var callee *jobs.Callee
+				var v version
 				var err error
 				if t.Inline != nil {
 					concurrency := d.Concurrency
 					if concurrency == 0 {
 						concurrency = DefaultConcurrency
 					}
-					callee, err = get(calleeName(ref, t), set.HashOf(ref), t.Inline, r.Pos, concurrency, nil, compiledFunction{})
+					path := "spec"
+					if r.Kind == specs.KindSensor {
+						path = fmt.Sprintf("spec.triggers[%d]", i)
+					}
+					v, err = get(wish{name: calleeName(ref, t), hash: set.HashOf(ref), resource: r, call: t.Inline, path: path, limit: concurrency})
 				} else {
 					var fn *specs.Function
-					if callee, fn, err = named(t.Function); fn != nil {
+					if v, fn, err = named(t.Function); fn != nil {
 						d = inherit(d, fn.Delivery)
 						limits = append(limits, bounds("function "+t.Function, fn.RateLimit)...)
 					}
@@ -624,13 +661,13 @@ func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, erro
 				if err != nil {
 					return err
 				}
-				if callee == nil {
+				if v.callee == nil {
 					continue
 				}
 				add(&jobs.Trigger{
 					Limits: limits,
-					Ref:    jobs.TriggerRef{Sensor: cs.name, Trigger: t.Name}, Callee: callee, InputPath: program.InputPath(i), Secrets: t.Secrets,
-					Tell: asked.Wants(callee.Name, cs.name, t.Name),
+					Ref:    jobs.TriggerRef{Sensor: cs.name, Trigger: t.Name}, Callee: v.callee, InputPath: program.InputPath(i), Secrets: t.Secrets,
+					Tell: asked.Wants(v.callee.Name, cs.name, t.Name),
 					Render: func(events []sensors.Contributing, item int) (map[string]any, error) {
 						return program.RenderTrigger(i, events, item)
 					},
@@ -640,27 +677,77 @@ func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, erro
 		return nil
 	}
 	if err := fill(); err != nil {
-		for _, f := range fresh {
-			if cl, ok := f.Function.(interface{ Close() error }); ok {
-				_ = cl.Close()
-			}
+		for _, v := range fresh {
+			v.close()
 		}
 		return nil, err
 	}
 	for name, s := range slots {
-		s.SetLimit(limit[name])
+		s.SetLimit(next[name].limit)
 	}
 	c.made, c.slots, c.limiters = next, slots, limiters
+	c.mu.Lock()
+	c.trials = trials
+	c.mu.Unlock()
+	for name, t := range was {
+		if trials[name] != t && next[name].callee != t.callee {
+			c.end(t)
+		}
+	}
+	for name, t := range trials {
+		if was[name] != t {
+			c.begin(t)
+		}
+	}
 	return table, nil
 }
 
-// needRequest reports whether a Function of a checked set reads `request`.
+// wish is a version of a function as a set has it.
+type wish struct {
+	name, hash string
+	// resource is what declares it and path where in that; call is its config.
+	resource *specs.Resource
+	path     string
+	call     *specs.Call
+	limit    int
+	compiled compiledFunction // of a Function
+}
+
+// secretsOf are the names of the Secrets a resource uses.
+func secretsOf(r *specs.Resource) []string {
+	var names []string
+	for _, ref := range r.Uses {
+		if ref.Kind == specs.KindSecret {
+			names = append(names, ref.Name)
+		}
+	}
+	return names
+}
+
+// constant reports whether nothing in two configs depends on what a sensor
+// rendered, so that one can be called with what was rendered for the other.
+func constant(a, b *specs.Call) bool {
+	for _, call := range [...]*specs.Call{a, b} {
+		if compiled, _ := triggers.CompileConfig(call.Config); compiled == nil || !compiled.Constant() {
+			return false
+		}
+	}
+	return true
+}
+
+// needRequest reports whether a Function of a checked set reads `request`, or one
+// that goes on before it.
 func (c *callees) needRequest(set *specs.Set) bool {
 	for ref, r := range set.Resources {
 		if spec, ok := r.Spec.(*specs.Function); ok {
 			if compiled := c.compiler.function(ref, r, spec).compiled; compiled != nil && compiled.NeedsRequest() {
 				return true
 			}
+		}
+	}
+	for _, v := range c.made {
+		if v.needsRequest {
+			return true
 		}
 	}
 	return false

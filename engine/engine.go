@@ -184,7 +184,7 @@ func New(o Options) *Engine {
 	})
 	e.callees = &callees{
 		compiler: e.compiler, host: functionHost{o.Bus}, log: o.Logger, data: o.Data,
-		secret: e.secrets.Secret, secrets: e.secrets.Values, mask: o.Masker.Mask,
+		secrets: e.secrets, mask: o.Masker.Mask, tried: make(chan struct{}, 1),
 	}
 	e.table = &listen.Table{Handover: handover, Logger: o.Logger}
 	return e
@@ -267,6 +267,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	var poolDone, foldDone sync.WaitGroup
 
 	e.secrets.Apply(decision.Set)
+	defer e.callees.close()
 	table, err := e.callees.table(decision.Set)
 	if err != nil {
 		return err
@@ -333,6 +334,9 @@ func (e *Engine) loop(ctx context.Context, failed <-chan error, down <-chan stru
 			}
 		case <-down:
 			return fmt.Errorf("the HTTP listener ended: %w", e.server.Err())
+		case <-e.callees.tried:
+			e.tried()
+			continue
 		case <-e.watcher.Changes():
 		case <-timer.C:
 		case req = <-e.reloads:
@@ -391,17 +395,22 @@ func (e *Engine) accept(ctx context.Context, d reload.Decision) error {
 	first := e.reload.Generation == 0
 	e.mu.Unlock()
 	code := e.callees.outdated(d.Set)
-	if first || !d.Plan.Empty() || moved(e.applied, d.Set) || len(code) > 0 {
+	if changed := !d.Plan.Empty() || moved(e.applied, d.Set); first || changed || len(code) > 0 {
 		begin := time.Now()
 		if err := e.apply(ctx, d.Set, first); err != nil {
 			return err
 		}
 		e.reconciler.Accept(d)
+		trials := e.callees.onTrial()
+		tried := !first && !changed && !slices.ContainsFunc(code, func(name string) bool { return trials[name] == nil })
 		e.mu.Lock()
-		e.reload.Applied, e.reload.Error = time.Now(), ""
-		e.reload.Generation++
+		e.reload.Error = ""
+		if !tried { // what is on trial is not in force
+			e.reload.Applied = time.Now()
+			e.reload.Generation++
+		}
 		e.mu.Unlock()
-		if !first {
+		if !first && !tried {
 			changes := strings.Join(strings.Fields(d.Plan.String()), " ")
 			if d.Plan.Empty() && len(code) > 0 {
 				changes = "files of " + strings.Join(code, ", ")

@@ -62,7 +62,7 @@ func (l Local) Call(ctx context.Context, loaded *specs.Loaded, function string, 
 	host := &localHost{}
 	made := &callees{
 		compiler: compiler, host: host, log: l.Logger, data: l.Data,
-		secret: resolver.Secret, secrets: resolver.Values, mask: l.Masker.Mask,
+		secrets: resolver, mask: l.Masker.Mask,
 	}
 	table, err := made.table(set)
 	if err != nil {

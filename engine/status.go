@@ -68,6 +68,9 @@ type ResourceStatus struct {
 	// NotReady is why a Function cannot be called at the moment, or the inline
 	// function of a trigger; "" when it can.
 	NotReady string `json:"notReady,omitempty"`
+	// Trial is there while a new version of a Function has not started, or of the
+	// function of a trigger, and the one before goes on.
+	Trial *TrialStatus `json:"trial,omitempty"`
 	// Behind is where a sensor stands that is paused or catches up, nil when it
 	// stands where the fold does.
 	Behind *BehindStatus `json:"behind,omitempty"`
@@ -175,7 +178,7 @@ func (e *Engine) Ready(ctx context.Context) (bool, []string) {
 	if !e.ready {
 		why = append(why, "starting")
 	}
-	if e.o.Strict && e.decision.Diagnostics.HasErrors() {
+	if e.o.Strict && (e.decision.Diagnostics.HasErrors() || e.callees.problems().HasErrors()) {
 		why = append(why, "specs have errors (--strict)")
 	}
 	for k, u := range e.units {
@@ -219,7 +222,7 @@ func (e *Engine) Status(ctx context.Context) Status {
 			Breaker: t.Breaker, RetryAt: t.RetryAt,
 		})
 	}
-	notReady := e.pool.NotReady()
+	notReady, trials := e.pool.NotReady(), e.callees.onTrial()
 	sensorStats, behind := e.fold.SensorStats(), e.fold.Behind()
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -231,7 +234,7 @@ func (e *Engine) Status(ctx context.Context) Status {
 		s.Alarms = append(s.Alarms, a)
 	}
 	slices.SortFunc(s.Alarms, func(a, b Alarm) int { return cmp.Compare(a.Code, b.Code) })
-	s.Problems = e.decision.Diagnostics
+	s.Problems = append(slices.Clone(e.decision.Diagnostics), e.callees.problems()...).Sort()
 	usedBy := map[specs.Ref][]string{}
 	for ref, r := range e.applied.Resources {
 		for _, u := range r.Uses {
@@ -253,6 +256,7 @@ func (e *Engine) Status(ctx context.Context) Status {
 				if err := notReady[st.Ref.Name]; err != nil {
 					rs.NotReady = err.Error()
 				}
+				rs.tell(trials[st.Ref.Name], "")
 			case *specs.EventSource:
 				rs.Events = e.eventStatus(st.Ref.Name, spec)
 			case *specs.Endpoint:
@@ -266,6 +270,7 @@ func (e *Engine) Status(ctx context.Context) Status {
 						if err := notReady[calleeName(st.Ref, t)]; err != nil {
 							rs.NotReady = t.Name + ": " + err.Error()
 						}
+						rs.tell(trials[calleeName(st.Ref, t)], t.Name)
 					}
 				}
 				if b, ok := behind[name]; ok {

@@ -25,7 +25,9 @@ type Function interface {
 // Preparer is a [Function] that needs time before its first call, to compile
 // something for example. Prepare blocks until it can be called, or is not going
 // to be, which Invoke then tells; its error is that of ctx. Workers await it
-// before the time of a call begins, so that no attempt is lost to it.
+// before the time of a call begins, so that no attempt is lost to it. Where there
+// is a version before, this one takes its place when it is prepared and its
+// method Ready returns nil, or when neither can be called.
 type Preparer interface {
 	Prepare(ctx context.Context) error
 }

@@ -264,6 +264,9 @@ func walk(v reflect.Value, visit func(field any)) {
 	}
 }
 
+// Constant reports whether nothing in the config depends on a call.
+func (c *Compiled) Constant() bool { return len(c.templates) == 0 }
+
 // NeedsData reports whether a call may read the payload of its event.
 func (c *Compiled) NeedsData() bool { return c.data }
 

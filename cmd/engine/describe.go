@@ -101,6 +101,9 @@ func describe(w io.Writer, r *api.Resource) error {
 		if r.Behind != nil {
 			t.row("Behind:", behindInfo(r.Behind))
 		}
+		if r.Trial != nil {
+			t.row("New version:", "on trial since "+r.Trial.Since.Local().Format(time.RFC3339))
+		}
 		t.row("Place:", dash(r.Place))
 		t.row("Hash:", dash(r.Hash))
 		if !r.Until.IsZero() {

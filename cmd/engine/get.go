@@ -193,6 +193,9 @@ func infoOf(r engine.ResourceStatus) string {
 	if r.NotReady != "" {
 		return r.NotReady
 	}
+	if r.Trial != nil {
+		return "a new version is starting, the one before goes on"
+	}
 	switch {
 	case r.Kind == specs.KindEventSource:
 		running, stored, why := 0, uint64(0), ""

@@ -91,7 +91,11 @@ func (o origin) path(file string) string {
 // Secret returns the value of a reference. An empty value is an error: it is
 // never what was meant, and a signature with an empty key protects nothing.
 func (r *Resolver) Secret(ref specs.SecretRef) (string, error) {
-	v, err := r.resolve(ref)
+	return r.secret(*r.set.Load(), ref)
+}
+
+func (r *Resolver) secret(set map[string]origin, ref specs.SecretRef) (string, error) {
+	v, err := r.resolve(set, ref)
 	if err == nil && v == "" {
 		err = errors.New("the value is empty")
 	}
@@ -105,14 +109,18 @@ func (r *Resolver) Secret(ref specs.SecretRef) (string, error) {
 // Values returns all values of a Secret, by key. When one of them is missing,
 // there are none.
 func (r *Resolver) Values(name string) (map[string]string, error) {
-	o, ok := (*r.set.Load())[name]
+	return r.values(*r.set.Load(), name)
+}
+
+func (r *Resolver) values(set map[string]origin, name string) (map[string]string, error) {
+	o, ok := set[name]
 	if !ok {
 		return nil, fmt.Errorf("secret %s: there is no Secret of this name", name)
 	}
 	out := make(map[string]string, len(o.spec.Env)+len(o.spec.Files))
 	for _, keys := range [...]map[string]string{o.spec.Env, o.spec.Files} {
 		for _, key := range slices.Sorted(maps.Keys(keys)) {
-			v, err := r.Secret(specs.SecretRef{Name: name, Key: key})
+			v, err := r.secret(set, specs.SecretRef{Name: name, Key: key})
 			if err != nil {
 				return nil, err
 			}
@@ -122,8 +130,47 @@ func (r *Resolver) Values(name string) (map[string]string, error) {
 	return out, nil
 }
 
-func (r *Resolver) resolve(ref specs.SecretRef) (string, error) {
-	o, ok := (*r.set.Load())[ref.Name]
+// Pinned resolves some Secrets as they were when it was made, whatever has
+// become of them, and all others as they are. Values are read at each call all
+// the same. It is safe for concurrent use.
+type Pinned struct {
+	r   *Resolver
+	own map[string]origin
+}
+
+// Pin returns a [Pinned] for the Secrets of these names; a name without a Secret
+// is not pinned.
+func (r *Resolver) Pin(names []string) *Pinned {
+	p := &Pinned{r: r, own: make(map[string]origin, len(names))}
+	set := *r.set.Load()
+	for _, name := range names {
+		if o, ok := set[name]; ok {
+			p.own[name] = o
+		}
+	}
+	return p
+}
+
+// Secret returns the value of a reference, as [Resolver.Secret] does.
+func (p *Pinned) Secret(ref specs.SecretRef) (string, error) {
+	return p.r.secret(p.of(ref.Name), ref)
+}
+
+// Values returns all values of a Secret, as [Resolver.Values] does.
+func (p *Pinned) Values(name string) (map[string]string, error) {
+	return p.r.values(p.of(name), name)
+}
+
+// of is where to look a name up.
+func (p *Pinned) of(name string) map[string]origin {
+	if _, ok := p.own[name]; ok {
+		return p.own
+	}
+	return *p.r.set.Load()
+}
+
+func (r *Resolver) resolve(set map[string]origin, ref specs.SecretRef) (string, error) {
+	o, ok := set[ref.Name]
 	if !ok {
 		return "", errors.New("there is no Secret of this name")
 	}

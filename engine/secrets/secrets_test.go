@@ -156,12 +156,30 @@ func TestResolve(t *testing.T) {
 	if got := m.MaskString(canary + " first-value\n second-valu\n "); got != "*** *** *** " {
 		t.Errorf("not masked: %q", got)
 	}
+	pinned, other := r.Pin([]string{"shop", "none"}), r.Pin(nil)
 	r.Apply(&specs.Set{})
 	if _, err := get("a"); err == nil {
 		t.Error("a removed Secret still resolves")
 	}
 	if len(r.files) != 0 {
 		t.Error("contents of files are kept")
+	}
+	// Who has pinned it reads on what it names, as it is now.
+	write("a", "third")
+	ref := specs.SecretRef{Name: "shop", Key: "a"}
+	if v, err := pinned.Secret(ref); v != "third" || err != nil {
+		t.Errorf("%q, %v", v, err)
+	}
+	r.Apply(set(filepath.Join(dir, "specs.yaml"), &specs.Secret{Env: map[string]string{"a": "HOOK"}}))
+	for _, s := range []struct {
+		of interface {
+			Values(string) (map[string]string, error)
+		}
+		want string
+	}{{other, canary}, {r, canary}, {pinned, ""}} { // not all that was pinned can be read
+		if v, err := s.of.Values("shop"); v["a"] != s.want || (err == nil) != (s.want != "") {
+			t.Errorf("%v, %v", v, err)
+		}
 	}
 }
 

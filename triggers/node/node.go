@@ -93,16 +93,12 @@ func newFunction(cfg *Config, env triggers.Env, gate worker.Gate) (*function, er
 		}
 	}
 	f := &function{cfg: cfg, env: env, root: root}
-	hello, err := f.hello()
-	if err != nil {
-		return nil, err
-	}
 	size := env.Concurrency
 	if cfg.Workers > 0 {
 		size = cfg.Workers
 	}
 	f.pool = worker.NewPool(worker.Options{
-		Command: f.command, Hello: [][]byte{script, hello}, Size: size, Idle: cfg.Idle.D(), Gate: gate, Logger: env.Logger,
+		Command: f.command, Hello: f.hello, Size: size, Idle: cfg.Idle.D(), Gate: gate, Logger: env.Logger,
 	})
 	f.pool.Warm()
 	return f, nil
@@ -154,13 +150,14 @@ func join(dir, path string) string {
 }
 
 // hello tells a worker what to load.
-func (f *function) hello() ([]byte, error) {
+func (f *function) hello() ([][]byte, error) {
 	dir, file, name := f.cfg.source(f.root)
 	m := map[string]any{"path": dir, "file": file, "name": name, "maxOutput": triggers.MaxOutput, "maxMeta": triggers.MaxEmissionBytes}
 	if f.cfg.Source != "" {
 		m["source"], m["file"] = f.cfg.Source, filepath.Join(dir, inline)
 	}
-	return json.Marshal(m)
+	hello, err := json.Marshal(m)
+	return [][]byte{script, hello}, err
 }
 
 // command makes the command of a worker. What has to be installed is.

@@ -124,7 +124,7 @@ func TestNotReady(t *testing.T) {
 	for config, want := range map[string]string{
 		code("const x = 1"):                        "the code exports no function, it exports an object; write module.exports = function (context, payload)",
 		"file: text.js":                            "text.js exports no function, it exports a string",
-		"file: bad.js":                             "cannot load bad.js: SyntaxError",
+		"file: bad.js":                             "cannot load bad.js: SyntaxError: ",
 		code("require('nothing-of-this-name')"):    "cannot load the code: Error: Cannot find module 'nothing-of-this-name'",
 		code("process.exit(3)"):                    "it exited with code 3 before it was ready",
 		"file: text.js\nnode: ./none":              "program not found",

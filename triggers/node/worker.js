@@ -261,6 +261,19 @@ async function find() {
 
 class NoFunction extends Error {}
 
+// place is where in the code of the function something was thrown, " (file:line)",
+// as far as its stack tells.
+function place(e) {
+  const stack = (e && typeof e.stack === 'string' && e.stack) || '';
+  for (const line of stack.split('\n')) {
+    const [, file, at] = /^(?:\s+at .*?\(?)?((?:file:\/\/)?\/[^()]*?):(\d+)(?::\d+)?\)?$/.exec(line) || [];
+    if (file === undefined) continue;
+    const name = path.relative(conf.path, file.startsWith('file:') ? url.fileURLToPath(file) : file);
+    if (!name.startsWith('..') && !name.startsWith('node_modules' + path.sep)) return ` (${name}:${at})`;
+  }
+  return '';
+}
+
 process.argv.splice(1, process.argv.length, conf.file);
 const none = Buffer.alloc(8);
 current = none;
@@ -270,7 +283,7 @@ find().then((handler) => {
   serve(handler);
 }, (e) => {
   if (!(e instanceof NoFunction)) process.stderr.write(((e && e.stack) || String(e)) + '\n');
-  const text = e instanceof NoFunction ? e.message : `cannot load ${conf.name}: ${(e && e.name) || 'Error'}: ${String((e && e.message) || e).split('\n')[0]}`;
+  const text = e instanceof NoFunction ? e.message : `cannot load ${conf.name}: ${(e && e.name) || 'Error'}: ${String((e && e.message) || e).split('\n')[0]}${place(e)}`;
   answer('E', none, '', failure('SystemError', text));
   process.exit(1);
 });

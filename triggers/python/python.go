@@ -78,9 +78,11 @@ type function struct {
 	root   string // directory of the spec's file
 	shared *interpreters
 	pool   *worker.Pool
+	code   *worker.Snapshot // nil for none
 
-	mu   sync.Mutex
-	kept *worker.Kept // the environment in use
+	mu        sync.Mutex
+	kept      *worker.Kept // the environment in use
+	installed *wanted      // and what is installed there
 }
 
 func newFunction(cfg *Config, env triggers.Env, shared *interpreters) (*function, error) {
@@ -94,16 +96,13 @@ func newFunction(cfg *Config, env triggers.Env, shared *interpreters) (*function
 		}
 	}
 	f := &function{cfg: cfg, env: env, root: root, shared: shared}
-	hello, err := f.hello()
-	if err != nil {
-		return nil, err
-	}
+	f.code = worker.Take(cfg.code(root), func(name string) bool { return filepath.Ext(name) == ".py" }, "__pycache__")
 	size := env.Concurrency
 	if cfg.Workers > 0 {
 		size = cfg.Workers
 	}
 	f.pool = worker.NewPool(worker.Options{
-		Command: f.command, Hello: [][]byte{script, hello}, Size: size, Idle: cfg.Idle.D(), Gate: shared.gate, Logger: env.Logger,
+		Command: f.command, Hello: f.hello, Size: size, Idle: cfg.Idle.D(), Gate: shared.gate, Logger: env.Logger,
 	})
 	f.pool.Warm()
 	return f, nil
@@ -162,7 +161,7 @@ func join(dir, path string) string {
 }
 
 // hello tells a worker what to load.
-func (f *function) hello() ([]byte, error) {
+func (f *function) hello() ([][]byte, error) {
 	path, module, name := f.cfg.source(f.root)
 	m := map[string]any{
 		"path": path, "module": module, "function": name, "file": filepath.Join(path, module+".py"),
@@ -171,7 +170,11 @@ func (f *function) hello() ([]byte, error) {
 	if f.cfg.Source != "" {
 		m["source"], m["file"] = f.cfg.Source, "<"+inline+">"
 	}
-	return json.Marshal(m)
+	if texts := f.code.Changed(); texts != nil {
+		m["files"] = texts
+	}
+	hello, err := json.Marshal(m)
+	return [][]byte{script, hello}, err
 }
 
 // command makes the command of a worker. What has to be installed is.
@@ -181,7 +184,7 @@ func (f *function) command(ctx context.Context) (*exec.Cmd, error) {
 		return nil, err
 	}
 	program := python.Executable
-	wanted, err := f.cfg.requirements(f.root)
+	wanted, err := f.wanted()
 	if err != nil {
 		return nil, err
 	}
@@ -204,17 +207,21 @@ func (f *function) command(ctx context.Context) (*exec.Cmd, error) {
 	return &exec.Cmd{Path: program, Args: []string{program, "-c", boot}, Dir: dir, Env: append(env, own...)}, nil
 }
 
-// files are what the function is made from.
-func (c *Config) files(dir string) []string {
-	var files []string
+// code are the files and directories with code.
+func (c *Config) code(dir string) []string {
 	switch {
 	case c.Dir != "":
-		files = append(files, join(dir, c.Dir))
+		return []string{join(dir, c.Dir)}
 	case c.File != "":
 		file := join(dir, c.File)
-		files = append(files, file)
-		files = append(files, worker.Near(file, "*.py")...) // what it may import
+		return append([]string{file}, worker.Near(file, "*.py")...) // what it may import
 	}
+	return nil
+}
+
+// files are what the function is made from.
+func (c *Config) files(dir string) []string {
+	files := c.code(dir)
 	if name, ok := c.Requirements.Root.(string); ok {
 		files = append(files, requirementFiles(join(dir, name))...)
 	}

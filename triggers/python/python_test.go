@@ -120,6 +120,8 @@ func TestNotReady(t *testing.T) {
 	write(t, filepath.Join(dir, "old"), "#!/bin/sh\necho '{\"executable\": \"/x\", \"version\": [3, 7, 1], \"tag\": \"\"}'\n", 0o700)
 	write(t, filepath.Join(dir, "other"), "#!/bin/sh\necho hello\n", 0o700)
 	write(t, filepath.Join(dir, "bad.py"), "def handle(ctx, payload:\n", 0o600)
+	write(t, filepath.Join(dir, "uses.py"), "import json\nimport deep\n", 0o600)
+	write(t, filepath.Join(dir, "deep.py"), "import os\nos.environ['x']\n", 0o600)
 	for config, want := range map[string]string{
 		indent("x = 1"):                          "module function has no function handle",
 		indent("handle = 3"):                     "function.handle is no function, it is of type int",
@@ -130,7 +132,8 @@ func TestNotReady(t *testing.T) {
 		indent("raise SystemExit(3)"):            "cannot import function: SystemExit: 3",
 		indent("import os\nos._exit(3)"):         "it exited with code 3 before it was ready",
 		indent("import os\nos.abort()"):          "it was killed by SIGABRT before it was ready",
-		"file: bad.py":                           "cannot import bad: SyntaxError",
+		"file: bad.py":                           "cannot import bad: SyntaxError: ",
+		"file: uses.py":                          "cannot import uses: KeyError: 'x' (deep.py:2)",
 		"file: bad.py\npython: ./old":            "./old is Python 3.7; 3.8 or later is needed",
 		"file: bad.py\npython: ./other":          "./other does not answer as Python does",
 		"file: bad.py\npython: ./none":           "program not found",
@@ -188,6 +191,43 @@ func TestSources(t *testing.T) {
 	}
 }
 
+// A process that starts after the code was changed, or removed, has the code that
+// the function was made of.
+func TestCodeStaysWhatItWas(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "main.py"), "# -*- coding: latin-1 -*-\nimport pkg.mod, json\ndef handle(c, p):\n    import later\n    if p: raise RuntimeError('no')\n    return ['\xe4', pkg.mod.word, later.word, __file__]\n", 0o600)
+	write(t, filepath.Join(dir, "later.py"), "word = 'late'\n", 0o600)
+	write(t, filepath.Join(dir, "pkg/__init__.py"), "", 0o600)
+	write(t, filepath.Join(dir, "pkg/mod.py"), "from .far import word\n", 0o600)
+	write(t, filepath.Join(dir, "pkg/far.py"), "word = 'far'\n", 0o600)
+	fn := makeFunction(t, "dir: .\nhandler: main.handle\nidle: 1s", triggers.Env{Dir: dir})
+	want := fmt.Sprintf(`["ä","far","late",%q]`, filepath.Join(dir, "main.py"))
+	for round := range 2 {
+		if res, err := call(t, fn, "null"); string(res.Output) != want || err != nil {
+			t.Errorf("round %d: %s, %v, want %s", round, res.Output, err, want)
+		}
+		_, err := call(t, fn, "1")
+		e, _ := errors.AsType[*triggers.Error](err)
+		if e == nil || !strings.Contains(strings.Join(e.Stacktrace, "\n"), "    if p: raise RuntimeError('no')") {
+			t.Errorf("round %d: %v", round, err)
+		}
+		if round > 0 {
+			break
+		}
+		write(t, filepath.Join(dir, "main.py"), "def handle(c, p):\n", 0o600)
+		for _, name := range []string{"pkg", "later.py"} {
+			if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for end := time.Now().Add(20 * time.Second); fn.(*function).pool.Workers() > 0; <-time.After(10 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("an idle worker is not stopped")
+			}
+		}
+	}
+}
+
 func TestStartsOutputAndIdle(t *testing.T) {
 	fn := makeFunction(t, indent("import os\nprint('loaded')\ndef handle(c, p):\n  print('called')\n  return os.getpid()")+"\nidle: 1s", triggers.Env{Dir: "."})
 	res, err := call(t, fn, "null")
@@ -242,7 +282,7 @@ func TestRequirements(t *testing.T) {
 	wheel(t, dir, "enginetestpkg", "1.0", "word = 'one'\n")
 	write(t, filepath.Join(dir, "requirements.txt"), "-r more.txt\n", 0o600)
 	write(t, filepath.Join(dir, "more.txt"), "./enginetestpkg-1.0-py3-none-any.whl # by path\n", 0o600)
-	write(t, filepath.Join(dir, "f.py"), "import enginetestpkg\ndef handle(c, p): return enginetestpkg.word\n", 0o600)
+	write(t, filepath.Join(dir, "f.py"), "import os, enginetestpkg\ndef handle(c, p): return os._exit(1) if p else enginetestpkg.word\n", 0o600)
 	const config = "file: f.py\nrequirements: requirements.txt"
 	made := func() []string {
 		found, _ := filepath.Glob(filepath.Join(data, "python", "environments", "*", ".complete"))
@@ -284,6 +324,13 @@ func TestRequirements(t *testing.T) {
 	wheel(t, dir, "enginetestpkg", "1.0", "word = 'two'\n")
 	if after, err := cfg.requirements(dir); err != nil || slices.Equal(after.hash, before.hash) {
 		t.Errorf("the same environment for another wheel, %v", err)
+	}
+	// One that has begun with what was there stays with that.
+	if _, err := call(t, fn, "1"); err == nil {
+		t.Error("the process lives")
+	}
+	if res, err := call(t, fn, "null"); string(res.Output) != `"one"` || err != nil || len(made()) != 1 {
+		t.Errorf("%s, %v, %v", res.Output, err, made())
 	}
 	if files := triggertest.Config(t, Factory(), config).(*Config).files(dir); !slices.Contains(files, filepath.Join(dir, "more.txt")) ||
 		!slices.Contains(files, filepath.Join(dir, "enginetestpkg-1.0-py3-none-any.whl")) {

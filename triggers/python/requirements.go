@@ -147,6 +147,16 @@ func (c *Config) requirements(root string) (*wanted, error) {
 	return w, nil
 }
 
+// wanted is what has to be installed: what was, whatever its files say by now.
+func (f *function) wanted() (*wanted, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.installed != nil {
+		return f.installed, nil
+	}
+	return f.cfg.requirements(f.root)
+}
+
 // requirementFiles are a file of requirements, those it includes, and the files
 // it names as requirements.
 func requirementFiles(file string) []string {
@@ -213,7 +223,7 @@ func (f *function) environment(ctx context.Context, python interpreter, w *wante
 	if f.kept != nil {
 		_ = f.kept.Close()
 	}
-	f.kept = kept
+	f.kept, f.installed = kept, w
 	return program, nil
 }
 
@@ -239,6 +249,9 @@ func (f *function) install(ctx context.Context, python interpreter, w *wanted, d
 	}
 	if err := process.Run(ctx, &exec.Cmd{Path: args[0], Args: args, Dir: at, Env: env}); err != nil {
 		return fmt.Errorf("pip install: %w", err)
+	}
+	if now, err := f.cfg.requirements(f.root); err != nil || !bytes.Equal(now.hash, w.hash) {
+		return errors.New("the files of requirements have changed meanwhile")
 	}
 	return nil
 }

@@ -89,12 +89,66 @@ def error(kind, text, lines=None):
     return encode({"error": message})
 
 
+def remember(files):
+    """Has modules imported from texts instead of the files they were in."""
+    import base64
+    import importlib.abc
+    import importlib.machinery
+    import importlib.util
+    import linecache
+    files = {file: base64.b64decode(text) for file, text in files.items()}
+
+    class Loader(importlib.machinery.SourceFileLoader):
+        def path_stats(self, path):
+            raise OSError("no compiled code is kept")
+
+        def get_data(self, path):
+            return files[path] if path in files else super().get_data(path)
+
+    class Finder(importlib.abc.MetaPathFinder):
+        def find_spec(self, name, path=None, target=None):
+            for entry in sys.path if path is None else path:
+                base = os.path.join(entry, name.rpartition(".")[2])
+                for file, package in ((os.path.join(base, "__init__.py"), [base]), (base + ".py", None)):
+                    if file in files:
+                        return importlib.util.spec_from_file_location(
+                            name, file, loader=Loader(name, file), submodule_search_locations=package)
+            return None
+
+    sys.meta_path.insert(0, Finder())
+    for file, text in files.items():
+        try:
+            text = importlib.util.decode_source(text)
+        except (SyntaxError, UnicodeError):
+            continue  # never imported
+        linecache.cache[file] = (len(text), None, text.splitlines(True), file)
+
+
+def place(e, conf):
+    """Where in the code of the function an exception was raised, " (file:line)"."""
+    import traceback
+    at = []
+    if isinstance(e, SyntaxError) and e.filename:
+        at = [(e.filename, e.lineno)]
+    for frame in [] if at else traceback.extract_tb(e.__traceback__):
+        if frame.filename == conf["file"] or frame.filename.startswith(conf["path"] + os.sep):
+            at = [(frame.filename, frame.lineno)]
+    if not at:
+        return ""
+    file, line = at[0]
+    if file.startswith(conf["path"] + os.sep):
+        file = file[len(conf["path"]) + 1:]
+    return " (%s:%s)" % (file, line)
+
+
 def load(conf):
     """Imports the function; a ValueError says why that cannot be."""
     import importlib
     import types
     name, function = conf["module"], conf["function"]
     sys.path[:] = [conf["path"]] + [p for p in sys.path if p != ""]
+    if "files" in conf:
+        remember(conf["files"])
     try:
         if "source" in conf:
             import linecache
@@ -110,7 +164,8 @@ def load(conf):
         _, lines = describe(e)
         lines = [line for line in lines if "importlib" not in line]
         sys.stderr.write("\n".join(lines) + "\n")
-        raise ValueError("cannot import %s: %s: %s" % (name, type(e).__name__, e)) from None
+        text = e.msg if isinstance(e, SyntaxError) else e
+        raise ValueError("cannot import %s: %s: %s%s" % (name, type(e).__name__, text, place(e, conf))) from None
     handler = getattr(module, function, None)
     if handler is None:
         raise ValueError("module %s has no function %s" % (name, function))

@@ -85,12 +85,20 @@ func (m *module) close() {
 	}
 }
 
-// wait returns when the module is compiled, or with the reason why it is not.
-func (m *module) wait(ctx context.Context) error {
+// made reports whether the module is compiled, or known not to be.
+func (m *module) made() bool {
 	select {
 	case <-m.ready:
-		return m.err
+		return true
 	default:
+		return false
+	}
+}
+
+// wait returns when the module is compiled, or with the reason why it is not.
+func (m *module) wait(ctx context.Context) error {
+	if m.made() {
+		return m.err
 	}
 	select {
 	case <-m.ready:

@@ -97,7 +97,7 @@ func newFunction(shared *library, cfg *Config, env triggers.Env) *function {
 		WithSysWalltime().WithSysNanotime().WithRandSource(rand.Reader)
 	code, err := load(join(env.Dir, cfg.File), f.limit)
 	if err != nil {
-		f.broken = fmt.Errorf("%s: %w", cfg.File, err)
+		f.broken = err
 		return f
 	}
 	log, dir := env.Logger, ""
@@ -179,7 +179,7 @@ func (f *function) Close() error {
 
 // Prepare waits until the module is compiled.
 func (f *function) Prepare(ctx context.Context) error {
-	if f.module == nil {
+	if f.module == nil || f.module.made() {
 		return nil
 	}
 	select {
@@ -190,13 +190,26 @@ func (f *function) Prepare(ctx context.Context) error {
 	}
 }
 
+// Ready tells why the module cannot be run, nil when it can or is still being
+// compiled.
+func (f *function) Ready() error {
+	err := f.broken
+	if f.module != nil && f.module.made() {
+		err = f.module.err
+	}
+	if err != nil {
+		err = fmt.Errorf("%s: %w", f.cfg.File, err)
+	}
+	return err
+}
+
 // Invoke runs the program in a new instance. It ends with ctx.
 func (f *function) Invoke(ctx context.Context, c *triggers.Call) (triggers.Result, error) {
 	if err := ctx.Err(); err != nil {
 		return triggers.Result{}, err
 	}
 	if f.broken != nil {
-		return triggers.Result{}, &triggers.PermanentError{Err: f.broken}
+		return triggers.Result{}, &triggers.PermanentError{Err: f.Ready()}
 	}
 	if err := f.module.wait(ctx); err != nil {
 		if err = fmt.Errorf("%s: %w", f.cfg.File, err); ctx.Err() == nil {

@@ -19,9 +19,10 @@ type Options struct {
 	// Command makes the command of a worker; it is asked before each start. It
 	// may block until ctx ends, for what has to be installed first.
 	Command func(ctx context.Context) (*exec.Cmd, error)
-	// Hello are sent to a worker before anything else, which then answers that
-	// it is ready; none for a worker that is ready when it runs.
-	Hello [][]byte
+	// Hello gives what is sent to a worker before anything else, which then
+	// answers that it is ready; it is asked before each start. Nil is for workers
+	// that are ready when they run.
+	Hello func() ([][]byte, error)
 	// Lines is true for workers that read and write lines of JSON on stdin and
 	// stdout; others have the protocol on descriptors 3 and 4.
 	Lines bool
@@ -63,12 +64,12 @@ type Pool struct {
 	stop context.CancelFunc
 	work sync.WaitGroup // starts and stops
 
-	known chan struct{} // closed when the first start has succeeded or failed
-
 	mu       sync.Mutex
 	closed   bool
-	idle     []*worker // those that wait, the warmest last
-	count    int       // those that live or start
+	tried    bool          // a start has succeeded or failed
+	ended    chan struct{} // closed, and made anew, when a start has
+	idle     []*worker     // those that wait, the warmest last
+	count    int           // those that live or start
 	starting int
 	waiters  []*waiter
 	timer    *time.Timer // of the next look at idle workers, nil for none
@@ -99,7 +100,7 @@ func NewPool(o Options) *Pool {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	p := &Pool{o: o, log: o.Logger, known: make(chan struct{})}
+	p := &Pool{o: o, log: o.Logger, ended: make(chan struct{})}
 	p.ctx, p.stop = context.WithCancel(context.Background())
 	return p
 }
@@ -160,17 +161,22 @@ func (p *Pool) Warm() {
 	}
 }
 
-// Prepare implements [triggers.Preparer]: it starts the first worker, unless
-// that was done, and waits until it is ready or is known not to be.
+// Prepare implements [triggers.Preparer]: it waits until a first worker is ready
+// or is known not to be. Where the last start failed and no worker lives, it
+// begins another one when the time for that has come, and waits for it.
 func (p *Pool) Prepare(ctx context.Context) error {
-	select {
-	case <-p.known:
+	p.mu.Lock()
+	if p.closed || p.tried && (p.failureLocked() == nil || p.starting == 0 && time.Now().Before(p.again)) {
+		p.mu.Unlock()
 		return nil
-	default:
 	}
-	p.Warm()
+	if p.count == 0 {
+		p.startLocked()
+	}
+	ended := p.ended
+	p.mu.Unlock()
 	select {
-	case <-p.known:
+	case <-ended:
 		return nil
 	case <-p.ctx.Done():
 		return nil
@@ -179,19 +185,19 @@ func (p *Pool) Prepare(ctx context.Context) error {
 	}
 }
 
-// triedLocked notes that a start has ended. mu is held.
-func (p *Pool) triedLocked() {
-	select {
-	case <-p.known:
-	default:
-		close(p.known)
-	}
-}
-
-// Failure is why the last start of a worker failed, nil when it did not.
+// Failure is why no call can be made: why the last start of a worker failed,
+// while none lives. It is nil as long as nobody knows.
 func (p *Pool) Failure() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	return p.failureLocked()
+}
+
+// failureLocked is Failure. mu is held.
+func (p *Pool) failureLocked() error {
+	if p.count > p.starting {
+		return nil
+	}
 	return p.failure
 }
 
@@ -345,7 +351,11 @@ func (p *Pool) start() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.starting--
-	p.triedLocked()
+	p.tried = true
+	defer func() {
+		close(p.ended)
+		p.ended = make(chan struct{})
+	}()
 	if err == nil {
 		p.failure, p.fails, p.again = nil, 0, time.Time{}
 		p.log.Debug("worker started", "pid", w.proc.Pid(), "took", time.Since(begin).Round(time.Millisecond))
@@ -393,7 +403,13 @@ func (p *Pool) launch() (*worker, error) {
 	}
 	ctx, cancel := context.WithTimeout(p.ctx, p.o.StartLimit)
 	defer cancel()
-	return launch(ctx, cmd, p.o.Hello, p.o.Lines, "ENGINE_WORKER="+rand.Text())
+	var hello [][]byte
+	if p.o.Hello != nil {
+		if hello, err = p.o.Hello(); err != nil {
+			return nil, err
+		}
+	}
+	return launch(ctx, cmd, hello, p.o.Lines, "ENGINE_WORKER="+rand.Text())
 }
 
 // reap stops the workers that were idle for long enough.

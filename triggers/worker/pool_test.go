@@ -137,8 +137,15 @@ func TestFailedStarts(t *testing.T) {
 	if n := starts.Load(); n > 10 {
 		t.Errorf("%d starts", n)
 	}
+	if err := p.Prepare(t.Context()); err != nil || p.Failure() == nil { // not before its time
+		t.Error(err, p.Failure())
+	}
 	close(ready)
-	eventually(t, "it does not become ready", func() bool { _, err := invoke(t.Context(), p); return err == nil })
+	// Who prepares it again need not call it to find out.
+	eventually(t, "it does not become ready", func() bool { return p.Prepare(t.Context()) == nil && p.Failure() == nil })
+	if _, err := invoke(t.Context(), p); err != nil {
+		t.Error(err)
+	}
 	if err := p.Failure(); err != nil {
 		t.Error(err)
 	}
