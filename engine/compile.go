@@ -413,6 +413,7 @@ type callees struct {
 type callLimit struct {
 	spec   specs.CallRate
 	bucket *rate.Limiter
+	keyed  *jobs.KeyLimit // instead of bucket
 }
 
 // outdated returns the names of functions whose files have changed since their
@@ -476,20 +477,24 @@ func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, erro
 	limit := limits(set)
 	slots := make(map[string]*jobs.Slots, len(limit))
 	limiters := map[string]callLimit{}
-	// bounds are the limits of what has this name; they are kept until the spec
-	// says another rate.
-	bounds := func(name string, spec *specs.CallRate) []*rate.Limiter {
+	// bound makes the limit of what has this name hold for a trigger, too; it is
+	// kept until the spec says another rate.
+	bound := func(t *jobs.Trigger, name string, spec *specs.CallRate) {
 		if spec == nil {
-			return nil
+			return
 		}
 		l, ok := limiters[name]
 		if !ok {
-			if l = c.limiters[name]; l.bucket == nil || l.spec != *spec {
-				l = callLimit{*spec, bucketOf(*spec)}
+			if l, ok = c.limiters[name]; !ok || l.spec != *spec {
+				l = limitOf(*spec)
 			}
 			limiters[name] = l
 		}
-		return []*rate.Limiter{l.bucket}
+		if l.keyed != nil {
+			t.KeyLimits = append(t.KeyLimits, l.keyed)
+		} else {
+			t.Limits = append(t.Limits, l.bucket)
+		}
 	}
 	var fresh []*version
 	table := map[jobs.TriggerRef]*jobs.Trigger{}
@@ -608,11 +613,12 @@ func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, erro
 				}
 				d := fn.Delivery
 				d.Concurrency = v.limit
-				add(&jobs.Trigger{
-					Limits: bounds("function "+ref.Name, fn.RateLimit),
-					Ref:    jobs.TriggerRef{Sensor: jobs.SensorExec, Trigger: ref.Name}, Callee: v.callee, Direct: true, Hash: v.resource.Hash,
+				t := &jobs.Trigger{
+					Ref: jobs.TriggerRef{Sensor: jobs.SensorExec, Trigger: ref.Name}, Callee: v.callee, Direct: true, Hash: v.resource.Hash,
 					Tell: asked.Wants(ref.Name, jobs.SensorExec, ref.Name),
-				}, d)
+				}
+				bound(t, "function "+ref.Name, fn.RateLimit)
+				add(t, d)
 			}
 			if ep, ok := r.Spec.(*specs.Endpoint); ok {
 				v, fn, err := named(ep.Function)
@@ -624,11 +630,12 @@ func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, erro
 				}
 				d := inherit(specs.Delivery{Timeout: ep.Timeout}, fn.Delivery)
 				d.Concurrency = v.limit
-				add(&jobs.Trigger{
-					Limits: bounds("function "+ep.Function, fn.RateLimit),
-					Ref:    jobs.TriggerRef{Sensor: jobs.SensorEndpoint, Trigger: ref.Name}, Callee: v.callee, Direct: true, Hash: r.Hash,
+				t := &jobs.Trigger{
+					Ref: jobs.TriggerRef{Sensor: jobs.SensorEndpoint, Trigger: ref.Name}, Callee: v.callee, Direct: true, Hash: r.Hash,
 					Tell: asked.Wants(ep.Function, jobs.SensorEndpoint, ref.Name),
-				}, d)
+				}
+				bound(t, "function "+ep.Function, fn.RateLimit)
+				add(t, d)
 			}
 			if !isSensor(r) {
 				continue
@@ -638,8 +645,8 @@ func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, erro
 			for i := range cs.spec.Triggers {
 				t := &cs.spec.Triggers[i]
 				d := t.Delivery
-				limits := bounds("trigger "+cs.name+"/"+t.Name, t.RateLimit)
 				var v version
+				var ofFunction *specs.CallRate
 				var err error
 				if t.Inline != nil {
 					concurrency := d.Concurrency
@@ -655,7 +662,7 @@ func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, erro
 					var fn *specs.Function
 					if v, fn, err = named(t.Function); fn != nil {
 						d = inherit(d, fn.Delivery)
-						limits = append(limits, bounds("function "+t.Function, fn.RateLimit)...)
+						ofFunction = fn.RateLimit
 					}
 				}
 				if err != nil {
@@ -664,14 +671,16 @@ func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, erro
 				if v.callee == nil {
 					continue
 				}
-				add(&jobs.Trigger{
-					Limits: limits,
-					Ref:    jobs.TriggerRef{Sensor: cs.name, Trigger: t.Name}, Callee: v.callee, InputPath: program.InputPath(i), Secrets: t.Secrets,
+				made := &jobs.Trigger{
+					Ref: jobs.TriggerRef{Sensor: cs.name, Trigger: t.Name}, Callee: v.callee, InputPath: program.InputPath(i), Secrets: t.Secrets,
 					Tell: asked.Wants(v.callee.Name, cs.name, t.Name),
 					Render: func(events []sensors.Contributing, item int) (map[string]any, error) {
 						return program.RenderTrigger(i, events, item)
 					},
-				}, d)
+				}
+				bound(made, "trigger "+cs.name+"/"+t.Name, t.RateLimit)
+				bound(made, "function "+t.Function, ofFunction)
+				add(made, d)
 			}
 		}
 		return nil
@@ -753,10 +762,13 @@ func (c *callees) needRequest(set *specs.Set) bool {
 	return false
 }
 
-// bucketOf is a full token bucket of a spec.
-func bucketOf(s specs.CallRate) *rate.Limiter {
-	per := cmp.Or(s.Per.D(), time.Second)
-	return rate.NewLimiter(rate.Limit(float64(s.Calls)/per.Seconds()), cmp.Or(s.Burst, s.Calls))
+// limitOf is the limit of a spec, of which nothing is used up.
+func limitOf(s specs.CallRate) callLimit {
+	per, burst := cmp.Or(s.Per.D(), time.Second), cmp.Or(s.Burst, s.Calls)
+	if s.By == "key" {
+		return callLimit{spec: s, keyed: jobs.NewKeyLimit(s.Calls, per, burst)}
+	}
+	return callLimit{spec: s, bucket: rate.NewLimiter(rate.Limit(float64(s.Calls)/per.Seconds()), burst)}
 }
 
 // The defaults of a breaker.

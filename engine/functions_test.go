@@ -170,6 +170,54 @@ spec: {eventType: t, function: f}
 	reached(11)
 }
 
+// A rate limit by key, of a Function and of a trigger, holds for each key.
+func TestRateLimitsByKey(t *testing.T) {
+	w := &running{t: t, dir: t.TempDir()}
+	w.write("f.yaml", head+`kind: Function
+metadata: {name: f}
+spec:
+  log: {message: hello}
+  rateLimit: {calls: 2, per: 1000h, by: key}
+---
+`+head+`kind: Sensor
+metadata: {name: one}
+spec:
+  dependencies: [{name: e, type: t}]
+  correlate: data.k
+  triggers:
+    - {name: some, function: f}
+    - {name: few, function: f, rateLimit: {calls: 1, per: 1000h, by: key}}
+    - {name: inline, log: {message: hi}, rateLimit: {calls: 3, per: 1000h, by: key}}
+`)
+	r := start(t, w.dir, t.TempDir())
+	for i := range 20 {
+		ev := &bus.Event{Type: "t", ID: strconv.Itoa(i), Source: "/tests", DataContentType: "application/json", Data: []byte(`{"k":` + strconv.Itoa(i%2) + `}`)}
+		if _, err := r.e.Emit(t.Context(), ev); err != nil {
+			t.Fatal(err)
+		}
+	}
+	of := func(name string) (done uint64, limited int) {
+		for _, s := range r.e.Jobs().Status() {
+			if s.Ref == (jobs.TriggerRef{Sensor: "one", Trigger: name}) {
+				return s.Stats.Succeeded.Load(), s.Limited
+			}
+		}
+		return 0, 0
+	}
+	r.until("the calls", func() bool {
+		some, w1 := of("some")
+		few, w2 := of("few")
+		inline, w3 := of("inline")
+		return some+few == 4 && w1+w2 == 36 && inline == 6 && w3 == 14
+	})
+	if few, _ := of("few"); few > 2 {
+		t.Errorf("%d calls of two keys that may have one each", few)
+	}
+	if _, err := r.e.Call(t.Context(), "f", jobs.Request{Input: []byte("1")}); err != nil {
+		t.Errorf("a call without a key: %v", err)
+	}
+}
+
 // The code of a function is replaced when its file changes and works; what is
 // wrong with it is told before it is called.
 func TestCodeBesideSpecs(t *testing.T) {

@@ -155,12 +155,14 @@ type SensorStatus struct {
 
 // TriggerStatus is the state of one trigger.
 type TriggerStatus struct {
-	Name      string `json:"name"`
-	Function  string `json:"function"`
-	Running   int    `json:"running"`
-	Waiting   int    `json:"waiting"`
-	Overflow  uint64 `json:"overflow,omitempty"`
-	Retries   int    `json:"retries,omitempty"`
+	Name     string `json:"name"`
+	Function string `json:"function"`
+	Running  int    `json:"running"`
+	Waiting  int    `json:"waiting"`
+	Overflow uint64 `json:"overflow,omitempty"`
+	Retries  int    `json:"retries,omitempty"`
+	// Limited is how many more wait for the rate of their key.
+	Limited   int    `json:"limited,omitempty"`
 	Succeeded uint64 `json:"succeeded"`
 	Failed    uint64 `json:"failed"`
 	Dead      uint64 `json:"dead"`
@@ -217,7 +219,7 @@ func (e *Engine) Status(ctx context.Context) Status {
 	triggers := map[string][]TriggerStatus{}
 	for _, t := range e.pool.Status() {
 		triggers[t.Ref.Sensor] = append(triggers[t.Ref.Sensor], TriggerStatus{
-			Name: t.Ref.Trigger, Function: t.Function, Running: t.Running, Waiting: t.Waiting, Overflow: t.Overflow, Retries: t.Retries,
+			Name: t.Ref.Trigger, Function: t.Function, Running: t.Running, Waiting: t.Waiting, Overflow: t.Overflow, Retries: t.Retries, Limited: t.Limited,
 			Succeeded: t.Stats.Succeeded.Load(), Failed: t.Stats.Failed.Load(), Dead: t.Stats.Dead.Load(),
 			Breaker: t.Breaker, RetryAt: t.RetryAt,
 		})

@@ -497,7 +497,7 @@ type Delivery struct {
 	Timeout     Duration  `yaml:"timeout" min:"1ms" doc:"Longest time one call may take; default 30s." example:"10s"`
 	Concurrency int       `yaml:"concurrency" min:"1" max:"10000" doc:"Most calls at the same time; default 16."`
 	Retry       *Retry    `yaml:"retry" doc:"How failed calls are repeated."`
-	RateLimit   *CallRate `yaml:"rateLimit" doc:"How many calls are made in a time. That of a Function bounds all its calls together, that of a trigger its own."`
+	RateLimit   *CallRate `yaml:"rateLimit" doc:"How many calls are made in a time. That of a Function bounds the calls of all who call it, that of a trigger its own; where both have one, both hold."`
 	Breaker     *Breaker  `yaml:"breaker" doc:"Pause the trigger while its function fails; default: never."`
 	Order       string    `yaml:"order" enum:"none,key" doc:"Order of calls: none (default), or key: those of one correlation key one after the other, as they fired."`
 	Overflow    string    `yaml:"overflow" enum:"dlq,block" doc:"What happens with jobs beyond the parking limit: dlq (default) or block."`
@@ -508,6 +508,7 @@ type CallRate struct {
 	Calls int      `yaml:"calls" required:"true" min:"1" doc:"Number of calls in a time." example:"10"`
 	Per   Duration `yaml:"per" min:"1ms" doc:"The time, default 1s." example:"1m"`
 	Burst int      `yaml:"burst" min:"1" doc:"How many may be made at once; default: calls."`
+	By    string   `yaml:"by" enum:"all,key" doc:"Whose calls are counted together: all (default), or key: those of each correlation key, which has the rate for itself."`
 }
 
 // Breaker says when a trigger is paused, and how long.

@@ -201,6 +201,9 @@ func describe(w io.Writer, r *api.Resource) error {
 					count(tr.Succeeded), count(tr.Failed), count(tr.Dead))
 			}
 			for _, tr := range r.Triggers {
+				if tr.Limited > 0 {
+					t.row(fmt.Sprintf("%s: further jobs wait for the rate of their key: %d", tr.Name, tr.Limited))
+				}
 				switch tr.Breaker {
 				case jobs.BreakerOpen:
 					t.row(fmt.Sprintf("%s is paused: its function fails; it is probed at %s", tr.Name, clock(tr.RetryAt)))

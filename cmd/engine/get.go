@@ -213,7 +213,7 @@ func infoOf(r engine.ResourceStatus) string {
 	case r.Sensor != nil:
 		var failed, dead, waiting uint64
 		for _, t := range r.Triggers {
-			failed, dead, waiting = failed+t.Failed, dead+t.Dead, waiting+uint64(t.Waiting)+t.Overflow+uint64(t.Retries)
+			failed, dead, waiting = failed+t.Failed, dead+t.Dead, waiting+uint64(t.Waiting)+t.Overflow+uint64(t.Retries)+uint64(t.Limited)
 		}
 		parts := []string{fmt.Sprintf("%d matched, %d fired", r.Sensor.Matched, r.Sensor.Fired)}
 		for _, n := range []struct {

@@ -78,6 +78,7 @@ var (
 	descDuration     = desc("trigger_duration_seconds", "Time of the calls.", "sensor", "trigger")
 	descRunning      = desc("trigger_running", "Calls that run at the moment.", "sensor", "trigger")
 	descWaiting      = desc("trigger_waiting", "Jobs that wait in memory.", "sensor", "trigger")
+	descKeyLimited   = desc("trigger_limited", "Jobs that wait for the rate of their key, in memory or parked.", "sensor", "trigger")
 	descPaused       = desc("trigger_paused", "1 while the breaker of the trigger is open, 0 while it is closed; only of triggers with a breaker.", "sensor", "trigger")
 	descParked       = desc("trigger_parked", "Jobs that wait on the bus, for a retry or for their turn.", "sensor", "trigger", "reason")
 	descRequests     = desc("endpoint_requests_total", "Requests of an endpoint by the status of the answer; 499 is that of clients who went away.", "endpoint", "status")
@@ -101,7 +102,7 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 		descBuild, descReady, descBusOK, descBytes, descMaxBytes, descRecords, descUp, descRestarts, descEvents, descIntake, descLimited, descSourceLag, descLast, descPosition,
 		descCovered, descLag, descFailing, descUnmatched, descMatched, descFired, descSuperseded, descExpired, descSuppressed, descDebounced, descSkipped, descEvicted, descKeys, descState, descErrors,
 		descSensorPaused, descBehind, descQuarantines, descCalls,
-		descRetried, descDuration, descRunning, descWaiting, descPaused, descParked, descRequests, descInFlight, descEndpointUp, descLetters, descDied, descRunsDropped, descGeneration,
+		descRetried, descDuration, descRunning, descWaiting, descKeyLimited, descPaused, descParked, descRequests, descInFlight, descEndpointUp, descLetters, descDied, descRunsDropped, descGeneration,
 		descReloaded, descRefused, descFailed, descProblems, descResources, descAlarms,
 	} {
 		ch <- d
@@ -226,6 +227,7 @@ func (c *collector) triggers(ctx context.Context, ch chan<- prometheus.Metric, g
 		counter(descDied, t.Stats.Dead.Load(), sn, tr)
 		gauge(descRunning, float64(t.Running), sn, tr)
 		gauge(descWaiting, float64(t.Waiting), sn, tr)
+		gauge(descKeyLimited, float64(t.Limited), sn, tr)
 		switch t.Breaker {
 		case "":
 		case jobs.BreakerClosed:

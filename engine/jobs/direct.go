@@ -286,15 +286,25 @@ func (p *Pool) beginDirect(ctx context.Context, q *queue, atMost time.Duration) 
 	defer context.AfterFunc(p.stopping, cancel)()
 	var err error
 	var spec *Trigger
+	var holds keyLimits // of the key of direct calls, which is none
 	if spec = q.spec.Load(); spec != nil {
+		holds = spec.KeyLimits
+		if err = holds.take(wait, ""); err != nil { // at once when the time is not enough
+			holds = nil
+		}
 		for _, l := range spec.Limits {
 			if err == nil {
-				err = l.Wait(wait) // fails at once when that is not enough
+				err = l.Wait(wait) // likewise
 			}
 		}
 	}
 	if err == nil {
 		spec, err = q.begin(wait)
+	}
+	if err == nil && spec != nil {
+		holds.use("", time.Now())
+	} else {
+		holds.drop("")
 	}
 	switch {
 	case err == nil && spec == nil:

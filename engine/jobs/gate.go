@@ -45,23 +45,86 @@ func (b *breaker) state() string {
 	return BreakerClosed
 }
 
-// letLocked lets a task start, or says when to ask again. mu is held.
+// nextLocked takes the task that may start now; when there is none it is nil,
+// and is asked for again when there may be one. mu is held.
 //
-// A job that would exceed a limit does not start, and takes no slot: its queue
-// books the next free call, one at a time, so that the queues that share a
-// limit take turns. It passes the limits one after the other, so that none
-// loses a call to a queue that waits for another.
-func (q *queue) letLocked(spec *Trigger, t *task) bool {
+// A job that would exceed a limit does not start, and takes no slot. One for
+// which no call of its key is free stands aside, for those of other keys. For a
+// limit on all calls the queue books the next free one, one at a time, so that
+// the queues that share a limit take turns. It passes these limits one after
+// the other, so that none loses a call to a queue that waits for another.
+func (q *queue) nextLocked(spec *Trigger) *task {
+	if q.lines == nil && q.head == len(q.ready) {
+		return nil
+	}
 	if spec.Breaker.Failures > 0 && q.breaker.open {
 		if q.breaker.probing {
-			return false
+			return nil
 		}
 		if wait := time.Until(q.breaker.until); wait > 0 {
 			q.laterLocked(wait)
-			return false
+			return nil
 		}
 	}
-	for now := time.Now(); q.paid < len(spec.Limits); q.paid++ {
+	now := time.Now()
+	for {
+		if q.callLocked(now); q.head == len(q.ready) {
+			break
+		}
+		t := q.ready[q.head]
+		if q.lines != nil && !q.holdLocked(t, now) {
+			q.popLocked()
+			q.waitLocked(t, now)
+			continue
+		}
+		if !q.payLocked(spec, now) {
+			t.holds.drop(t.job.Correlation)
+			t.holds = nil
+			return nil
+		}
+		q.popLocked()
+		q.paid = 0
+		if q.lines != nil && t.called {
+			q.lines.leave(q.lines.of(t.job.Correlation), now)
+		}
+		t.called = false
+		if q.breaker.open && spec.Breaker.Failures > 0 {
+			q.breaker.probing, t.probe = true, true
+		}
+		return t
+	}
+	if at, ok := q.lines.next(); ok {
+		q.laterLocked(at.Sub(now))
+	}
+	return nil
+}
+
+// callLocked calls those whose key has a call free. mu is held.
+func (q *queue) callLocked(now time.Time) {
+	if q.lines == nil {
+		return
+	}
+	fetchable := q.lines.fetchable()
+	q.ready = append(q.ready, q.lines.call(now)...)
+	if !fetchable && q.lines.fetchable() {
+		q.signal()
+	}
+}
+
+// holdLocked reports whether a task may be called as far as the limits of its key
+// are concerned, and holds that call then. mu is held.
+func (q *queue) holdLocked(t *task, now time.Time) bool {
+	key := t.job.Correlation
+	if !t.called && q.lines.keys[key] != nil || !q.lines.limits.hold(key, now) {
+		return false
+	}
+	t.holds = q.lines.limits
+	return true
+}
+
+// payLocked passes the limits on all calls, or says when to ask again. mu is held.
+func (q *queue) payLocked(spec *Trigger, now time.Time) bool {
+	for ; q.paid < len(spec.Limits); q.paid++ {
 		if q.booking == nil {
 			q.booking = spec.Limits[q.paid].ReserveN(now, 1)
 			q.booked = now.Add(q.booking.DelayFrom(now))
@@ -71,10 +134,6 @@ func (q *queue) letLocked(spec *Trigger, t *task) bool {
 			return false
 		}
 		q.booking = nil
-	}
-	q.paid = 0
-	if q.breaker.open && spec.Breaker.Failures > 0 {
-		q.breaker.probing, t.probe = true, true
 	}
 	return true
 }

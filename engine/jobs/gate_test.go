@@ -229,6 +229,7 @@ func BenchmarkDelivery(b *testing.B) {
 		{"slots", func(t *Trigger) { t.Callee.Slots = NewSlots(1 << 20) }},
 		{"ordered", func(t *Trigger) { t.Ordered = true }},
 		{"limited", func(t *Trigger) { t.Limits = []*rate.Limiter{rate.NewLimiter(1e9, 1<<20)} }},
+		{"keyed", func(t *Trigger) { t.KeyLimits = []*KeyLimit{NewKeyLimit(1e9, time.Second, 1<<20)} }},
 		{"breaker", func(t *Trigger) { t.Breaker = Breaker{Failures: 5, Wait: time.Second, Max: time.Second} }},
 	} {
 		b.Run(c.name, func(b *testing.B) {

@@ -60,6 +60,9 @@ type Job struct {
 	Attempt int
 	// NotBefore is the earliest time of the next call, zero for now.
 	NotBefore time.Time
+	// Limited is true while it is parked since no call of its key is free; then
+	// NotBefore is when one was expected.
+	Limited bool
 	// Error is the last failure.
 	Error string
 	// Redrive counts how often it came back from the dead letters.
@@ -119,6 +122,7 @@ const (
 	flagPlaces
 	flagOrder
 	flagInput
+	flagLimited
 )
 
 // Encode appends the stored form to b: a version byte, then fields in fixed
@@ -153,6 +157,9 @@ func (j *Job) Encode(b []byte) []byte {
 	}
 	if len(j.Input) > 0 {
 		flags |= flagInput
+	}
+	if j.Limited {
+		flags |= flagLimited
 	}
 	b = binary.AppendUvarint(b, flags)
 	b = binary.AppendUvarint(b, j.Position)
@@ -286,7 +293,7 @@ func DecodeJob(b []byte) (*Job, error) {
 	d := decoder{b: b[1:]}
 	j := &Job{}
 	flags := d.uvarint()
-	j.Late, j.Trailing = flags&flagLate != 0, flags&flagTrailing != 0
+	j.Late, j.Trailing, j.Limited = flags&flagLate != 0, flags&flagTrailing != 0, flags&flagLimited != 0
 	j.Position = d.uvarint()
 	j.Key, j.Sensor, j.Trigger, j.SpecHash, j.Correlation = d.str(), d.str(), d.str(), d.str(), d.str()
 	if n := d.count(2); n > 0 {

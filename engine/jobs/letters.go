@@ -50,6 +50,7 @@ func (p *Pool) loadParked(ctx context.Context, queues []*queue) error {
 			}
 		}
 		q.mu.Lock()
+		q.startLocked()
 		q.feedLocked()
 		q.mu.Unlock()
 	}
@@ -110,6 +111,7 @@ func (q *queue) loadRetries(ctx context.Context, subject string, n uint64) error
 	for _, r := range q.retries {
 		known[r.seq] = true
 	}
+	q.lines.each(func(r parkedRetry) { known[r.seq] = true })
 	q.mu.Unlock()
 	return q.load(ctx, subject, n, func(r bus.Record, j *Job) {
 		if known[r.Seq] {
@@ -325,7 +327,7 @@ func Redrive(ctx context.Context, b bus.Bus, l Letter, input []byte) error {
 	if j.Fault != "" {
 		return fmt.Errorf("dead letter %d cannot be redriven: %s", l.Seq, j.Fault)
 	}
-	j.Attempt, j.NotBefore, j.Error, j.Since, j.Position, j.Order = 0, time.Time{}, "", time.Time{}, 0, 0
+	j.Attempt, j.NotBefore, j.Error, j.Since, j.Position, j.Order, j.Limited = 0, time.Time{}, "", time.Time{}, 0, 0, false
 	j.Redrive++
 	if len(input) > 0 {
 		j.Input = input
@@ -347,6 +349,9 @@ type TriggerStatus struct {
 	Running, Waiting int
 	Overflow         uint64
 	Retries          int
+	// Limited is how many more wait, in memory or parked, for the rate of their
+	// key.
+	Limited int
 	// Breaker is the state of its breaker, "" when it has none, and RetryAt when
 	// the next probe is made while that is open.
 	Breaker string
@@ -388,6 +393,7 @@ func (p *Pool) Status() []TriggerStatus {
 		}
 		q.mu.Lock()
 		s.Running, s.Waiting, s.Overflow, s.Retries = q.running, len(q.ready)-q.head+q.turns.inMemory(), q.parkedLocked(), len(q.retries)
+		s.Limited = q.lines.inMemory() + q.lines.inParked()
 		if t != nil && t.Breaker.Failures > 0 {
 			s.Breaker = q.breaker.state()
 			if s.Breaker == BreakerOpen {

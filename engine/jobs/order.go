@@ -198,10 +198,12 @@ func (s *turns) leave() (out []*task) {
 			}
 		}
 	}
-	slices.SortFunc(out, func(a, b *task) int { return cmp.Compare(a.order(), b.order()) })
+	slices.SortFunc(out, byOrder)
 	s.keys, s.next = map[string]*key{}, nil
 	return out
 }
+
+func byOrder(a, b *task) int { return cmp.Compare(a.order(), b.order()) }
 
 // parkTurn notes that a task is about to be parked as overflow. It reports false
 // when it is there already, as after a crash between parking and removal.

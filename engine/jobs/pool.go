@@ -42,6 +42,8 @@ type Trigger struct {
 	// Limits bound its calls in a time, with those of others that have the same
 	// ones: its own first.
 	Limits []*rate.Limiter
+	// KeyLimits bound the calls of each correlation key in the same way.
+	KeyLimits []*KeyLimit
 	// Breaker pauses it while its function fails.
 	Breaker Breaker
 	// Direct is true when no sensor fires it: its calls are those of [Pool.Call]
@@ -165,6 +167,11 @@ type task struct {
 	held bool
 	// probe is true for the one call of a paused trigger.
 	probe bool
+	// holds are the limits of which it holds a call of its key, and called is
+	// true from when it got its chance to do so to the beginning of its call.
+	// The queue's mu guards them until a worker has the task.
+	holds  keyLimits
+	called bool
 }
 
 // order is the place of the task's firing among those of its trigger.
@@ -456,10 +463,14 @@ func (p *Pool) admit(t *task) {
 		p.work.Go(func() { p.bury(t, t.job.Fault) })
 		return
 	}
+	if t.parked == 0 && q.parksAtOnce(t) {
+		p.park(t, q, WhyRetry)
+		return
+	}
 	if t.parked == 0 && q.overflows(t) {
 		if q.parkedOverflow() >= p.o.ParkLimit {
 			if spec := q.spec.Load(); spec == nil || !spec.Block {
-				p.work.Go(func() { p.bury(t, fmt.Sprintf("more than %d jobs of this trigger are waiting", p.o.ParkLimit)) })
+				p.work.Go(func() { p.bury(t, p.tooMany()) })
 			} else if q.turns != nil { // it takes its place in line
 				q.push(t)
 			} else { // stays outstanding until there is room
@@ -477,6 +488,11 @@ func (p *Pool) admit(t *task) {
 	q.push(t)
 }
 
+// tooMany is the reason why a job beyond the parking limit is given up.
+func (p *Pool) tooMany() string {
+	return fmt.Sprintf("more than %d jobs of this trigger are waiting", p.o.ParkLimit)
+}
+
 // readmit takes in a task whose queue was replaced. The new queue finds what is
 // parked itself.
 func (p *Pool) readmit(t *task) {
@@ -486,7 +502,7 @@ func (p *Pool) readmit(t *task) {
 	t.part.mu.Lock()
 	t.part.uncount(t)
 	t.part.mu.Unlock()
-	t.held = false
+	t.held, t.called = false, false
 	p.admit(t)
 }
 

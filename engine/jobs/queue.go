@@ -43,6 +43,7 @@ type queue struct {
 	cursor   uint64 // overflow below this sequence was taken
 	retries  retryHeap
 	turns    *turns // nil without `order: key`
+	lines    *lines // nil without a rate limit by key
 	breaker  breaker
 	paid     int // limits the next call has passed
 	booking  *rate.Reservation
@@ -128,7 +129,11 @@ func (q *queue) setSpec(t *Trigger) {
 			q.paid = passed
 		}
 	}
+	if old == nil || !slices.Equal(old.KeyLimits, t.KeyLimits) {
+		q.limitLocked(t.KeyLimits)
+	}
 	q.startLocked()
+	q.feedLocked()
 	q.mu.Unlock()
 	q.signal()
 }
@@ -214,7 +219,8 @@ func (q *queue) remove() []*task {
 	if q.timer != nil {
 		q.timer.Stop()
 	}
-	waiting := slices.Concat(q.ready[q.head:], q.turns.leave())
+	inLine, _ := q.lines.end()
+	waiting := slices.Concat(q.ready[q.head:], q.turns.leave(), inLine)
 	q.ready, q.head = nil, 0
 	q.mu.Unlock()
 	q.signal()
@@ -226,7 +232,7 @@ func (q *queue) tryStart(t *task) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	spec := q.spec.Load()
-	if spec == nil || q.running >= spec.Concurrency || q.head < len(q.ready) || len(spec.Limits) > 0 || q.breaker.open || q.p.closing.Load() {
+	if spec == nil || q.running >= spec.Concurrency || q.head < len(q.ready) || len(spec.Limits)+len(spec.KeyLimits) > 0 || q.breaker.open || q.p.closing.Load() {
 		return false
 	}
 	if q.turns == nil {
@@ -252,8 +258,11 @@ func (q *queue) startLocked() {
 	if spec == nil {
 		return
 	}
-	for q.running < spec.Concurrency && q.head < len(q.ready) && !q.p.closing.Load() && q.letLocked(spec, q.ready[q.head]) {
-		t := q.popLocked()
+	for q.running < spec.Concurrency && !q.p.closing.Load() {
+		t := q.nextLocked(spec)
+		if t == nil {
+			return
+		}
 		q.running++
 		q.p.work.Add(1)
 		go q.worker(t)
@@ -281,17 +290,20 @@ func (q *queue) worker(t *task) {
 		q.run(t)
 		q.mu.Lock()
 		spec := q.spec.Load()
-		if spec == nil || q.running > spec.Concurrency || q.head == len(q.ready) || q.p.closing.Load() || !q.letLocked(spec, q.ready[q.head]) {
+		t = nil
+		if spec != nil && q.running <= spec.Concurrency && !q.p.closing.Load() {
+			t = q.nextLocked(spec)
+		}
+		parked := q.parkedLocked() > 0 || len(q.retries) > 0 || q.lines.fetchable()
+		if t == nil {
 			q.running--
-			parked := q.parkedLocked() > 0 || len(q.retries) > 0
 			q.mu.Unlock()
 			if parked {
 				q.signal()
 			}
 			return
 		}
-		t = q.popLocked()
-		low := len(q.ready)-q.head < spec.Concurrency && (q.parkedLocked() > 0 || len(q.retries) > 0)
+		low := parked && len(q.ready)-q.head < spec.Concurrency
 		q.mu.Unlock()
 		if low {
 			q.signal()
@@ -304,17 +316,22 @@ func (q *queue) run(t *task) {
 	p, j := q.p, t.job
 	spec, err := q.begin(p.stopping)
 	if err != nil { // the job is still stored and comes back
+		t.holds.drop(j.Correlation)
 		return
 	}
 	if spec == nil { // the trigger was removed while the job waited
+		t.holds.drop(j.Correlation)
 		p.orphan(t)
 		return
 	}
 	callee := spec.Callee
 	if err := callee.prepare(p.stopping); err != nil {
+		t.holds.drop(j.Correlation)
 		q.end(spec)
 		return
 	}
+	t.holds.use(j.Correlation, time.Now())
+	t.holds, j.Limited = nil, false
 	if spec.Direct {
 		p.recent.begin(j.Key)
 	}
@@ -634,6 +651,9 @@ func (q *queue) parkedAt(why Why, seq uint64, j *Job) {
 	switch {
 	case why == WhyRetry:
 		q.addRetryLocked(seq, j)
+		if j.Limited {
+			q.startLocked()
+		}
 	case q.turns != nil:
 		if !q.turns.stored(j.Correlation, j.Order, seq) { // parked before this queue was there
 			q.turns.add(turn{key: j.Correlation, order: j.Order, parked: seq})
@@ -651,6 +671,12 @@ func (q *queue) addRetryLocked(seq uint64, j *Job) {
 		r.turn = &turn{key: j.Correlation, order: j.Order}
 		q.turns.hold(r.turn.key, r.turn.order)
 	}
+	if j.Limited {
+		if r.due = time.Now(); q.lines != nil {
+			q.lines.stored(j.Correlation, r, r.due)
+			return
+		}
+	}
 	heap.Push(&q.retries, r)
 }
 
@@ -661,10 +687,16 @@ func (q *queue) signal() {
 	}
 }
 
+// hasParkedLocked reports whether something is parked that will be fetched. mu is
+// held.
+func (q *queue) hasParkedLocked() bool {
+	return q.parkedLocked() > 0 || len(q.retries) > 0 || q.lines.inParked() > 0
+}
+
 // feedLocked starts the goroutine that fetches parked jobs, unless it runs.
 // It lives as long as something is parked. mu is held.
 func (q *queue) feedLocked() {
-	if q.feeding || q.spec.Load() == nil || q.p.closing.Load() || (q.parkedLocked() == 0 && len(q.retries) == 0) {
+	if q.feeding || q.spec.Load() == nil || q.p.closing.Load() || !q.hasParkedLocked() {
 		return
 	}
 	q.feeding = true
@@ -677,16 +709,18 @@ func (q *queue) feed() {
 	defer q.p.work.Done()
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
+	fromLine := false // the last one was the first of a line: now it is another's turn
 	for {
 		q.mu.Lock()
 		spec := q.spec.Load()
-		if spec == nil || q.p.closing.Load() || (q.parkedLocked() == 0 && len(q.retries) == 0) {
+		if spec == nil || q.p.closing.Load() || !q.hasParkedLocked() {
 			q.feeding = false
 			q.mu.Unlock()
 			return
 		}
 		wait := time.Second // closing is noticed within this time
 		var retry parkedRetry
+		var line *line // whose first one retry is
 		fetchOverflow := false
 		var next turn
 		if q.running+len(q.ready)-q.head < 2*spec.Concurrency {
@@ -699,21 +733,30 @@ func (q *queue) feed() {
 			}
 			switch {
 			case retry.seq != 0:
+			case q.lines.fetchable() && !fromLine:
+				line, retry = q.lines.first()
 			case q.turns == nil:
 				fetchOverflow = q.overflow > 0
 			case len(q.turns.next) > 0:
 				next = q.turns.next[0]
 				q.turns.next = slices.Delete(q.turns.next, 0, 1)
 			}
+			if fromLine = line != nil; q.lines.fetchable() {
+				wait = 0
+			}
 		}
 		cursor := q.cursor
 		q.mu.Unlock()
 		switch {
 		case retry.seq != 0:
-			if !q.fetch(retry) {
+			if !q.fetch(retry, line) {
 				q.mu.Lock()
-				retry.due = time.Now().Add(time.Second)
-				heap.Push(&q.retries, retry)
+				switch retry.due = time.Now().Add(time.Second); {
+				case line == nil:
+					heap.Push(&q.retries, retry)
+				case q.lines != nil:
+					q.lines.back(line, retry, retry.due)
+				}
 				q.mu.Unlock()
 			}
 			continue
@@ -735,11 +778,12 @@ func (q *queue) feed() {
 	}
 }
 
-// fetch loads one parked job into the queue. It reports false when the bus
-// did not answer.
-func (q *queue) fetch(p parkedRetry) bool {
+// fetch loads one parked job into the queue, of a line unless that is nil. It
+// reports false when the bus did not answer.
+func (q *queue) fetch(p parkedRetry, l *line) bool {
 	r, err := q.p.o.Bus.Parked().Get(q.p.callCtx, p.seq)
 	if errors.Is(err, bus.ErrNotFound) { // somebody dropped it
+		q.leaveLine(l)
 		if p.turn != nil {
 			q.pass(p.turn)
 		}
@@ -748,7 +792,7 @@ func (q *queue) fetch(p parkedRetry) bool {
 	if err != nil {
 		return false
 	}
-	q.unpark(r)
+	q.unpark(r, l)
 	return true
 }
 
@@ -768,7 +812,7 @@ func (q *queue) fetchNext(n turn) bool {
 	if missing {
 		q.pass(&n)
 	} else {
-		q.unpark(r)
+		q.unpark(r, nil)
 	}
 	return true
 }
@@ -789,7 +833,7 @@ func (q *queue) fetchOverflow(cursor uint64) bool {
 		q.overflow--
 	}
 	q.mu.Unlock()
-	q.unpark(r)
+	q.unpark(r, nil)
 	return true
 }
 
@@ -808,18 +852,20 @@ func (q *queue) recount() {
 	q.mu.Unlock()
 }
 
-func (q *queue) unpark(r bus.Record) {
+// unpark takes in a job that was fetched, of a line unless that is nil.
+func (q *queue) unpark(r bus.Record, l *line) {
 	job, err := DecodeJob(r.Data)
 	if err != nil {
 		q.p.log.Error("parked job cannot be read", "sensor", q.ref.Sensor, "trigger", q.ref.Trigger, "parked_seq", r.Seq, "error", err)
 		job = &Job{Key: fmt.Sprintf("unreadable-%d", r.Seq), Sensor: q.ref.Sensor, Trigger: q.ref.Trigger, Rendered: r.Data, Fault: err.Error()}
 	}
 	job.Order = cmp.Or(job.Order, r.Seq) // of engines that did not note it
-	t := &task{job: job, q: q, parked: r.Seq}
+	t := &task{job: job, q: q, parked: r.Seq, called: l != nil}
 	if q.turns != nil { // whatever is fetched has the turn
 		t.held = true
 	}
 	if job.Fault != "" {
+		q.leaveLine(l)
 		q.p.bury(t, job.Fault)
 		return
 	}

@@ -44,8 +44,8 @@ func told(fn triggers.Function) *Trigger {
 }
 
 // start runs the pool with a trigger and a checkpoint that covers everything.
-func (f *fixture) start(t *Trigger) {
-	f.pool.Apply(table(t))
+func (f *fixture) start(ts ...*Trigger) {
+	f.pool.Apply(table(ts...))
 	f.pool.Covered(f.seq, f.seq)
 	f.run()
 }
