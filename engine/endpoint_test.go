@@ -109,8 +109,7 @@ func serve(t *testing.T, docs ...string) (*running, *debug) {
 	d := &debug{gate: make(chan struct{})}
 	cat := catalog()
 	cat.Functions = append(slices.Clone(cat.Functions), d.factory())
-	dir := t.TempDir()
-	(&running{t: t, dir: dir}).write("f.yaml", debugFunction+strings.Join(docs, ""))
+	dir := written(t, "f.yaml", debugFunction+strings.Join(docs, ""))
 	r := launch(t, cat, dir, t.TempDir())
 	r.until("the engine to be ready", func() bool { ok, _ := r.e.Ready(t.Context()); return ok })
 	return r, d
@@ -731,11 +730,11 @@ func TestEndpointAsync(t *testing.T) {
 
 // A submitted call survives a restart, and so does what is known of it.
 func TestEndpointAsyncSurvivesARestart(t *testing.T) {
-	dir, data := t.TempDir(), t.TempDir()
+	data := t.TempDir()
 	d := &debug{gate: make(chan struct{})}
 	cat := catalog()
 	cat.Functions = append(slices.Clone(cat.Functions), d.factory())
-	(&running{t: t, dir: dir}).write("f.yaml", debugFunction+endpoint("later", "path: /later, function: debug, async: true"))
+	dir := written(t, "f.yaml", debugFunction+endpoint("later", "path: /later, function: debug, async: true"))
 	up := func() *running {
 		r := launch(t, cat, dir, data, func(o *engine.Options) { o.Grace = 100 * time.Millisecond })
 		r.until("the engine to be ready", func() bool { ok, _ := r.e.Ready(t.Context()); return ok })
@@ -761,8 +760,7 @@ func TestEndpointAsyncSurvivesARestart(t *testing.T) {
 }
 
 func TestEndpointDiagnostics(t *testing.T) {
-	dir := t.TempDir()
-	(&running{t: t, dir: dir}).write("s.yaml", shop("orders")+"---\n"+head+"kind: Function\nmetadata: {name: f}\nspec: {log: {}}\n---\n"+
+	dir := written(t, "s.yaml", shop("orders")+"---\n"+head+"kind: Function\nmetadata: {name: f}\nspec: {log: {}}\n---\n"+
 		endpoint("a", "path: /orders, function: f")+
 		endpoint("b", "path: /b, function: f")+
 		endpoint("c", `path: "/{any}", methods: [GET], function: f`)+
@@ -814,8 +812,7 @@ func TestEndpointStatus(t *testing.T) {
 // to the same request to the function itself.
 func BenchmarkEndpoint(b *testing.B) {
 	fn := newBenchServer(b)
-	dir := b.TempDir()
-	(&running{t: b, dir: dir}).write("f.yaml", head+"kind: Function\nmetadata: {name: f}\nspec: {http: {url: \""+fn+"\"}}\n---\n"+endpoint("f", "path: /f, function: f"))
+	dir := written(b, "f.yaml", head+"kind: Function\nmetadata: {name: f}\nspec: {http: {url: \""+fn+"\"}}\n---\n"+endpoint("f", "path: /f, function: f"))
 	r := start(b, dir, b.TempDir())
 	for _, c := range []struct{ name, addr string }{{"direct", strings.TrimPrefix(fn, "http://")}, {"endpoint", r.e.Addr()}} {
 		b.Run(c.name, func(b *testing.B) {

@@ -117,6 +117,26 @@ func (r *running) post(path, body string) (int, string) {
 	return resp.StatusCode, string(b)
 }
 
+// written makes a directory of specs: names of files, each followed by its text.
+func written(t testing.TB, files ...string) (dir string) {
+	t.Helper()
+	r := &running{t: t, dir: t.TempDir()}
+	for i := 0; i < len(files); i += 2 {
+		r.write(files[i], files[i+1])
+	}
+	return r.dir
+}
+
+// emit stores an event as one that is sent by hand.
+func (r *running) emit(typ, id, data string) bus.Ack {
+	r.t.Helper()
+	ack, err := r.e.Emit(r.t.Context(), &bus.Event{Type: typ, ID: id, Source: "/tests", DataContentType: "application/json", Data: []byte(data)})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return ack
+}
+
 func (r *running) write(name, text string) {
 	r.t.Helper()
 	tmp := filepath.Join(r.dir, "."+name+".tmp")
@@ -173,9 +193,7 @@ func shop(events ...string) string {
 
 func TestWebhookToFunction(t *testing.T) {
 	s := newSink(t)
-	dir := t.TempDir()
-	r := &running{t: t, dir: dir}
-	r.write("a.yaml", shop("orders")+"---\n"+head+`kind: Sensor
+	r := start(t, written(t, "a.yaml", shop("orders")+"---\n"+head+`kind: Sensor
 metadata: {name: big}
 spec:
   dependencies:
@@ -183,8 +201,7 @@ spec:
   triggers:
     - name: tell
       http: {url: `+s.URL+`}
-`)
-	r = start(t, dir, t.TempDir())
+`), t.TempDir())
 	if code, body := r.post("/orders", `{"total":120}`); code != 202 || !strings.Contains(body, `"id"`) {
 		t.Fatalf("%d %s", code, body)
 	}
@@ -202,9 +219,8 @@ spec:
 
 func TestTwoDependenciesAcrossARestart(t *testing.T) {
 	s := newSink(t)
-	dir, data := t.TempDir(), t.TempDir()
-	r := &running{t: t, dir: dir}
-	r.write("a.yaml", shop("orders", "payments")+"---\n"+head+`kind: Sensor
+	data := t.TempDir()
+	r := start(t, written(t, "a.yaml", shop("orders", "payments")+"---\n"+head+`kind: Sensor
 metadata: {name: paid}
 spec:
   dependencies:
@@ -216,8 +232,7 @@ spec:
     - name: ship
       http: {url: `+s.URL+`}
       input: {order: "${ order.data }", amount: "${ payment.data.amount }"}
-`)
-	r = start(t, dir, data)
+`), data)
 	r.post("/orders", `{"id":1,"what":"tea"}`)
 	r.post("/orders", `{"id":2,"what":"milk"}`)
 	r.until("two keys to wait", func() bool {
@@ -225,7 +240,7 @@ spec:
 		return err == nil && len(p) == 2
 	})
 	r.stop()
-	r = start(t, dir, data)
+	r = start(t, r.dir, data)
 	if code, body := r.post("/payments", `{"id":2,"amount":7}`); code != 202 {
 		t.Fatal(code, body)
 	}
@@ -237,8 +252,6 @@ spec:
 
 func TestReloadKeepsWhatDidNotChange(t *testing.T) {
 	s := newSink(t)
-	dir := t.TempDir()
-	r := &running{t: t, dir: dir}
 	sensor := func(dep, path string) string {
 		return head + `kind: Sensor
 metadata: {name: s}
@@ -247,9 +260,7 @@ spec:
   triggers: [{name: t, http: {url: ` + s.URL + path + `}, input: "${ a.data.n }-${ b.data.n }"}]
 `
 	}
-	r.write("shop.yaml", shop("orders", "payments", "returns"))
-	r.write("sensor.yaml", sensor("payments", "/1"))
-	r = start(t, dir, t.TempDir())
+	r := start(t, written(t, "shop.yaml", shop("orders", "payments", "returns"), "sensor.yaml", sensor("payments", "/1")), t.TempDir())
 	r.post("/orders", `{"n":1}`)
 	r.until("the order to wait", func() bool {
 		p, err := r.e.Pending(t.Context(), "s", 1)
@@ -277,15 +288,12 @@ spec:
 
 func TestEmitReachesASensorByType(t *testing.T) {
 	s := newSink(t)
-	dir := t.TempDir()
-	r := &running{t: t, dir: dir}
-	r.write("a.yaml", head+`kind: Sensor
+	r := start(t, written(t, "a.yaml", head+`kind: Sensor
 metadata: {name: s}
 spec:
   dependencies: [{name: a, type: "com.example.*"}]
   triggers: [{name: t, http: {url: `+s.URL+`}}]
-`)
-	r = start(t, dir, t.TempDir())
+`), t.TempDir())
 	if _, err := r.e.Emit(t.Context(), &bus.Event{Type: "com.example.made", Source: "/cli", Data: []byte(`{"x":1}`)}); err != nil {
 		t.Fatal(err)
 	}
@@ -323,10 +331,7 @@ spec:
 }
 
 func TestLimitBeyondTheBusIsAWarning(t *testing.T) {
-	dir := t.TempDir()
-	r := &running{t: t, dir: dir}
-	r.write("shop.yaml", shop("orders"))
-	r = start(t, dir, t.TempDir())
+	r := start(t, written(t, "shop.yaml", shop("orders")), t.TempDir())
 	r.write("shop.yaml", head+"kind: EventSource\nmetadata: {name: shop}\nspec: {webhook: {orders: {path: /orders, maxBody: 900MiB}}}\n")
 	r.until("the warning", func() bool {
 		return slices.ContainsFunc(r.e.Decision().Diagnostics, func(d specs.Diagnostic) bool { return d.Code == engine.CodeEventTooLarge })
@@ -366,8 +371,7 @@ func (s *scannedStore) Scan(ctx context.Context, prefix string, fn func(bus.Entr
 // TestWebhooksDoNotWaitForTheFold: while it recovers, events are stored; they
 // are evaluated then.
 func TestWebhooksDoNotWaitForTheFold(t *testing.T) {
-	dir := t.TempDir()
-	(&running{t: t, dir: dir}).write("specs.yaml", `apiVersion: engine/v1
+	dir := written(t, "specs.yaml", `apiVersion: engine/v1
 kind: EventSource
 metadata: {name: shop}
 spec: {webhook: {orders: {path: /orders}}}

@@ -23,15 +23,12 @@ func BenchmarkFunctionLatency(b *testing.B) {
 	} {
 		b.Run(kind.name, func(b *testing.B) {
 			needPython(b)
-			dir := b.TempDir()
-			w := &running{t: b, dir: dir}
-			w.write("f.yaml", shop("orders")+"---\n"+head+"kind: Function\nmetadata: {name: f}\nspec:\n  "+kind.spec+"\n---\n"+head+`kind: Sensor
+			r := start(b, written(b, "f.yaml", shop("orders")+"---\n"+head+"kind: Function\nmetadata: {name: f}\nspec:\n  "+kind.spec+"\n---\n"+head+`kind: Sensor
 metadata: {name: s}
 spec:
   dependencies: [{name: order, source: shop, event: orders}]
   triggers: [{name: call, function: f}]
-`)
-			r := start(b, dir, b.TempDir())
+`), b.TempDir())
 			r.post("/orders", `{"at":"0"}`)
 			r.until("the first call", func() bool { return r.callsDone() == 1 })
 			const rate = 500

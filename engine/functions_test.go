@@ -10,7 +10,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/engine"
 	"github.com/sensor-engine/engine/engine/jobs"
 	"github.com/sensor-engine/engine/specs"
@@ -25,11 +24,7 @@ func (r *running) call(typ, id, data string) (got struct {
 },
 ) {
 	r.t.Helper()
-	ev := &bus.Event{Type: typ, ID: id, Source: "/tests", DataContentType: "application/json", Data: []byte(data)}
-	ack, err := r.e.Emit(r.t.Context(), ev)
-	if err != nil {
-		r.t.Fatal(err)
-	}
+	ack := r.emit(typ, id, data)
 	r.until("the call of event "+id, func() bool {
 		runs, err := jobs.ReadRuns(r.t.Context(), r.bus, jobs.RunFilter{})
 		if err != nil {
@@ -46,10 +41,7 @@ func (r *running) call(typ, id, data string) (got struct {
 func TestFilesBesideSpecs(t *testing.T) {
 	t.Setenv("GRANTED", "granted-value")
 	t.Setenv("ADDED", "added-value")
-	dir := t.TempDir()
-	w := &running{t: t, dir: dir}
-	w.write("in.json", `{"required": ["name"]}`)
-	w.write("f.yaml", head+`kind: Function
+	r := start(t, written(t, "in.json", `{"required": ["name"]}`, "f.yaml", head+`kind: Function
 metadata: {name: f}
 spec:
   exec: {command: [sh, -c, 'echo "$A_KEY $B_KEY" >&2; cat']}
@@ -68,8 +60,7 @@ spec: {env: {a-key: GRANTED, b-key: GRANTED}}
 `+head+`kind: Secret
 metadata: {name: b}
 spec: {env: {b-key: ADDED}}
-`)
-	r := start(t, dir, t.TempDir())
+`), t.TempDir())
 	problem := func(code specs.Code) bool {
 		return slices.ContainsFunc(r.e.Decision().Diagnostics, func(d specs.Diagnostic) bool { return d.Code == code && d.Severity == specs.Warning })
 	}
@@ -87,12 +78,12 @@ spec: {env: {b-key: ADDED}}
 
 	// Another schema is in force when it is written, a broken one never.
 	generation := r.e.Status(t.Context()).Reload.Generation
-	w.write("in.json", `{"required": ["id"]}`)
+	r.write("in.json", `{"required": ["id"]}`)
 	r.until("the new schema", func() bool { return r.e.Status(t.Context()).Reload.Generation > generation })
 	if got = r.call("t", "4", `{"name":"Jon"}`); got.Class != "InputError" {
 		t.Errorf("%+v", got)
 	}
-	w.write("in.json", `{"required": "id"}`)
+	r.write("in.json", `{"required": "id"}`)
 	r.until("the warning", func() bool { return problem(engine.CodeInvalidSchema) })
 	if got = r.call("t", "5", `{"id":1}`); got.Status != jobs.StatusSucceeded {
 		t.Errorf("%+v", got)
@@ -100,14 +91,14 @@ spec: {env: {b-key: ADDED}}
 	if got = r.call("t", "6", `{}`); got.Class != "InputError" {
 		t.Errorf("%+v", got)
 	}
-	if err := os.Remove(filepath.Join(dir, "in.json")); err != nil {
+	if err := os.Remove(filepath.Join(r.dir, "in.json")); err != nil {
 		t.Fatal(err)
 	}
 	r.until("the warning", func() bool { return problem(specs.CodeUnreadable) })
 	if got = r.call("t", "7", `{}`); got.Class != "InputError" {
 		t.Errorf("%+v", got)
 	}
-	w.write("in.json", `true`)
+	r.write("in.json", `true`)
 	r.until("the warning to go", func() bool { return !problem(specs.CodeUnreadable) })
 	if got = r.call("t", "8", `{}`); got.Status != jobs.StatusSucceeded {
 		t.Errorf("%+v", got)
@@ -120,7 +111,6 @@ spec: {env: {b-key: ADDED}}
 // The rate limit of a Function holds for its triggers together, and each
 // trigger's own too; a reload that does not change them fills no bucket.
 func TestRateLimitsOfFunctionsAndTriggers(t *testing.T) {
-	w := &running{t: t, dir: t.TempDir()}
 	spec := func(limit int, message string) string {
 		return head + `kind: Function
 metadata: {name: f}
@@ -137,12 +127,9 @@ metadata: {name: two}
 spec: {eventType: t, function: f}
 `
 	}
-	w.write("f.yaml", spec(4, "hello"))
-	r := start(t, w.dir, t.TempDir())
+	r := start(t, written(t, "f.yaml", spec(4, "hello")), t.TempDir())
 	for i := range 10 {
-		if _, err := r.e.Emit(t.Context(), &bus.Event{Type: "t", ID: strconv.Itoa(i), Source: "/tests", DataContentType: "application/json", Data: []byte("{}")}); err != nil {
-			t.Fatal(err)
-		}
+		r.emit("t", strconv.Itoa(i), "{}")
 	}
 	calls := func() (all, one uint64) {
 		for _, s := range r.e.Jobs().Status() {
@@ -163,17 +150,16 @@ spec: {eventType: t, function: f}
 	}
 	reached(4)
 	generation := r.e.Status(t.Context()).Reload.Generation
-	w.write("f.yaml", spec(4, "hi"))
+	r.write("f.yaml", spec(4, "hi"))
 	r.until("the reload", func() bool { return r.e.Status(t.Context()).Reload.Generation > generation })
 	reached(4)
-	w.write("f.yaml", spec(7, "hi"))
+	r.write("f.yaml", spec(7, "hi"))
 	reached(11)
 }
 
 // A rate limit by key, of a Function and of a trigger, holds for each key.
 func TestRateLimitsByKey(t *testing.T) {
-	w := &running{t: t, dir: t.TempDir()}
-	w.write("f.yaml", head+`kind: Function
+	r := start(t, written(t, "f.yaml", head+`kind: Function
 metadata: {name: f}
 spec:
   log: {message: hello}
@@ -188,13 +174,9 @@ spec:
     - {name: some, function: f}
     - {name: few, function: f, rateLimit: {calls: 1, per: 1000h, by: key}}
     - {name: inline, log: {message: hi}, rateLimit: {calls: 3, per: 1000h, by: key}}
-`)
-	r := start(t, w.dir, t.TempDir())
+`), t.TempDir())
 	for i := range 20 {
-		ev := &bus.Event{Type: "t", ID: strconv.Itoa(i), Source: "/tests", DataContentType: "application/json", Data: []byte(`{"k":` + strconv.Itoa(i%2) + `}`)}
-		if _, err := r.e.Emit(t.Context(), ev); err != nil {
-			t.Fatal(err)
-		}
+		r.emit("t", strconv.Itoa(i), `{"k":`+strconv.Itoa(i%2)+`}`)
 	}
 	of := func(name string) (done uint64, limited int) {
 		for _, s := range r.e.Jobs().Status() {
@@ -222,11 +204,8 @@ spec:
 // wrong with it is told before it is called.
 func TestCodeBesideSpecs(t *testing.T) {
 	needPython(t)
-	dir := t.TempDir()
-	w := &running{t: t, dir: dir}
 	code := func(text string) string { return "def handle(context, payload):\n    " + text + "\n" }
-	w.write("f.py", code(`return "one"`))
-	w.write("f.yaml", head+`kind: Function
+	r := start(t, written(t, "f.py", code(`return "one"`), "f.yaml", head+`kind: Function
 metadata: {name: f}
 spec:
   python: {file: f.py}
@@ -235,31 +214,30 @@ spec:
 `+head+`kind: Subscription
 metadata: {name: sub}
 spec: {eventType: t, function: f}
-`)
-	r := start(t, dir, t.TempDir())
+`), t.TempDir())
 	if got := r.call("t", "1", `1`); string(got.Output) != `"one"` {
 		t.Errorf("%+v", got)
 	}
 	generation := func() int { return r.e.Status(t.Context()).Reload.Generation }
 	was := generation()
-	w.write("f.py", code(`return "two"`))
+	r.write("f.py", code(`return "two"`))
 	r.until("the new code", func() bool { return generation() > was })
 	if got := r.call("t", "2", `1`); string(got.Output) != `"two"` {
 		t.Errorf("%+v", got)
 	}
-	w.write("f.py", "def handle(context): return 1\n")
+	r.write("f.py", "def handle(context): return 1\n")
 	r.refused("f", "f.handle does not take two arguments")
 	if got := r.call("t", "3", `1`); string(got.Output) != `"two"` {
 		t.Errorf("%+v", got)
 	}
 	was = generation()
-	w.write("f.py", code(`return "three"`))
+	r.write("f.py", code(`return "three"`))
 	r.until("the new code", func() bool { return generation() > was })
 	if got := r.call("t", "4", `1`); string(got.Output) != `"three"` {
 		t.Errorf("%+v", got)
 	}
 	// A file that disappears replaces nothing.
-	if err := os.Remove(filepath.Join(dir, "f.py")); err != nil {
+	if err := os.Remove(filepath.Join(r.dir, "f.py")); err != nil {
 		t.Fatal(err)
 	}
 	r.until("the warning", func() bool {
@@ -273,9 +251,7 @@ spec: {eventType: t, function: f}
 // What a function emits is an event like any other, once, and its cause is told.
 func TestEmittedEventsGoOn(t *testing.T) {
 	needPython(t)
-	dir := t.TempDir()
-	w := &running{t: t, dir: dir}
-	w.write("f.yaml", head+`kind: Function
+	r := start(t, written(t, "f.yaml", head+`kind: Function
 metadata: {name: first}
 spec:
   python:
@@ -299,8 +275,7 @@ metadata: {name: two}
 spec:
   dependencies: [{name: it, type: second}]
   triggers: [{name: note, exec: {command: [cat]}}]
-`)
-	r := start(t, dir, t.TempDir())
+`), t.TempDir())
 	r.call("first", "1", `{"n": 1}`)
 	var got []string
 	r.until("what the emitted events led to", func() bool {
@@ -334,9 +309,7 @@ func needPython(t testing.TB) {
 // hangs hurts nobody beside it.
 func TestWorkersDieUnderLoad(t *testing.T) {
 	needPython(t)
-	dir := t.TempDir()
-	w := &running{t: t, dir: dir}
-	w.write("f.yaml", head+`kind: Function
+	r := start(t, written(t, "f.yaml", head+`kind: Function
 metadata: {name: dies}
 spec:
   python:
@@ -366,14 +339,10 @@ spec:
 `+head+`kind: Subscription
 metadata: {name: hangs}
 spec: {eventType: t, function: hangs, concurrency: 1}
-`)
-	r := start(t, dir, t.TempDir())
+`), t.TempDir())
 	const n = 100
 	for i := range n {
-		ev := &bus.Event{Type: "t", ID: strconv.Itoa(i), Source: "/tests", DataContentType: "application/json", Data: []byte(strconv.Itoa(i))}
-		if _, err := r.e.Emit(t.Context(), ev); err != nil {
-			t.Fatal(err)
-		}
+		r.emit("t", strconv.Itoa(i), strconv.Itoa(i))
 	}
 	stats := func(function string) (s jobs.TriggerStatus) {
 		for _, s := range r.e.Jobs().Status() {

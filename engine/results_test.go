@@ -88,10 +88,7 @@ spec: {http: {url: ` + failed.URL + `}}
 metadata: {name: failures}
 spec: {eventType: engine.function.failed, function: tell, when: data.function != "tell", input: "${ event.data.error } of ${ event.subject }"}
 `
-	r := &running{t: t, dir: t.TempDir()}
-	r.write("ci.yaml", ci)
-	r.write("cd.yaml", after)
-	r = start(t, r.dir, t.TempDir())
+	r := start(t, written(t, "ci.yaml", ci, "cd.yaml", after), t.TempDir())
 	r.post("/pushes", `{"commit": 7, "n": 1, "by": "ann"}`)
 	r.until("the second sensor's call", func() bool { return len(shipped.got()) == 1 })
 	if got := shipped.got()[0]; got != `{"by":"ann","image":"app:1","size":12345678901234567}` {
@@ -141,8 +138,7 @@ func (r *running) succeeded(sensor, trigger string) uint64 {
 // and ends with a dead letter.
 func TestLoopOfResults(t *testing.T) {
 	url, _ := builder(t)
-	r := &running{t: t, dir: t.TempDir()}
-	r.write("a.yaml", head+`kind: Function
+	r := start(t, written(t, "a.yaml", head+`kind: Function
 metadata: {name: f}
 spec: {http: {url: `+url+`}}
 ---
@@ -157,11 +153,8 @@ metadata: {name: again}
 spec:
   dependencies: [{name: f, function: f}]
   triggers: [{name: t, function: f}]
-`)
-	r = start(t, r.dir, t.TempDir())
-	if _, err := r.e.Emit(t.Context(), &bus.Event{Source: "/t", Type: "go"}); err != nil {
-		t.Fatal(err)
-	}
+`), t.TempDir())
+	r.emit("go", "1", "{}")
 	r.until("the dead letter", func() bool { return r.letters() == 1 })
 	if n := r.results(); n != bus.MaxHops {
 		t.Errorf("%d results, want %d", n, bus.MaxHops)

@@ -9,17 +9,8 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/engine/jobs"
 )
-
-// emit stores an event that nobody but a Subscription waits for.
-func (r *running) emit(typ, data string) {
-	r.t.Helper()
-	if _, err := r.e.Emit(r.t.Context(), &bus.Event{Type: typ, Source: "/tests", ID: typ + data, DataContentType: "application/json", Data: []byte(data)}); err != nil {
-		r.t.Fatal(err)
-	}
-}
 
 // subscribed is a Subscription whose function posts to a sink.
 func subscribed(name, url, more string) string {
@@ -37,21 +28,18 @@ spec: {function: ` + name + `, ` + more + `}
 // no more, and the others go on as before.
 func TestSubscriptionsFanOut(t *testing.T) {
 	one, two := newSink(t), newSink(t)
-	w := &running{t: t, dir: t.TempDir()}
-	w.write("one.yaml", subscribed("one", one.URL, "eventType: a.b"))
-	w.write("two.yaml", subscribed("two", two.URL, `eventType: "a.*"`))
-	r := start(t, w.dir, t.TempDir())
+	r := start(t, written(t, "one.yaml", subscribed("one", one.URL, "eventType: a.b"), "two.yaml", subscribed("two", two.URL, `eventType: "a.*"`)), t.TempDir())
 	const n = 10
 	for i := range n {
-		r.emit("a.b", strconv.Itoa(i))
+		r.emit("a.b", strconv.Itoa(i), strconv.Itoa(i))
 	}
-	r.emit("a.b.c", "100") // for the glob alone
-	r.emit("b", "101")     // for nobody
+	r.emit("a.b.c", "100", "100") // for the glob alone
+	r.emit("b", "101", "101")     // for nobody
 	r.until("all calls", func() bool { return len(one.got()) >= n && len(two.got()) >= n+1 })
-	w.write("two.yaml", "")
+	r.write("two.yaml", "")
 	r.reload()
 	for i := range n {
-		r.emit("a.b", strconv.Itoa(n+i))
+		r.emit("a.b", strconv.Itoa(n+i), strconv.Itoa(n+i))
 	}
 	r.until("the calls of the one that stays", func() bool { return len(one.got()) >= 2*n })
 	for what, s := range map[string]struct {
@@ -71,15 +59,13 @@ func TestSubscriptionsFanOut(t *testing.T) {
 // TestSubscriptionsBegin: with the next event, unless they say otherwise.
 func TestSubscriptionsBegin(t *testing.T) {
 	early, now := newSink(t), newSink(t)
-	w := &running{t: t, dir: t.TempDir()}
-	w.write("other.yaml", subscribed("other", newSink(t).URL, "eventType: other"))
-	r := start(t, w.dir, t.TempDir())
-	r.emit("t", "1")
+	r := start(t, written(t, "other.yaml", subscribed("other", newSink(t).URL, "eventType: other")), t.TempDir())
+	r.emit("t", "1", "1")
 	r.until("the event to be folded", func() bool { return r.e.Status(t.Context()).Fold.Folded == 1 })
-	w.write("early.yaml", subscribed("early", early.URL, "eventType: t, from: earliest"))
-	w.write("now.yaml", subscribed("now", now.URL, "eventType: t"))
+	r.write("early.yaml", subscribed("early", early.URL, "eventType: t, from: earliest"))
+	r.write("now.yaml", subscribed("now", now.URL, "eventType: t"))
 	r.reload()
-	r.emit("t", "2")
+	r.emit("t", "2", "2")
 	r.until("the calls", func() bool { return len(early.got()) == 2 && len(now.got()) == 1 })
 	if got := now.got()[0]; got != "2" {
 		t.Errorf("called with %s", got)
@@ -96,11 +82,9 @@ func TestSubscriptionsComeBack(t *testing.T) {
 		sink.fail = fail
 	}
 	fail(true)
-	w := &running{t: t, dir: t.TempDir()}
-	w.write("s.yaml", subscribed("s", sink.URL, "eventType: t, retry: {attempts: 1000, backoff: 1ms, max: 5ms}"))
 	data := t.TempDir()
-	r := start(t, w.dir, data)
-	r.emit("t", "1")
+	r := start(t, written(t, "s.yaml", subscribed("s", sink.URL, "eventType: t, retry: {attempts: 1000, backoff: 1ms, max: 5ms}")), data)
+	r.emit("t", "1", "1")
 	r.until("a call to fail", func() bool {
 		for _, s := range r.e.Jobs().Status() {
 			if s.Ref.Sensor == "subscription.s" && s.Stats.Retried.Load() > 0 {
@@ -111,8 +95,8 @@ func TestSubscriptionsComeBack(t *testing.T) {
 	})
 	r.stop()
 	fail(false)
-	r = start(t, w.dir, data)
-	r.emit("t", "2")
+	r = start(t, r.dir, data)
+	r.emit("t", "2", "2")
 	r.until("both calls", func() bool { return len(sink.got()) == 2 })
 }
 
@@ -126,12 +110,8 @@ func TestSubscriptionsFail(t *testing.T) {
 	}))
 	t.Cleanup(srv.Close)
 	fine := newSink(t)
-	w := &running{t: t, dir: t.TempDir()}
-	w.write("a.yaml", subscribed("own", srv.URL+"/", "eventType: t, retry: {attempts: 2, backoff: 1ms}"))
-	w.write("b.yaml", subscribed("functions", srv.URL+"/x", "eventType: t"))
-	w.write("c.yaml", subscribed("fine", fine.URL, "eventType: t"))
-	r := start(t, w.dir, t.TempDir())
-	r.emit("t", "1")
+	r := start(t, written(t, "a.yaml", subscribed("own", srv.URL+"/", "eventType: t, retry: {attempts: 2, backoff: 1ms}"), "b.yaml", subscribed("functions", srv.URL+"/x", "eventType: t"), "c.yaml", subscribed("fine", fine.URL, "eventType: t")), t.TempDir())
+	r.emit("t", "1", "1")
 	r.until("the dead letters", func() bool { return r.letters() == 2 })
 	if calls[0].Load() != 2 || calls[1].Load() != 3 || len(fine.got()) != 1 {
 		t.Errorf("%d, %d and %d calls", calls[0].Load(), calls[1].Load(), len(fine.got()))
@@ -157,8 +137,7 @@ func TestSubscriptionsFail(t *testing.T) {
 func TestSubscriptionsAddSecrets(t *testing.T) {
 	t.Setenv("GRANTED", "granted-value")
 	t.Setenv("ADDED", "added-value")
-	w := &running{t: t, dir: t.TempDir()}
-	w.write("s.yaml", head+`kind: Function
+	r := start(t, written(t, "s.yaml", head+`kind: Function
 metadata: {name: f}
 spec:
   exec: {command: [sh, -c, 'test "$OWN" = granted-value && echo "[\"$(test "$BOTH" = added-value && echo added)\",\"$(test "$MORE" = added-value && echo added)\"]"']}
@@ -179,8 +158,7 @@ spec: {env: {own: GRANTED, both: GRANTED}}
 `+head+`kind: Secret
 metadata: {name: b}
 spec: {env: {both: ADDED, more: ADDED}}
-`)
-	r := start(t, w.dir, t.TempDir())
+`), t.TempDir())
 	for typ, want := range map[string]string{"more": `["added","added"]`, "plain": `["",""]`} {
 		if got := r.call(typ, typ, `{}`); string(got.Output) != want {
 			t.Errorf("%s: %s, want %s (%+v)", typ, got.Output, want, got)

@@ -120,13 +120,10 @@ func TestSupervision(t *testing.T) {
 }
 
 func TestChangedWebhookLeavesNoGap(t *testing.T) {
-	dir := t.TempDir()
-	r := &running{t: t, dir: dir}
 	spec := func(max string) string {
 		return head + "kind: EventSource\nmetadata: {name: shop}\nspec: {webhook: {orders: {path: /orders, maxBody: " + max + "}}}\n"
 	}
-	r.write("shop.yaml", spec("1KiB"))
-	r = start(t, dir, t.TempDir())
+	r := start(t, written(t, "shop.yaml", spec("1KiB")), t.TempDir())
 	stop := make(chan struct{})
 	done := make(chan string, 1)
 	go func() {

@@ -563,11 +563,7 @@ func (m *meter) input(v any, depth int) (any, error) {
 	if depth++; depth > maxDepth {
 		return nil, expression.ErrBudget
 	}
-	cost := 1
-	if s, ok := v.(string); ok {
-		cost += bytes(len(s))
-	}
-	if err := m.charge(cost); err != nil {
+	if err := m.weigh(v); err != nil {
 		return nil, err
 	}
 	switch v := v.(type) {
@@ -582,26 +578,8 @@ func (m *meter) input(v any, depth int) (any, error) {
 		return big.NewInt(v), nil
 	case time.Time:
 		return v.Format(time.RFC3339Nano), nil
-	case []any:
-		out := make([]any, len(v))
-		for i, e := range v {
-			c, err := m.input(e, depth)
-			if err != nil {
-				return nil, err
-			}
-			out[i] = c
-		}
-		return out, nil
-	case map[string]any:
-		out := make(map[string]any, len(v))
-		for k, e := range v {
-			c, err := m.input(e, depth)
-			if err != nil {
-				return nil, err
-			}
-			out[k] = c
-		}
-		return out, nil
+	case []any, map[string]any:
+		return elements(v, depth, m.input)
 	}
 	return nil, fmt.Errorf("a value of type %T cannot be given to a jq program", v)
 }
@@ -611,11 +589,7 @@ func (m *meter) output(v any, depth int) (any, error) {
 	if depth++; depth > maxResult {
 		return nil, fmt.Errorf("the jq program gave a value that is nested deeper than %d", maxResult)
 	}
-	cost := 1
-	if s, ok := v.(string); ok {
-		cost += bytes(len(s))
-	}
-	if err := m.charge(cost); err != nil {
+	if err := m.weigh(v); err != nil {
 		return nil, err
 	}
 	switch v := v.(type) {
@@ -640,10 +614,28 @@ func (m *meter) output(v any, depth int) (any, error) {
 		return finite(f), nil
 	case float64:
 		return finite(v), nil
+	case []any, map[string]any:
+		return elements(v, depth, m.output)
+	}
+	return nil, fmt.Errorf("the jq program gave a value of type %T", v)
+}
+
+// weigh charges for a value without what is in it.
+func (m *meter) weigh(v any) error {
+	cost := 1
+	if s, ok := v.(string); ok {
+		cost += bytes(len(s))
+	}
+	return m.charge(cost)
+}
+
+// elements copies a list or an object, with each element made by of.
+func elements(v any, depth int, of func(v any, depth int) (any, error)) (any, error) {
+	switch v := v.(type) {
 	case []any:
 		out := make([]any, len(v))
 		for i, e := range v {
-			c, err := m.output(e, depth)
+			c, err := of(e, depth)
 			if err != nil {
 				return nil, err
 			}
@@ -653,7 +645,7 @@ func (m *meter) output(v any, depth int) (any, error) {
 	case map[string]any:
 		out := make(map[string]any, len(v))
 		for k, e := range v {
-			c, err := m.output(e, depth)
+			c, err := of(e, depth)
 			if err != nil {
 				return nil, err
 			}
@@ -661,7 +653,7 @@ func (m *meter) output(v any, depth int) (any, error) {
 		}
 		return out, nil
 	}
-	return nil, fmt.Errorf("the jq program gave a value of type %T", v)
+	return v, nil
 }
 
 // finite is f as jq writes it: JSON has neither NaN nor infinities.
