@@ -2,6 +2,18 @@ package bus
 
 import "unicode/utf8"
 
+// AppendJSONField appends a field of a JSON object that has fields already, its
+// name as it is; an empty value is none.
+func AppendJSONField(b []byte, name, value string) []byte {
+	if value == "" {
+		return b
+	}
+	b = append(b, ',', '"')
+	b = append(b, name...)
+	b = append(b, '"', ':')
+	return AppendJSONString(b, value)
+}
+
 // AppendJSONString appends s as a JSON string; bytes that are no UTF-8 become
 // U+FFFD.
 func AppendJSONString(b []byte, s string) []byte {

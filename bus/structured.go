@@ -18,12 +18,7 @@ const StructuredType = "application/cloudevents+json"
 func (e *Event) AppendStructured(b []byte) []byte {
 	b = append(b, `{"specversion":"1.0","id":`...)
 	b = AppendJSONString(b, e.ID)
-	field := func(name, v string) {
-		if v != "" {
-			b = append(AppendJSONString(append(b, ','), name), ':')
-			b = AppendJSONString(b, v)
-		}
-	}
+	field := func(name, v string) { b = AppendJSONField(b, name, v) }
 	field("source", e.Source)
 	field("type", e.Type)
 	field("subject", e.Subject)
@@ -35,8 +30,10 @@ func (e *Event) AppendStructured(b []byte) []byte {
 	for _, name := range e.ExtensionNames() {
 		switch name {
 		case "specversion", "id", "source", "type", "subject", "time", "datacontenttype", "dataschema", "data", "data_base64":
-		default:
-			field(name, e.Extensions[name])
+		default: // a name may be anything
+			if v := e.Extensions[name]; v != "" {
+				b = AppendJSONString(append(AppendJSONString(append(b, ','), name), ':'), v)
+			}
 		}
 	}
 	switch {

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"log/slog"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -366,26 +367,15 @@ func (c *Compiler) rules(set *specs.Set) *fold.Rules {
 
 // forget drops what the compiler remembers of resources not in set.
 func (c *Compiler) forget(set *specs.Set) {
-	for ref := range c.programs {
-		if set.Resources[ref] == nil {
-			delete(c.programs, ref)
-		}
-	}
-	for ref := range c.functions {
-		if set.Resources[ref] == nil {
-			delete(c.functions, ref)
-		}
-	}
-	for ref := range c.endpoints {
-		if set.Resources[ref] == nil {
-			delete(c.endpoints, ref)
-		}
-	}
-	for ref := range c.passed {
-		if set.Resources[ref] == nil {
-			delete(c.passed, ref)
-		}
-	}
+	keep(c.programs, set)
+	keep(c.functions, set)
+	keep(c.endpoints, set)
+	keep(c.passed, set)
+}
+
+// keep removes from known what is of resources not in set.
+func keep[V any](known map[specs.Ref]V, set *specs.Set) {
+	maps.DeleteFunc(known, func(ref specs.Ref, _ V) bool { return set.Resources[ref] == nil })
 }
 
 // callees makes and keeps the functions that triggers call. The goroutine of the

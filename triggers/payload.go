@@ -143,17 +143,9 @@ func (c *Call) AppendBareContext(ctx context.Context, b []byte) []byte {
 	b = bus.AppendJSONString(b, c.Key)
 	b = append(b, `,"attempt":`...)
 	b = strconv.AppendInt(b, int64(c.Attempt), 10)
-	field := func(name, v string) {
-		if v != "" {
-			b = append(b, ',', '"')
-			b = append(b, name...)
-			b = append(b, '"', ':')
-			b = bus.AppendJSONString(b, v)
-		}
-	}
-	field("function", c.Function)
-	field("sensor", c.Sensor)
-	field("trigger", c.Trigger)
+	b = bus.AppendJSONField(b, "function", c.Function)
+	b = bus.AppendJSONField(b, "sensor", c.Sensor)
+	b = bus.AppendJSONField(b, "trigger", c.Trigger)
 	if deadline, ok := ctx.Deadline(); ok {
 		b = append(b, `,"deadline":"`...)
 		b = deadline.UTC().AppendFormat(b, "2006-01-02T15:04:05.000Z07:00")
@@ -178,17 +170,10 @@ func (c *Call) AppendEvent(b []byte) []byte {
 	}
 	b = append(b, `{"specversion":"1.0","cloudEventsVersion":"0.1"`...)
 	both := func(old, name, v string) {
-		if v == "" {
-			return
-		}
 		for _, n := range [...]string{old, name} {
-			if n == "" {
-				continue
+			if n != "" {
+				b = bus.AppendJSONField(b, n, v)
 			}
-			b = append(b, ',', '"')
-			b = append(b, n...)
-			b = append(b, '"', ':')
-			b = bus.AppendJSONString(b, v)
 		}
 	}
 	both("eventID", "id", ev.ID)

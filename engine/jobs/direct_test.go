@@ -319,14 +319,7 @@ func TestSubmittedCallSurvives(t *testing.T) {
 func TestSubmittedCallBesideABacklog(t *testing.T) {
 	f := newFixture(t, Options{MaxOutstanding: 32})
 	release := make(chan struct{})
-	slow := &function{do: func(ctx context.Context, _ *triggers.Call) error {
-		select {
-		case <-release:
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}}
+	slow := held(release)
 	name, n := "", f.bus.Jobs().Partitions()
 	for i := 0; name == ""; i++ {
 		if s := fmt.Sprint("f", i); Partition(SensorExec, s, n) == Partition("s", "a", n) {

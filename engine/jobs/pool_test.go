@@ -129,6 +129,18 @@ func (f *function) Invoke(ctx context.Context, c *triggers.Call) (triggers.Resul
 	return triggers.Result{Output: []byte(`{"ok":true}`), ContentType: "application/json", Status: "ok"}, nil
 }
 
+// held is a function whose calls last until release is closed.
+func held(release <-chan struct{}) *function {
+	return &function{do: func(ctx context.Context, _ *triggers.Call) error {
+		select {
+		case <-release:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}}
+}
+
 func (f *function) Close() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -268,14 +280,7 @@ func TestPanicIsTheCallsFailure(t *testing.T) {
 func TestSlowTriggerDoesNotHoldItsPartitionBack(t *testing.T) {
 	f := newFixture(t, Options{MaxOutstanding: 32})
 	release := make(chan struct{})
-	slow := &function{do: func(ctx context.Context, _ *triggers.Call) error {
-		select {
-		case <-release:
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}}
+	slow := held(release)
 	fast := &function{}
 	// Two triggers in one partition.
 	a := "a"

@@ -88,14 +88,7 @@ func (r *Run) keep(b []byte, masker func([]byte) []byte) []byte {
 func (r *Run) AppendJSON(b []byte) []byte {
 	b = append(b, `{"id":`...)
 	b = bus.AppendJSONString(b, r.ID)
-	field := func(name, v string) {
-		if v != "" {
-			b = append(b, ',', '"')
-			b = append(b, name...)
-			b = append(b, '"', ':')
-			b = bus.AppendJSONString(b, v)
-		}
-	}
+	field := func(name, v string) { b = bus.AppendJSONField(b, name, v) }
 	field("key", r.Key)
 	field("function", r.Function)
 	field("sensor", r.Sensor)

@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -22,9 +21,9 @@ import (
 const asWorker = "ENGINE_EXEC_TEST_WORKER"
 
 func TestMain(m *testing.M) {
-	switch mode := os.Getenv(asWorker); mode {
-	case "probe", "slow", "refuse", "fail", "key":
-		probe(mode)
+	switch os.Getenv(asWorker) {
+	case "probe":
+		probe()
 		return
 	case "echo":
 		for in := bufio.NewReader(os.Stdin); ; {
@@ -38,8 +37,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// probe does what its payload says, or always the same; see package triggertest.
-func probe(mode string) {
+// probe does what its payload says; see package triggertest.
+func probe() {
 	type object = map[string]any
 	in := bufio.NewReaderSize(os.Stdin, 1<<20)
 	calls := 0
@@ -62,20 +61,6 @@ func probe(mode string) {
 			panic(err)
 		}
 		calls++
-		switch mode {
-		case "slow":
-			req.Payload.Do = "sleep"
-		case "refuse":
-			req.Payload.Do = "input"
-		case "fail":
-			req.Payload.Do = "function"
-		case "key":
-			var ctx struct{ Key string }
-			if err := json.Unmarshal(req.Context, &ctx); err != nil {
-				panic(err)
-			}
-			req.Payload.Do, req.Payload.Value = "echo", json.RawMessage(strconv.Quote(ctx.Key))
-		}
 		answer := object{"id": req.ID}
 		failed := func(class string) {
 			answer["error"] = object{"type": class, "message": "no", "stacktrace": []string{"here"}}
@@ -111,13 +96,6 @@ func probe(mode string) {
 			os.Exit(3)
 		case "kill":
 			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
-		case "half", "answer":
-			whole := fmt.Sprintf("{\"id\":%d,\"payload\":\"whole\"}\n", req.ID)
-			if p.Do == "half" {
-				whole = whole[:len(whole)/2]
-			}
-			fmt.Print(whole)
-			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		case "garbage":
 			fmt.Println("garbage")
 		case "hang":
@@ -137,21 +115,14 @@ func probe(mode string) {
 }
 
 func workerConfig(mode string) string {
-	// A program that looks for data races waits for a second before it ends.
-	return fmt.Sprintf("mode: worker\ncommand: [%q]\nenv: {%s: %s, GORACE: atexit_sleep_ms=0}", os.Args[0], asWorker, mode)
+	return fmt.Sprintf("mode: worker\ncommand: [%q]\nenv: {%s: %s}", os.Args[0], asWorker, mode)
 }
 
 func TestWorkerContract(t *testing.T) {
 	const stdout = "stdout has the answers"
-	env := triggers.Env{Dir: t.TempDir()}
-	triggertest.Run(t, triggertest.Suite{
-		Factory: Factory(), Mode: modeWorker,
-		OK: workerConfig("probe"), Slow: workerConfig("slow"), Permanent: workerConfig("refuse"), Retryable: workerConfig("fail"), Key: workerConfig("key"),
-		Env: env,
-		Worker: &triggertest.Worker{
-			Factory: Factory(), Config: workerConfig("probe"), Env: env,
-			Cannot: map[string]string{"fork": "Go has no fork", "flood": stdout, "stdout": stdout, "close": "there are no descriptors but 0 to 2"},
-		},
+	triggertest.RunWorker(t, triggertest.Worker{
+		Factory: Factory(), Config: workerConfig("probe"), Env: triggers.Env{Dir: t.TempDir()},
+		Cannot: map[string]string{"fork": "Go has no fork", "flood": stdout, "stdout": stdout, "close": "there are no descriptors but 0 to 2"},
 	})
 }
 

@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"strconv"
@@ -146,22 +147,17 @@ func (s *server) end() {
 }
 
 type function struct {
-	cfg     *Config
-	server  *server
-	release func()
+	cfg    *Config
+	server *server
+	// Closer closes the connection when nobody else uses it.
+	io.Closer
 }
 
 func newFunction(cfg *Config, env triggers.Env, shared *outbound.Shared[*server]) *function {
 	key := fmt.Sprintf("%s %v %v %v\n%s", cfg.URL, cfg.Insecure, cfg.MaxMessage, cfg.Keepalive, cfg.TLS.ID(env.Dir))
 	f := &function{cfg: cfg}
-	f.server, f.release = shared.Open(key, func() *server { return &server{cfg: cfg, dir: env.Dir, secret: env.Secret} }, (*server).end)
+	f.server, f.Closer = shared.Open(key, func() *server { return &server{cfg: cfg, dir: env.Dir, secret: env.Secret} }, (*server).end)
 	return f
-}
-
-// Close closes the connection when nobody else uses it.
-func (f *function) Close() error {
-	f.release()
-	return nil
 }
 
 // Invoke makes the three calls, all of them within ctx.

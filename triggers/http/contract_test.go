@@ -1,7 +1,6 @@
 package http
 
 import (
-	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -14,19 +13,8 @@ import (
 
 func TestContract(t *testing.T) {
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/echo" {
-			w.Header().Set("Content-Type", r.Header.Get("Content-Type"))
-			_, _ = io.Copy(w, r.Body)
-			return
-		}
-		n, _ := io.Copy(io.Discard, r.Body)
+		_, _ = io.Copy(io.Discard, r.Body)
 		switch r.URL.Path {
-		case "/key":
-			_, _ = io.WriteString(w, r.Header.Get("Idempotency-Key"))
-		case "/length":
-			_, _ = fmt.Fprint(w, n)
-		case "/huge":
-			_, _ = io.CopyN(w, zeros{}, 64<<20) // fails when nobody reads it
 		case "/slow":
 			<-r.Context().Done()
 		case "/404":
@@ -37,26 +25,18 @@ func TestContract(t *testing.T) {
 	}))
 	defer srv.Close()
 	authority := strings.TrimPrefix(srv.URL, "http://")
-	at := func(authority, path string) string {
+	url := func(path string) string {
 		return "url: http://user:canary-password@" + authority + path + "?q=${ data.id }\nheaders: {Authorization: {secret: {name: a, key: b}, prefix: 'Bearer '}, X-Type: '${ type }'}"
 	}
-	url := func(path string) string { return at(authority, path) }
 	triggertest.Run(t, triggertest.Suite{
 		Factory: Factory(),
 		OK:      url("/ok"), Slow: url("/slow"), Permanent: url("/404"), Retryable: url("/503"),
-		Key: url("/key"), Length: url("/length"), Huge: url("/huge"), Text: url("/echo"),
-		Addr: authority, Server: func(addr string) string { return at(addr, "/ok") },
 		Secrets: map[string]string{"a/b": "canary-token", "password/of-the-url": "canary-password"},
 	})
 }
 
-// zeros is an endless answer.
-type zeros struct{}
-
-func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
-
 func TestValidate(t *testing.T) {
-	for config, want := range map[string]string{
+	triggertest.Validate(t, Factory(), map[string]string{
 		"url: ftp://a/b":                                                                     "test.yaml:6:10: error[invalid-value] spec.http.url: url must begin with http:// or https:// (for example https://example.com/hook)",
 		"url: http:///b":                                                                     "test.yaml:6:10: error[invalid-value] spec.http.url: url has no host (for example https://example.com/hook)",
 		"url: \"http://u:hidden@h:x/\"":                                                      "test.yaml:6:10: error[invalid-value] spec.http.url: url is not a valid URL (for example https://example.com/hook)",
@@ -83,11 +63,13 @@ func TestValidate(t *testing.T) {
 		"method: GET":                                       "missing-key",
 		"url: {secret: {name: a, key: b}}":                  "",
 		"url: https://${ data.host }/x\nheaders: {Host: a}": "",
-	} {
-		got := strings.Join(triggertest.Diagnostics(Factory(), config), "\n")
-		if !strings.Contains(got, want) || (want == "") != (got == "") || strings.Contains(got, "hidden") {
-			t.Errorf("%s\n got %s\nwant %s", config, got, want)
-		}
+	})
+}
+
+// TestURLsAreNotRepeated: one that cannot be read may have a password in it.
+func TestURLsAreNotRepeated(t *testing.T) {
+	if got := strings.Join(triggertest.Diagnostics(Factory(), "url: \"http://u:hidden@h:x/\""), "\n"); got == "" || strings.Contains(got, "hidden") {
+		t.Error(got)
 	}
 }
 

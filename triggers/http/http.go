@@ -101,9 +101,10 @@ const (
 )
 
 type function struct {
-	cfg     *Config
-	links   *links
-	release func() // gives links up
+	cfg   *Config
+	links *links
+	// Closer closes the connections that are idle and nobody else uses.
+	io.Closer
 	// maxDirect is the largest body sent over the pool, in bytes: a larger one
 	// needs someone to listen for an early answer while it is written.
 	maxDirect int
@@ -188,7 +189,7 @@ func newFunction(cfg *Config, env triggers.Env, shared *network) (*function, err
 		f.tokens = &tokens{cfg: cfg.OAuth2, turn: make(chan struct{}, 1)}
 		f.give(hdrAuth)
 	}
-	f.links, f.release, err = connect(shared, cfg, env)
+	f.links, f.Closer, err = connect(shared, cfg, env)
 	return f, err
 }
 
@@ -197,12 +198,6 @@ func (f *function) give(header string) {
 		f.given = map[string]bool{}
 	}
 	f.given[header] = true
-}
-
-// Close closes the connections that are idle and nobody else uses.
-func (f *function) Close() error {
-	f.release()
-	return nil
 }
 
 // newTarget prepares a URL. Its errors do not contain the URL, which may hold

@@ -2,6 +2,7 @@ package http
 
 import (
 	"context"
+	"io"
 	"net"
 	"net/http"
 	"strings"
@@ -39,7 +40,7 @@ type links struct {
 }
 
 // connect returns the connections for a config, and how to give them up.
-func connect(n *network, cfg *Config, env triggers.Env) (*links, func(), error) {
+func connect(n *network, cfg *Config, env triggers.Env) (*links, io.Closer, error) {
 	key := cfg.TLS.ID(env.Dir)
 	dialer := outbound.Dialer()
 	var guard *outbound.Guard
@@ -52,13 +53,13 @@ func connect(n *network, cfg *Config, env triggers.Env) (*links, func(), error) 
 		key += "\nguarded " + strings.Join(cfg.Allow, " ")
 		dial = guard.Dial(dialer)
 	}
-	l, release := n.Open(key, func() *links {
+	l, use := n.Open(key, func() *links {
 		l := &links{tls: cfg.TLS, guard: guard, dir: env.Dir, secret: env.Secret, dial: dial}
 		l.pool = &pool{dial: dial, maxIdle: maxIdle, idle: map[string][]*conn{}}
 		l.buffers.New = func() any { b := make([]byte, 0, 2048); return &b }
 		return l
 	}, (*links).end)
-	return l, release, nil
+	return l, use, nil
 }
 
 // end closes the connections that are idle; others are closed when released.

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"strconv"
@@ -80,26 +81,21 @@ func Factory() triggers.Factory {
 }
 
 type function struct {
-	cfg     *Config
-	label   string // the server, for people
-	link    *link
-	release func()
+	cfg   *Config
+	label string // the server, for people
+	link  *link
+	// Closer closes the connection when nobody else uses it.
+	io.Closer
 	headers []string // names of cfg.Headers, sorted
 }
 
 func newFunction(cfg *Config, env triggers.Env, shared *outbound.Shared[*link]) *function {
 	f := &function{cfg: cfg, label: label(cfg.URL), headers: slices.Sorted(maps.Keys(cfg.Headers))}
 	key := strings.Join([]string{cfg.URL, cfg.Auth.id(), cfg.TLS.ID(env.Dir)}, "\n")
-	f.link, f.release = shared.Open(key, func() *link {
+	f.link, f.Closer = shared.Open(key, func() *link {
 		return &link{cfg: cfg, label: f.label, dir: env.Dir, secret: env.Secret, waiting: map[string]map[*waiter]bool{}}
 	}, (*link).close)
 	return f
-}
-
-// Close closes the connection when nobody else uses it.
-func (f *function) Close() error {
-	f.release()
-	return nil
 }
 
 // Invoke publishes the message and waits for what counts as success.
@@ -273,7 +269,7 @@ func (e *serviceError) Error() string {
 // failure tells whether what failed is worth another call.
 func (f *function) failure(ctx context.Context, subject string, err error) error {
 	what := f.label + ": subject " + outbound.Clip(subject) + ": "
-	if cause := context.Cause(ctx); cause != nil && (errors.Is(cause, errLost) || violates(cause, subject)) {
+	if cause := context.Cause(ctx); cause != nil && violates(cause, subject) {
 		err = cause
 	} else if ctx.Err() != nil {
 		return fmt.Errorf("%s%w", what, ctx.Err())

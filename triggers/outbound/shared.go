@@ -1,6 +1,9 @@
 package outbound
 
-import "sync"
+import (
+	"io"
+	"sync"
+)
 
 // Shared keeps what functions with the same settings share, such as their
 // connections. The zero value is ready; it is safe for concurrent use.
@@ -15,9 +18,9 @@ type share[T any] struct {
 }
 
 // Open returns what belongs to the settings that key stands for, from open when
-// nobody has it yet. The caller calls release once it needs it no more; the last
-// one closes it with end.
-func (s *Shared[T]) Open(key string, open func() T, end func(T)) (value T, release func()) {
+// nobody has it yet. The caller closes use once it needs it no more, which never
+// fails; the last one closes it with end.
+func (s *Shared[T]) Open(key string, open func() T, end func(T)) (value T, use io.Closer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	one := s.known[key]
@@ -29,7 +32,7 @@ func (s *Shared[T]) Open(key string, open func() T, end func(T)) (value T, relea
 		s.known[key] = one
 	}
 	one.users++
-	return one.value, sync.OnceFunc(func() {
+	return one.value, release(sync.OnceFunc(func() {
 		s.mu.Lock()
 		one.users--
 		last := one.users == 0
@@ -40,7 +43,16 @@ func (s *Shared[T]) Open(key string, open func() T, end func(T)) (value T, relea
 		if last {
 			end(one.value)
 		}
-	})
+	}))
+}
+
+// release gives something up.
+type release func()
+
+// Close implements [io.Closer].
+func (r release) Close() error {
+	r()
+	return nil
 }
 
 // Len is how many there are.

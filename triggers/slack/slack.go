@@ -76,7 +76,7 @@ func Factory() triggers.Factory {
 		Example: example,
 		Make: func(config any, env triggers.Env) (triggers.Function, error) {
 			f := &function{cfg: config.(*Config)}
-			f.workspace, f.release = shared.Open(env.Data, func() *workspace { return newWorkspace(env) }, (*workspace).end)
+			f.workspace, f.Closer = shared.Open(env.Data, func() *workspace { return newWorkspace(env) }, (*workspace).end)
 			return f, nil
 		},
 	}
@@ -98,13 +98,8 @@ func (w *workspace) end() { w.transport.CloseIdleConnections() }
 type function struct {
 	cfg       *Config
 	workspace *workspace
-	release   func()
-}
-
-// Close closes the connections when nobody else uses them.
-func (f *function) Close() error {
-	f.release()
-	return nil
+	// Closer closes the connections when nobody else uses them.
+	io.Closer
 }
 
 // Invoke posts the message. It is a success when Slack has taken it.
