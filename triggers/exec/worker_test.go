@@ -26,15 +26,31 @@ func TestMain(m *testing.M) {
 		probe()
 		return
 	case "echo":
-		for in := bufio.NewReader(os.Stdin); ; {
-			line, err := in.ReadBytes('\n')
-			if err != nil {
-				return
-			}
-			_, _ = os.Stdout.Write(line)
-		}
+		echo()
+		return
 	}
 	os.Exit(m.Run())
+}
+
+// echo is the least there is between two processes: a line of JSON in, a line
+// out, read and written by the same program, as in the benchmarks of python and
+// node.
+func echo() {
+	for in := bufio.NewReader(os.Stdin); ; {
+		line, err := in.ReadBytes('\n')
+		if err != nil {
+			return
+		}
+		var value any
+		if err := json.Unmarshal(line, &value); err != nil {
+			panic(err)
+		}
+		b, err := json.Marshal(value)
+		if err != nil {
+			panic(err)
+		}
+		_, _ = os.Stdout.Write(append(b, '\n'))
+	}
 }
 
 // probe does what its payload says; see package triggertest.

@@ -16,7 +16,10 @@ import (
 type kin struct {
 	tasks *os.File // the directory of its threads, each of which has children of its own
 	first []string // children it had when it was ready
-	room  [512]byte
+	last  *lastPID // nil where the kernel does not tell
+	// seen is the last process that had been started when there was nothing new.
+	seen uint64
+	room [512]byte
 }
 
 // watchKin begins to watch; where the kernel does not tell, there is nothing to
@@ -30,7 +33,8 @@ func watchKin(pid int) *kin {
 	if err != nil {
 		return nil
 	}
-	k := &kin{tasks: tasks}
+	k := &kin{tasks: tasks, last: openLastPID()}
+	k.seen = k.last.read()
 	k.first = k.children()
 	return k
 }
@@ -68,14 +72,70 @@ func (k *kin) of(thread string) []string {
 }
 
 // grown reports whether there are children that run and were not there when
-// the worker was ready.
+// the worker was ready. To look at all threads takes longer than many a call, so
+// it looks only when any process or thread was started since it last found
+// nothing.
 func (k *kin) grown() bool {
 	if k == nil {
 		return false
 	}
-	return slices.ContainsFunc(k.children(), func(pid string) bool {
+	now := k.last.read()
+	if now != 0 && now == k.seen {
+		return false
+	}
+	grown := slices.ContainsFunc(k.children(), func(pid string) bool {
 		return !slices.Contains(k.first, pid) && !over(pid)
 	})
+	if !grown {
+		k.seen = now
+	}
+	return grown
+}
+
+// lastPID tells which process or thread of the system was started last.
+type lastPID struct {
+	file *os.File
+	fd   int
+	room [64]byte
+}
+
+// openLastPID returns nil where the kernel does not tell. What looks like its
+// file and is none of /proc, as in some containers, is not up to date.
+func openLastPID() *lastPID {
+	f, err := os.Open("/proc/loadavg")
+	if err != nil {
+		return nil
+	}
+	var fs unix.Statfs_t
+	if unix.Fstatfs(int(f.Fd()), &fs) != nil || fs.Type != unix.PROC_SUPER_MAGIC {
+		_ = f.Close()
+		return nil
+	}
+	return &lastPID{file: f, fd: int(f.Fd())}
+}
+
+// read returns a number that is another one after each start; 0 when it is not
+// known.
+func (l *lastPID) read() uint64 {
+	if l == nil {
+		return 0
+	}
+	n, err := unix.Pread(l.fd, l.room[:], 0)
+	if err != nil || n <= 0 {
+		return 0
+	}
+	text := bytes.TrimRight(l.room[:n], "\n")
+	pid, err := strconv.ParseUint(string(text[bytes.LastIndexByte(text, ' ')+1:]), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return pid
+}
+
+func (l *lastPID) close() {
+	if l != nil {
+		_ = l.file.Close()
+	}
 }
 
 // over reports whether a process is one that nobody has awaited yet.
@@ -103,5 +163,6 @@ func unread(pipe *os.File, n int) bool {
 func (k *kin) close() {
 	if k != nil {
 		_ = k.tasks.Close()
+		k.last.close()
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -307,12 +308,23 @@ func FuzzFrames(f *testing.F) {
 
 func FuzzLines(f *testing.F) {
 	for _, s := range []string{
+		`{"id": 7, "payload": [1, "}"]}`, `{"id":7,"payload":1,"payload":2}`, `{"id":77,"payload":1}`, `{"id":7,"payload":}`, ` { "id" :7 , "payload" : {} } `,
 		`{"id":7,"payload":{"a":1}}`, `{"id":7,"events":[{"type":"t","extensions":{"a":"b"}}]}`, `{"id":7,"error":{"type":"SystemError","message":"m","stacktrace":["a"]}}`,
 		`{"id":8}`, `[]`, ``, `{"id":7}{"id":7}`, "\n\n{\"id\":7}", `{"id":7,"payload":"` + "\xff" + `"}`,
 	} {
 		f.Add([]byte(s + "\n"))
 	}
-	f.Fuzz(func(t *testing.T, b []byte) { checkAnswer(t, ndjson{}, b) })
+	f.Fuzz(func(t *testing.T, b []byte) {
+		checkAnswer(t, ndjson{}, b)
+		// The short way says nothing else than the long one.
+		var m struct {
+			ID      *uint64
+			Payload json.RawMessage
+		}
+		if payload, ok := plain(b, 7); ok && (json.Unmarshal(b, &m) != nil || m.ID == nil || *m.ID != 7 || !bytes.Equal(m.Payload, payload)) {
+			t.Fatalf("%q: %q, want %q", b, payload, m.Payload)
+		}
+	})
 }
 
 func checkAnswer(t *testing.T, p protocol, b []byte) {
