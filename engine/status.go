@@ -64,6 +64,7 @@ type ResourceStatus struct {
 	RunsAs   string          `json:"runsAs,omitempty"`
 	Triggers []TriggerStatus `json:"triggers,omitempty"`
 	Endpoint *EndpointStatus `json:"endpoint,omitempty"`
+	Function *FunctionStatus `json:"function,omitempty"`
 	UsedBy   []string        `json:"usedBy,omitempty"`
 	// NotReady is why a Function cannot be called at the moment, or the inline
 	// function of a trigger; "" when it can.
@@ -155,6 +156,9 @@ type SensorStatus struct {
 
 // TriggerStatus is the state of one trigger.
 type TriggerStatus struct {
+	// Sensor is there in the status of a Function, which others call: the name
+	// of their sensor, _exec for calls by hand, _endpoint for those of Endpoints.
+	Sensor   string `json:"sensor,omitempty"`
 	Name     string `json:"name"`
 	Function string `json:"function"`
 	Running  int    `json:"running"`
@@ -170,6 +174,18 @@ type TriggerStatus struct {
 	// the next probe is made while it is open.
 	Breaker string    `json:"breaker,omitempty"`
 	RetryAt time.Time `json:"retryAt,omitzero"`
+}
+
+// FunctionStatus is the state of a Function, whoever calls it.
+type FunctionStatus struct {
+	Kind string `json:"kind"`
+	// Limit is how many of its calls may run at the same time, Running how many
+	// do, and Waiting how many are held up by that alone.
+	Limit   int `json:"limit"`
+	Running int `json:"running"`
+	Waiting int `json:"waiting,omitempty"`
+	// Processes is how many processes it keeps, 0 for a kind that keeps none.
+	Processes int `json:"processes,omitempty"`
 }
 
 // Ready reports whether the engine does its whole work; otherwise the reasons
@@ -216,15 +232,18 @@ func (e *Engine) Status(ctx context.Context) Status {
 	if err := e.fold.Failing(); err != nil {
 		s.Fold.Error = err.Error()
 	}
-	triggers := map[string][]TriggerStatus{}
+	triggers, calls := map[string][]TriggerStatus{}, map[string][]TriggerStatus{}
 	for _, t := range e.pool.Status() {
-		triggers[t.Ref.Sensor] = append(triggers[t.Ref.Sensor], TriggerStatus{
+		ts := TriggerStatus{
 			Name: t.Ref.Trigger, Function: t.Function, Running: t.Running, Waiting: t.Waiting, Overflow: t.Overflow, Retries: t.Retries, Limited: t.Limited,
 			Succeeded: t.Stats.Succeeded.Load(), Failed: t.Stats.Failed.Load(), Dead: t.Stats.Dead.Load(),
 			Breaker: t.Breaker, RetryAt: t.RetryAt,
-		})
+		}
+		triggers[t.Ref.Sensor] = append(triggers[t.Ref.Sensor], ts)
+		ts.Sensor = t.Ref.Sensor
+		calls[t.Function] = append(calls[t.Function], ts)
 	}
-	notReady, trials := e.pool.NotReady(), e.callees.onTrial()
+	functions, trials := e.pool.Functions(), e.callees.onTrial()
 	sensorStats, behind := e.fold.SensorStats(), e.fold.Behind()
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -254,22 +273,31 @@ func (e *Engine) Status(ctx context.Context) Status {
 			rs.Place, rs.Hash, rs.Labels = fmt.Sprintf("%s:%d", r.Pos.File, r.Pos.Line), r.Hash, r.Metadata.Labels
 			switch spec := r.Spec.(type) {
 			case *specs.Function:
-				rs.Triggers = named(triggers[jobs.SensorExec], st.Ref.Name)
-				if err := notReady[st.Ref.Name]; err != nil {
-					rs.NotReady = err.Error()
+				f := functions[st.Ref.Name]
+				rs.Function = &FunctionStatus{Kind: spec.Call.Kind, Limit: f.Limit, Running: f.Running, Waiting: f.Waiting, Processes: f.Processes}
+				rs.Triggers = calls[st.Ref.Name]
+				slices.SortFunc(rs.Triggers, func(a, b TriggerStatus) int {
+					return cmp.Or(cmp.Compare(a.Sensor, b.Sensor), cmp.Compare(a.Name, b.Name))
+				})
+				if f.NotReady != nil {
+					rs.NotReady = f.NotReady.Error()
 				}
 				rs.tell(trials[st.Ref.Name], "")
 			case *specs.EventSource:
 				rs.Events = e.eventStatus(st.Ref.Name, spec)
 			case *specs.Endpoint:
 				rs.Endpoint = e.endpointStatus(st.Ref.Name, spec)
-				rs.Triggers = named(triggers[jobs.SensorEndpoint], st.Ref.Name)
+				for _, t := range triggers[jobs.SensorEndpoint] {
+					if t.Name == st.Ref.Name {
+						rs.Triggers = []TriggerStatus{t}
+					}
+				}
 			case *specs.Sensor, *specs.Subscription:
 				name, sensor := r.Sensor()
 				rs.RunsAs = name
 				for i := range sensor.Triggers {
 					if t := &sensor.Triggers[i]; t.Inline != nil {
-						if err := notReady[calleeName(st.Ref, t)]; err != nil {
+						if err := functions[calleeName(st.Ref, t)].NotReady; err != nil {
 							rs.NotReady = t.Name + ": " + err.Error()
 						}
 						rs.tell(trials[calleeName(st.Ref, t)], t.Name)
@@ -291,16 +319,6 @@ func (e *Engine) Status(ctx context.Context) Status {
 		s.Resources = append(s.Resources, rs)
 	}
 	return s
-}
-
-// named are the triggers of a name.
-func named(all []TriggerStatus, name string) []TriggerStatus {
-	for i := range all {
-		if all[i].Name == name {
-			return all[i : i+1]
-		}
-	}
-	return nil
 }
 
 // eventStatus is the state of an EventSource's events. mu is held.

@@ -157,6 +157,15 @@ func (f *Contract) Ready() error {
 	return err
 }
 
+// Processes is how many processes the function keeps, 0 when it has no method of
+// this name.
+func (f *Contract) Processes() int {
+	if w, ok := f.Function.(interface{ Processes() int }); ok {
+		return w.Processes()
+	}
+	return 0
+}
+
 // Close closes the function when it is an io.Closer.
 func (f *Contract) Close() error {
 	if c, ok := f.Function.(io.Closer); ok {

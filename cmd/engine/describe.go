@@ -149,6 +149,18 @@ func describe(w io.Writer, r *api.Resource) error {
 			}
 		})
 	}
+	if f := r.Function; f != nil {
+		out.add("Function", func(t *table) {
+			t.row("Kind of function:", f.Kind)
+			t.row("Calls now:", fmt.Sprintf("%d of at most %d", f.Running, f.Limit))
+			if f.Waiting > 0 {
+				t.row("Held up by that:", strconv.Itoa(f.Waiting))
+			}
+			if f.Processes > 0 {
+				t.row("Processes:", strconv.Itoa(f.Processes))
+			}
+		})
+	}
 	if len(r.Dependencies) > 0 {
 		out.add("Dependencies", func(t *table) {
 			t.row("NAME", "SOURCE", "EVENT", "TYPE", "WHEN")
@@ -197,7 +209,11 @@ func describe(w io.Writer, r *api.Resource) error {
 		out.add(heading, func(t *table) {
 			t.row("NAME", "FUNCTION", "RUNNING", "WAITING", "PARKED", "RETRIES", "SUCCEEDED", "FAILED", "DEAD")
 			for _, tr := range r.Triggers {
-				t.row(tr.Name, tr.Function, strconv.Itoa(tr.Running), strconv.Itoa(tr.Waiting), count(tr.Overflow), strconv.Itoa(tr.Retries),
+				name := tr.Name
+				if tr.Sensor != "" {
+					name = tr.Sensor + "/" + tr.Name
+				}
+				t.row(name, tr.Function, strconv.Itoa(tr.Running), strconv.Itoa(tr.Waiting), count(tr.Overflow), strconv.Itoa(tr.Retries),
 					count(tr.Succeeded), count(tr.Failed), count(tr.Dead))
 			}
 			for _, tr := range r.Triggers {

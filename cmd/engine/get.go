@@ -230,10 +230,22 @@ func infoOf(r engine.ResourceStatus) string {
 			}
 		}
 		return strings.Join(parts, ", ")
-	case len(r.UsedBy) > 0:
-		return "used by " + strings.Join(r.UsedBy, ", ")
 	}
-	return ""
+	var parts []string
+	if r.Function != nil {
+		var succeeded, failed uint64
+		for _, t := range r.Triggers {
+			succeeded, failed = succeeded+t.Succeeded, failed+t.Failed
+		}
+		parts = append(parts, fmt.Sprintf("%s, %d succeeded", r.Function.Kind, succeeded))
+		if failed > 0 {
+			parts = append(parts, fmt.Sprintf("%d failed", failed))
+		}
+	}
+	if len(r.UsedBy) > 0 {
+		parts = append(parts, "used by "+strings.Join(r.UsedBy, ", "))
+	}
+	return strings.Join(parts, ", ")
 }
 
 func infoOfEndpoint(ep *engine.EndpointStatus) string {

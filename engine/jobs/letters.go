@@ -359,19 +359,40 @@ type TriggerStatus struct {
 	Stats   *Stats
 }
 
-// NotReady returns why functions cannot be called at the moment, by name.
-func (p *Pool) NotReady() map[string]error {
+// FunctionStatus is the state of one function at one moment, whoever calls it.
+type FunctionStatus struct {
+	// NotReady is why it cannot be called, nil when it can or nobody knows.
+	NotReady error
+	// Limit is how many of its calls may run at the same time, Running how many
+	// do, and Waiting how many are held up by that alone. All are 0 for one whose
+	// only bound is that of its trigger.
+	Limit, Running, Waiting int
+	// Processes is how many processes it keeps, 0 for a kind that keeps none.
+	Processes int
+}
+
+// Functions returns the state of all functions, by name.
+func (p *Pool) Functions() map[string]FunctionStatus {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
-	out := map[string]error{}
+	out := map[string]FunctionStatus{}
 	for _, q := range p.queues {
-		if t := q.spec.Load(); t != nil {
-			if r, ok := t.Callee.Function.(interface{ Ready() error }); ok {
-				if err := r.Ready(); err != nil {
-					out[t.Callee.Name] = err
-				}
-			}
+		t := q.spec.Load()
+		if t == nil {
+			continue
 		}
+		if _, known := out[t.Callee.Name]; known {
+			continue
+		}
+		var s FunctionStatus
+		if r, ok := t.Callee.Function.(interface{ Ready() error }); ok {
+			s.NotReady = r.Ready()
+		}
+		if w, ok := t.Callee.Function.(interface{ Processes() int }); ok {
+			s.Processes = w.Processes()
+		}
+		s.Limit, s.Running, s.Waiting = t.Callee.Slots.state()
+		out[t.Callee.Name] = s
 	}
 	return out
 }

@@ -30,6 +30,17 @@ func (s *Slots) SetLimit(limit int) {
 	s.serveLocked()
 }
 
+// state is how many slots there are, how many are taken, and how many calls
+// wait for one.
+func (s *Slots) state() (limit, taken, waiting int) {
+	if s == nil {
+		return 0, 0, 0
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.limit, s.taken, len(s.waiting) - s.head
+}
+
 // take waits for a slot until ctx ends. Who took one gives it back.
 func (s *Slots) take(ctx context.Context) error {
 	if s == nil {

@@ -65,6 +65,9 @@ func (w *workers) Prepare(ctx context.Context) error { return w.pool.Prepare(ctx
 // knows yet.
 func (w *workers) Ready() error { return w.pool.Failure() }
 
+// Processes is how many processes live or start.
+func (w *workers) Processes() int { return w.pool.Workers() }
+
 // Close ends the processes and waits for their end.
 func (w *workers) Close() error { return w.pool.Close() }
 

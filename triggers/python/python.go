@@ -120,6 +120,9 @@ func (f *function) Prepare(ctx context.Context) error { return f.pool.Prepare(ct
 // knows yet.
 func (f *function) Ready() error { return f.pool.Failure() }
 
+// Processes is how many processes live or start.
+func (f *function) Processes() int { return f.pool.Workers() }
+
 // Close ends the processes and waits for their end.
 func (f *function) Close() error {
 	err := f.pool.Close()
