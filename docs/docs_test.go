@@ -16,6 +16,7 @@ import (
 	sourcetypes "github.com/sensor-engine/engine/sources/all"
 	"github.com/sensor-engine/engine/specs"
 	functionkinds "github.com/sensor-engine/engine/triggers/all"
+	"github.com/sensor-engine/engine/triggers/triggertest"
 )
 
 var update = flag.Bool("update", false, "write the generated parts of the pages")
@@ -65,6 +66,7 @@ func generated() map[string]string {
 		"expected firing":        table(&specs.ExpectedFiring{}),
 		"expected verdict":       table(&specs.ExpectedVerdict{}),
 	}
+	out["promises of calls"], out["crashes of callees"] = triggertest.Table(), triggertest.StepTable()
 	for _, t := range catalog.Sources {
 		out["source "+t.Name] = section(t.Type)
 	}

@@ -180,11 +180,27 @@ const plain = "tls: none\nfrom: Shop <shop@example.com>\nsubject: hello\n"
 
 func TestContract(t *testing.T) {
 	s := serve(t, nil, false)
+	const login = "username: shop\npassword: {name: a, key: password}\n"
 	config := func(to string) string {
-		return s.config(plain + "username: shop\npassword: {name: a, key: password}\nbody: id ${ data.id }\nto: [" + to + "]")
+		return s.config(plain + login + "body: id ${ data.id }\nto: [" + to + "]")
 	}
 	triggertest.Run(t, triggertest.Suite{
 		Factory: Factory(), OK: config("ada@example.com"), Slow: config("slow@example.com"), Permanent: config("550@example.com"), Retryable: config("450@example.com"),
+		Key:    config("ada@example.com"),
+		Length: s.config(plain + login + "to: [ada@example.com]"),
+		Arrived: func() int {
+			mails := s.take()
+			return len(mails[len(mails)-1].data)
+		},
+		Text: s.config("tls: none\nfrom: shop@example.com\nsubject: about ${ subject }\nto: [ada@example.com]\n" + login),
+		Addr: s.addr,
+		Server: func(addr string) string {
+			host, port, err := net.SplitHostPort(addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return fmt.Sprintf("host: %s\nport: %s\n%s%sto: [ada@example.com]", host, port, plain, login)
+		},
 		Secrets: secrets,
 	})
 }

@@ -1,6 +1,7 @@
 package exec
 
 import (
+	"fmt"
 	"testing"
 
 	"github.com/sensor-engine/engine/triggers"
@@ -8,14 +9,26 @@ import (
 )
 
 func TestContract(t *testing.T) {
+	sh := func(script string) string { return fmt.Sprintf("command: [sh, -c, %q]", script) }
 	triggertest.Run(t, triggertest.Suite{
 		Factory:   Factory(),
 		OK:        "command: [cat]\nenv: {ID: '${ data.id }', TOKEN: {secret: {name: a, key: b}}}",
 		Slow:      "command: [sleep, '1000']",
 		Permanent: "command: [./absent]",
-		Retryable: "command: [sh, -c, 'exit 1']",
-		Secrets:   map[string]string{"a/b": "canary-token"},
-		Env:       triggers.Env{Dir: t.TempDir()},
+		Retryable: sh("exit 1"),
+		Key:       "command: [printenv, ENGINE_KEY]",
+		Length:    "command: [wc, -c]",
+		Huge:      sh("head -c 67108864 /dev/zero"),
+		Text:      "command: [cat]",
+		Crash: map[string]string{
+			triggertest.BeforeReading: sh("kill -9 $$"),
+			triggertest.WhileReading:  sh("head -c 1000 >/dev/null; kill -9 $$"),
+			triggertest.AfterReading:  sh("cat >/dev/null; kill -9 $$"),
+			triggertest.WhileWriting:  sh("cat >/dev/null; printf '{\"a\":'; kill -9 $$"),
+			triggertest.AfterWriting:  sh("cat >/dev/null; printf '{}'; kill -9 $$"),
+		},
+		Secrets: map[string]string{"a/b": "canary-token"},
+		Env:     triggers.Env{Dir: t.TempDir()},
 	})
 }
 

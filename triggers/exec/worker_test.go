@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -21,9 +22,9 @@ import (
 const asWorker = "ENGINE_EXEC_TEST_WORKER"
 
 func TestMain(m *testing.M) {
-	switch os.Getenv(asWorker) {
-	case "probe":
-		probe()
+	switch mode := os.Getenv(asWorker); mode {
+	case "probe", "slow", "refuse", "fail", "key":
+		probe(mode)
 		return
 	case "echo":
 		echo()
@@ -53,8 +54,8 @@ func echo() {
 	}
 }
 
-// probe does what its payload says; see package triggertest.
-func probe() {
+// probe does what its payload says, or always the same; see package triggertest.
+func probe(mode string) {
 	type object = map[string]any
 	in := bufio.NewReaderSize(os.Stdin, 1<<20)
 	calls := 0
@@ -77,6 +78,20 @@ func probe() {
 			panic(err)
 		}
 		calls++
+		switch mode {
+		case "slow":
+			req.Payload.Do = "sleep"
+		case "refuse":
+			req.Payload.Do = "input"
+		case "fail":
+			req.Payload.Do = "function"
+		case "key":
+			var ctx struct{ Key string }
+			if err := json.Unmarshal(req.Context, &ctx); err != nil {
+				panic(err)
+			}
+			req.Payload.Do, req.Payload.Value = "echo", json.RawMessage(strconv.Quote(ctx.Key))
+		}
 		answer := object{"id": req.ID}
 		failed := func(class string) {
 			answer["error"] = object{"type": class, "message": "no", "stacktrace": []string{"here"}}
@@ -112,6 +127,13 @@ func probe() {
 			os.Exit(3)
 		case "kill":
 			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+		case "half", "answer":
+			whole := fmt.Sprintf("{\"id\":%d,\"payload\":\"whole\"}\n", req.ID)
+			if p.Do == "half" {
+				whole = whole[:len(whole)/2]
+			}
+			fmt.Print(whole)
+			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		case "garbage":
 			fmt.Println("garbage")
 		case "hang":
@@ -131,14 +153,21 @@ func probe() {
 }
 
 func workerConfig(mode string) string {
-	return fmt.Sprintf("mode: worker\ncommand: [%q]\nenv: {%s: %s}", os.Args[0], asWorker, mode)
+	// A program that looks for data races waits for a second before it ends.
+	return fmt.Sprintf("mode: worker\ncommand: [%q]\nenv: {%s: %s, GORACE: atexit_sleep_ms=0}", os.Args[0], asWorker, mode)
 }
 
 func TestWorkerContract(t *testing.T) {
 	const stdout = "stdout has the answers"
-	triggertest.RunWorker(t, triggertest.Worker{
-		Factory: Factory(), Config: workerConfig("probe"), Env: triggers.Env{Dir: t.TempDir()},
-		Cannot: map[string]string{"fork": "Go has no fork", "flood": stdout, "stdout": stdout, "close": "there are no descriptors but 0 to 2"},
+	env := triggers.Env{Dir: t.TempDir()}
+	triggertest.Run(t, triggertest.Suite{
+		Factory: Factory(), Mode: modeWorker,
+		OK: workerConfig("probe"), Slow: workerConfig("slow"), Permanent: workerConfig("refuse"), Retryable: workerConfig("fail"), Key: workerConfig("key"),
+		Env: env,
+		Worker: &triggertest.Worker{
+			Factory: Factory(), Config: workerConfig("probe"), Env: env,
+			Cannot: map[string]string{"fork": "Go has no fork", "flood": stdout, "stdout": stdout, "close": "there are no descriptors but 0 to 2"},
+		},
 	})
 }
 

@@ -87,7 +87,21 @@ func (f *fake) FetchResource(ctx context.Context, r *trigger.FetchResourceReques
 
 func (f *fake) Execute(ctx context.Context, r *trigger.ExecuteRequest) (*trigger.ExecuteResponse, error) {
 	f.note(ctx, "Execute "+string(r.GetResource())+" "+string(r.GetPayload()))
-	return &trigger.ExecuteResponse{Response: r.GetResource()}, f.do(ctx, "Execute", r.GetResource())
+	var what struct{ Do string }
+	_ = json.Unmarshal(r.GetResource(), &what)
+	response := r.GetResource()
+	switch what.Do {
+	case "key":
+		md, _ := metadata.FromIncomingContext(ctx)
+		response = []byte(md.Get(hdrKey)[0])
+	case "length":
+		response = fmt.Append(nil, len(r.GetPayload()))
+	case "huge":
+		response = make([]byte, 64<<20)
+	case "text":
+		response = r.GetPayload()
+	}
+	return &trigger.ExecuteResponse{Response: response}, f.do(ctx, "Execute", r.GetResource())
 }
 
 func (f *fake) ApplyPolicy(ctx context.Context, r *trigger.ApplyPolicyRequest) (*trigger.ApplyPolicyResponse, error) {
@@ -149,12 +163,15 @@ func invoke(t *testing.T, ctx context.Context, config string, c *triggers.Call, 
 }
 
 func TestContract(t *testing.T) {
-	f, _ := serve(t, "127.0.0.1:0")
-	config := func(do string) string {
-		return fmt.Sprintf("url: %s\ninsecure: true\nauth: {bearer: {name: a, key: b}}\nspec: {do: '%s', id: '${ data.id }', password: {secret: {name: a, key: c}}}", f.addr, do)
+	f, _ := serve(t, "127.0.0.1:0", grpc.MaxRecvMsgSize(64<<20))
+	at := func(addr, do string) string {
+		return fmt.Sprintf("url: %s\ninsecure: true\nauth: {bearer: {name: a, key: b}}\nspec: {do: '%s', type: '${ type }', password: {secret: {name: a, key: c}}}", addr, do)
 	}
+	config := func(do string) string { return at(f.addr, do) }
 	triggertest.Run(t, triggertest.Suite{
 		Factory: Factory(), OK: config(""), Slow: config("slow@Execute"), Permanent: config("NOT_FOUND@Execute"), Retryable: config("UNAVAILABLE@Execute"),
+		Key: config("key"), Length: config("length"), Huge: config("huge"), Text: config("text"),
+		Addr: f.addr, Server: func(addr string) string { return at(addr, "") },
 		Secrets: map[string]string{"a/b": "canary-token", "a/c": "canary-password"},
 	})
 }

@@ -1,6 +1,7 @@
 package http
 
 import (
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -13,8 +14,19 @@ import (
 
 func TestContract(t *testing.T) {
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		_, _ = io.Copy(io.Discard, r.Body)
+		if r.URL.Path == "/echo" {
+			w.Header().Set("Content-Type", r.Header.Get("Content-Type"))
+			_, _ = io.Copy(w, r.Body)
+			return
+		}
+		n, _ := io.Copy(io.Discard, r.Body)
 		switch r.URL.Path {
+		case "/key":
+			_, _ = io.WriteString(w, r.Header.Get("Idempotency-Key"))
+		case "/length":
+			_, _ = fmt.Fprint(w, n)
+		case "/huge":
+			_, _ = io.CopyN(w, zeros{}, 64<<20) // fails when nobody reads it
 		case "/slow":
 			<-r.Context().Done()
 		case "/404":
@@ -25,15 +37,23 @@ func TestContract(t *testing.T) {
 	}))
 	defer srv.Close()
 	authority := strings.TrimPrefix(srv.URL, "http://")
-	url := func(path string) string {
+	at := func(authority, path string) string {
 		return "url: http://user:canary-password@" + authority + path + "?q=${ data.id }\nheaders: {Authorization: {secret: {name: a, key: b}, prefix: 'Bearer '}, X-Type: '${ type }'}"
 	}
+	url := func(path string) string { return at(authority, path) }
 	triggertest.Run(t, triggertest.Suite{
 		Factory: Factory(),
 		OK:      url("/ok"), Slow: url("/slow"), Permanent: url("/404"), Retryable: url("/503"),
+		Key: url("/key"), Length: url("/length"), Huge: url("/huge"), Text: url("/echo"),
+		Addr: authority, Server: func(addr string) string { return at(addr, "/ok") },
 		Secrets: map[string]string{"a/b": "canary-token", "password/of-the-url": "canary-password"},
 	})
 }
+
+// zeros is an endless answer.
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 func TestValidate(t *testing.T) {
 	triggertest.Validate(t, Factory(), map[string]string{

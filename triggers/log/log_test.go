@@ -15,6 +15,8 @@ func TestContract(t *testing.T) {
 		Factory:   Factory(),
 		OK:        "message: order ${ data.id }",
 		Permanent: "message: order ${ data.absent.id }",
+		Huge:      "message: ${ data.value }",
+		Text:      "message: ${ data } of ${ subject }",
 	})
 }
 

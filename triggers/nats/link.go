@@ -110,6 +110,7 @@ func (l *link) dial() (*nats.Conn, error) {
 		// Credentials may be replaced while the server refuses the old ones.
 		nats.IgnoreAuthErrorAbort(),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { l.told(err) }),
+		nats.DisconnectErrHandler(func(*nats.Conn, error) { l.lost() }),
 	}
 	auth, err := l.auth()
 	if err != nil {
@@ -214,7 +215,8 @@ func (l *link) auth() ([]nats.Option, error) {
 }
 
 // watch returns a context that also ends when the server refuses a message to
-// subject, which it tells apart from the message. The caller calls done.
+// subject, which it tells apart from the message, or the connection is lost. The
+// caller calls done.
 func (l *link) watch(ctx context.Context, subject string) (_ context.Context, done func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	stop := func() {}
@@ -249,6 +251,21 @@ func (l *link) told(err error) {
 			for w := range waiters {
 				w.cancel(err)
 			}
+		}
+	}
+}
+
+// errLost says that the connection went away while a call waited: what it waits
+// for would not come over the next one.
+var errLost = errors.New("the connection was lost while the call waited")
+
+// lost ends the calls that wait.
+func (l *link) lost() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, waiters := range l.waiting {
+		for w := range waiters {
+			w.cancel(errLost)
 		}
 	}
 }

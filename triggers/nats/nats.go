@@ -269,7 +269,7 @@ func (e *serviceError) Error() string {
 // failure tells whether what failed is worth another call.
 func (f *function) failure(ctx context.Context, subject string, err error) error {
 	what := f.label + ": subject " + outbound.Clip(subject) + ": "
-	if cause := context.Cause(ctx); cause != nil && violates(cause, subject) {
+	if cause := context.Cause(ctx); cause != nil && (errors.Is(cause, errLost) || violates(cause, subject)) {
 		err = cause
 	} else if ctx.Err() != nil {
 		return fmt.Errorf("%s%w", what, ctx.Err())

@@ -99,7 +99,8 @@ func invoke(t testing.TB, config string, c *triggers.Call, env triggers.Env) (tr
 }
 
 func TestContract(t *testing.T) {
-	addr, _ := serve(t, func(o *server.Options) { o.Username, o.Password = "me", "canary-password" })
+	const most = 4 << 20
+	addr, _ := serve(t, func(o *server.Options) { o.Username, o.Password, o.MaxPayload = "me", "canary-password", most })
 	nc := peer(t, addr, nats.UserInfo("me", "canary-password"))
 	if _, err := nc.Subscribe("slow", func(*nats.Msg) {}); err != nil {
 		t.Fatal(err)
@@ -109,15 +110,28 @@ func TestContract(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
+	for subject, answer := range map[string]func(*nats.Msg) []byte{
+		"key":    func(m *nats.Msg) []byte { return []byte(m.Header.Get(hdrKey)) },
+		"length": func(m *nats.Msg) []byte { return fmt.Append(nil, len(m.Data)) },
+		"huge":   func(*nats.Msg) []byte { return make([]byte, most) },
+		"text":   func(m *nats.Msg) []byte { return m.Data },
+	} {
+		if _, err := nc.Subscribe(subject, func(m *nats.Msg) { _ = m.Respond(answer(m)) }); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if err := nc.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	config := func(subject, mode string) string {
-		return fmt.Sprintf("url: %s\nsubject: %s\nmode: %s\nauth: {user: me, password: {name: a, key: password}}\nheaders: {X: {secret: {name: a, key: header}}, Y: '${ data.id }'}", addr, subject, mode)
+	at := func(addr, subject, mode string) string {
+		return fmt.Sprintf("url: %s\nsubject: %s\nmode: %s\nauth: {user: me, password: {name: a, key: password}}\nheaders: {X: {secret: {name: a, key: header}}, Y: '${ type }'}", addr, subject, mode)
 	}
+	config := func(subject, mode string) string { return at(addr, subject, mode) }
 	triggertest.Run(t, triggertest.Suite{
 		Factory: Factory(), OK: config("orders.${ data.id }", "publish"), Slow: config("slow", "request"),
 		Permanent: config("fails", "request"), Retryable: config("nobody", "request"),
+		Key: config("key", "request"), Length: config("length", "request"), Most: most - 1<<10, Huge: config("huge", "request"), Text: config("text", "request"),
+		Addr: addr, Server: func(addr string) string { return at(addr, "length", "request") },
 		Secrets: secrets, Env: triggers.Env{Secret: lookup(secrets)},
 	})
 }

@@ -22,14 +22,11 @@ func TestContract(t *testing.T) {
 		Slow:      "source: module.exports = () => new Promise(() => setTimeout(() => {}, 1e6))",
 		Permanent: "source: module.exports = () => { throw new TypeError('no') }",
 		Retryable: "source: module.exports = async () => { throw new Error('no') }",
+		Key:       "source: module.exports = (c) => c.key",
 		Env:       triggers.Env{Dir: ".", Concurrency: 2},
-	})
-}
-
-func TestWorkerContract(t *testing.T) {
-	needNode(t)
-	triggertest.RunWorker(t, triggertest.Worker{
-		Factory: Factory(), Config: "file: testdata/probe.js", Env: triggers.Env{Dir: "."},
-		Cannot: map[string]string{"fork": "Node has no fork that shares code", "long": "JavaScript's numbers have 53 bits", "close": "its descriptors cannot be closed"},
+		Worker: &triggertest.Worker{
+			Factory: Factory(), Config: "file: testdata/probe.js", Env: triggers.Env{Dir: "."},
+			Cannot: map[string]string{"fork": "Node has no fork that shares code", "long": "JavaScript's numbers have 53 bits", "close": "its descriptors cannot be closed"},
+		},
 	})
 }

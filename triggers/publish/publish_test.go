@@ -1,6 +1,7 @@
 package publish
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -11,13 +12,29 @@ import (
 	"github.com/sensor-engine/engine/triggers/triggertest"
 )
 
+// moody is a bus on which some types of events fail or wait.
+type moody struct{ triggertest.Host }
+
+func (m *moody) Publish(ctx context.Context, ev *bus.Event) error {
+	switch ev.Type {
+	case "fail":
+		return bus.ErrUnavailable
+	case "slow":
+		<-ctx.Done()
+	}
+	return m.Host.Publish(ctx, ev)
+}
+
 func TestContract(t *testing.T) {
-	triggertest.Run(t, triggertest.Suite{
-		Factory: Factory(), OK: "type: a.${ type }", Permanent: "type: ''\nsource: ${ data.absent.x }",
-	})
-	triggertest.Run(t, triggertest.Suite{
-		Factory: Factory(), OK: "type: a", Permanent: "type: a\nmaxHops: 1\ndata: {x: '${ data.absent.y }'}",
-	})
+	for _, permanent := range []string{"type: ''\nsource: ${ data.absent.x }", "type: a\nmaxHops: 1\ndata: {x: '${ data.absent.y }'}"} {
+		host := &moody{}
+		triggertest.Run(t, triggertest.Suite{
+			Factory: Factory(), OK: "type: a.${ type }", Slow: "type: slow", Permanent: permanent, Retryable: "type: fail",
+			Key: "type: a", Text: "type: a\nsubject: ${ subject }", Length: "type: a",
+			Arrived: func() int { evs := host.Events(); return len(evs[len(evs)-1].Data) },
+			Env:     triggers.Env{Host: host},
+		})
+	}
 }
 
 // publish makes one call and returns what it published.

@@ -22,11 +22,8 @@ func TestContract(t *testing.T) {
 		Slow:      "source: |\n  import time\n  def handle(c, p): time.sleep(1000)",
 		Permanent: "source: |\n  def handle(c, p): raise ValueError('no')",
 		Retryable: "source: |\n  def handle(c, p): raise RuntimeError('no')",
+		Key:       "source: |\n  def handle(c, p): return c.key",
 		Env:       triggers.Env{Dir: ".", Concurrency: 2},
+		Worker:    &triggertest.Worker{Factory: Factory(), Config: "file: testdata/probe.py", Env: triggers.Env{Dir: "."}},
 	})
-}
-
-func TestWorkerContract(t *testing.T) {
-	needPython(t)
-	triggertest.RunWorker(t, triggertest.Worker{Factory: Factory(), Config: "file: testdata/probe.py", Env: triggers.Env{Dir: "."}})
 }

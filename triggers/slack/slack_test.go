@@ -92,6 +92,10 @@ func (s *service) limited(w http.ResponseWriter) bool {
 
 func (s *service) webhook(w http.ResponseWriter, r *http.Request) {
 	word := r.PathValue("path")
+	if word == "huge" {
+		_, _ = w.Write(make([]byte, 64<<20)) // fails when nobody reads it
+		return
+	}
 	if word == "slow" {
 		_, _ = io.Copy(io.Discard, r.Body)
 		<-r.Context().Done()
@@ -241,13 +245,22 @@ func TestContract(t *testing.T) {
 	delete(secrets, "slack/empty") // is in every text
 	t.Run("webhook", func(t *testing.T) {
 		triggertest.Run(t, triggertest.Suite{
-			Factory: Factory(), Secrets: secrets,
+			Factory: Factory(), Mode: "webhook", Secrets: secrets,
+			Huge: hook("huge", ""), Text: hook("hook", "message: '${ data } of ${ subject }'"),
+			Addr: s.Listener.Addr().String(), Server: func(addr string) string {
+				secrets["slack/cut"] = "http://" + addr + "/services/cut"
+				return hook("cut", "message: '${ data.value }'")
+			},
 			OK: hook("hook", "message: id ${ data.id }"), Slow: hook("slow", ""), Permanent: hook("no_service", ""), Retryable: hook("rollup_error", ""),
 		})
 	})
 	t.Run("token", func(t *testing.T) {
 		triggertest.Run(t, triggertest.Suite{
-			Factory: Factory(), Secrets: secrets, Env: triggers.Env{Data: t.TempDir()},
+			Factory: Factory(), Mode: "token", Secrets: secrets, Env: triggers.Env{Data: t.TempDir()},
+			Text: s.app("#shop", "message: '${ data } of ${ subject }'"),
+			Addr: s.Listener.Addr().String(), Server: func(addr string) string {
+				return strings.ReplaceAll(s.app("#shop", "message: '${ data.value }'"), s.Listener.Addr().String(), addr)
+			},
 			OK:        s.app("#shop", "message: id ${ data.id }\nthread: {messageAggregationKey: '${ id }'}"),
 			Permanent: s.app("#not_in_channel", ""), Retryable: s.app("#internal_error", ""),
 		})

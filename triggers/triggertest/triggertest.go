@@ -26,24 +26,89 @@ import (
 const patience = 20 * time.Second
 
 // Suite describes a kind to [Run]. A config is the YAML below the kind's key.
+// Those of properties that [Matrix] says cannot apply to the kind are "".
 type Suite struct {
 	Factory triggers.Factory
+	// Mode is the mode of the kind, as in [Matrix]; "" when there is one alone.
+	Mode string
 	// OK is a config whose calls succeed.
 	OK string
-	// Slow is one whose calls take longer than any test; "" when the kind
-	// cannot be slow.
+	// Slow is one whose calls take longer than any test.
 	Slow string
 	// Permanent and Retryable are ones whose calls fail; "" when the kind
-	// cannot fail in that way.
+	// cannot fail in that way. With Host failing, it is Retryable that does.
 	Permanent, Retryable string
+	// Key is one whose output follows from the key of the call that the callee
+	// sees, and from nothing else that differs between calls.
+	Key string
+	// Length is one whose output is the length of the payload as the callee got
+	// it, a number, unless Arrived tells that. Most is the largest payload in
+	// bytes that the kind takes, when that is less than [HugeSize].
+	Length  string
+	Arrived func() int
+	Most    int
+	// Huge is one whose output would be 64 MiB.
+	Huge string
+	// Text is one that passes its payload on, and gives it back where it can.
+	Text string
+	// Crash are ones whose program ends itself, at one of the [Steps] each.
+	// Where a network is between, Server is instead one of calls of the server
+	// at an address that the suite chooses, which leads to Addr.
+	Crash  map[string]string
+	Server func(addr string) string
+	Addr   string
+	// Worker is what [RunWorker] is called with, for kinds that keep processes.
+	Worker *Worker
 	// Secrets are values by "name/key".
 	Secrets map[string]string
 	// Env is what functions are made with. Host is filled in when nil.
 	Env triggers.Env
 }
 
-// Run checks the contract of [triggers.Function] and of [triggers.Factory].
-// It reads example.yaml in the folder of the test.
+// has tells whether there are calls of a property.
+func (s Suite) has(p Property) bool {
+	switch p {
+	case Deadline:
+		return s.Slow != ""
+	case Cancellation:
+		return s.OK != ""
+	case Permanently:
+		return s.Permanent != ""
+	case Retryably:
+		return s.Retryable != ""
+	case SameKey:
+		return s.Key != ""
+	case HugeInput:
+		return s.Length != ""
+	case HugeOutput:
+		return s.Huge != ""
+	case InvalidText:
+		return s.Text != ""
+	case Crashes:
+		return len(s.Crash) > 0 || s.Server != nil
+	}
+	return false
+}
+
+// complete checks that the suite has calls of just the properties that [Matrix]
+// names for the kind.
+func (s Suite) complete(t *testing.T) {
+	t.Helper()
+	row, err := rowOf(s.Factory.Name, s.Mode)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range Promises() {
+		cell, has := row.Cells[p.Property], s.has(p.Property)
+		if has != (cell == Yes) || cell == Workers && s.Worker == nil {
+			t.Errorf("%s: the suite has calls of it: %v, but the matrix says %q", p.Property, has, cell)
+		}
+	}
+}
+
+// Run checks the contract of [triggers.Function] and of [triggers.Factory],
+// and that of workers where the kind has some. It reads example.yaml in the
+// folder of the test.
 func Run(t *testing.T, s Suite) {
 	t.Helper()
 	if s.Env.Host == nil {
@@ -52,11 +117,12 @@ func Run(t *testing.T, s Suite) {
 	if s.Env.Concurrency == 0 {
 		s.Env.Concurrency = 8
 	}
+	t.Run("complete", s.complete)
 	t.Run("factory", func(t *testing.T) { factory(t, s.Factory) })
 	t.Run("example", func(t *testing.T) { example(t, s) })
 	t.Run("success", func(t *testing.T) {
 		f, v := s.function(t, s.OK)
-		for range 2 { // the same key twice is safe
+		for range 2 {
 			if _, err := s.invoke(t, t.Context(), f, v, NewCall("same")); err != nil {
 				t.Errorf("call: %v", err)
 			}
@@ -93,6 +159,14 @@ func Run(t *testing.T, s Suite) {
 				t.Errorf("error %v, want one that wraps context.DeadlineExceeded and may be retried", err)
 			}
 		})
+		t.Run("cancelled while it runs", func(t *testing.T) {
+			f, v := s.function(t, s.Slow)
+			ctx, cancel := context.WithCancel(t.Context())
+			time.AfterFunc(50*time.Millisecond, cancel)
+			if _, err := s.invoke(t, ctx, f, v, NewCall("k")); !errors.Is(err, context.Canceled) || permanent(err) {
+				t.Errorf("error %v, want one that wraps context.Canceled and may be retried", err)
+			}
+		})
 	}
 	for name, config := range map[string]string{"permanent": s.Permanent, "retryable": s.Retryable} {
 		if config == "" {
@@ -104,6 +178,17 @@ func Run(t *testing.T, s Suite) {
 				t.Errorf("error %v, want a %s one", err, name)
 			}
 		})
+	}
+	for _, p := range []struct {
+		Property
+		test func(*testing.T)
+	}{{SameKey, s.sameKey}, {HugeInput, s.hugeInput}, {HugeOutput, s.hugeOutput}, {InvalidText, s.invalidText}, {Crashes, s.crashes}} {
+		if s.has(p.Property) {
+			t.Run(string(p.Property), p.test)
+		}
+	}
+	if s.Worker != nil {
+		t.Run("worker", func(t *testing.T) { RunWorker(t, *s.Worker) })
 	}
 }
 
@@ -131,6 +216,11 @@ func (s Suite) function(t *testing.T, config string) (triggers.Function, *Values
 		}
 		goleak.VerifyNone(t, before)
 	})
+	if p, ok := f.(triggers.Preparer); ok {
+		if err := p.Prepare(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
 	return f, v
 }
 

@@ -1,6 +1,7 @@
 package triggertest
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -37,6 +38,8 @@ import (
 //	                then fails when fail is true
 //	exit            ends its process with code 3
 //	kill            kills its process with SIGKILL
+//	half            writes the first half of an answer, then kills its process
+//	answer          writes an answer that is whole, then kills its process
 //	garbage         writes "garbage" where answers are written, then gives back null
 //	close           closes all its descriptors but 0 to 2, then gives back null
 //	hang            forks a process that holds everything it inherited and never
@@ -113,6 +116,22 @@ func (a *asked) state() (s struct{ Pid, Calls int }) {
 		a.t.Fatalf("the next call does not work: %v", err)
 	}
 	return s
+}
+
+// processState is the letter of a process's state, 0 where that is not told.
+func processState(pid int) byte {
+	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if i := bytes.LastIndexByte(stat, ')'); i >= 0 && i+2 < len(stat) {
+		return stat[i+2]
+	}
+	return 0
+}
+
+// readBytes is how many bytes a process has read so far.
+func readBytes(pid int) (n int) {
+	io, _ := os.ReadFile(fmt.Sprintf("/proc/%d/io", pid))
+	_, _ = fmt.Sscanf(string(io), "rchar: %d", &n)
+	return n
 }
 
 func gone(pid int) bool { return errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) }
@@ -281,7 +300,7 @@ func RunWorker(t *testing.T, w Worker) {
 	})
 	run("huge input", func(t *testing.T, a *asked) {
 		var got int
-		value := strings.Repeat("x", 20<<20)
+		value := strings.Repeat("x", HugeSize)
 		if _, err := a.do(t.Context(), &got, `{"do":"length","value":"`+value+`"}`); err != nil || got != len(value) {
 			t.Errorf("%d, %v", got, err)
 		}
@@ -347,7 +366,61 @@ func RunWorker(t *testing.T, w Worker) {
 		a.state()
 	})
 	run("exit", hurts(`{"do":"exit"}`, "exited with code 3 during the call"))
-	run("kill", hurts(`{"do":"kill"}`, "killed by SIGKILL during the call"))
+	// stopped kills a process that was stopped before its call was sent.
+	stopped := func(payload string, more func(pid int)) func(*testing.T, *asked) {
+		return func(t *testing.T, a *asked) {
+			was := a.state()
+			_ = syscall.Kill(was.Pid, syscall.SIGSTOP)
+			eventually(t, "the process is not stopped", func() bool { return processState(was.Pid) == 'T' })
+			done := make(chan error, 1)
+			go func() {
+				_, err := a.do(t.Context(), nil, payload)
+				done <- err
+			}()
+			more(was.Pid)
+			_ = syscall.Kill(was.Pid, syscall.SIGKILL)
+			if err := <-done; err != nil && (triggers.Permanent(err) || triggers.ClassOf(err) != triggers.SystemError) {
+				t.Errorf("%v, want a SystemError", err)
+			} else if err != nil && len(payload) < 1<<20 {
+				t.Errorf("%v, although another worker could take the call", err)
+			}
+			if now := a.state(); now.Pid == was.Pid {
+				t.Errorf("%+v takes the next call, it was %+v", now, was)
+			}
+		}
+	}
+	run(BeforeReading, stopped(`{"do":"echo"}`, func(int) {}))
+	run(WhileReading, stopped(`{"do":"length","value":"`+strings.Repeat("x", HugeSize)+`"}`, func(pid int) {
+		before := readBytes(pid)
+		_ = syscall.Kill(pid, syscall.SIGCONT)
+		eventually(t, "the process does not read", func() bool { return readBytes(pid) > before+1<<10 })
+	}))
+	run(AfterReading, hurts(`{"do":"kill"}`, "killed by SIGKILL during the call"))
+	run(WhileWriting, hurts(`{"do":"half"}`, "killed by SIGKILL during the call"))
+	run(AfterWriting, func(t *testing.T, a *asked) {
+		was := a.state()
+		var got string
+		if _, err := a.do(t.Context(), &got, `{"do":"answer"}`); err != nil || got != "whole" {
+			t.Errorf("%q, %v", got, err)
+		}
+		if now := a.state(); now.Pid == was.Pid {
+			t.Error("the next call has a process that has ended")
+		}
+	})
+	run(BetweenCalls, func(t *testing.T, a *asked) {
+		for i := range 10 {
+			was := a.state()
+			_ = syscall.Kill(was.Pid, syscall.SIGKILL)
+			if i%2 == 0 {
+				eventually(t, "the process still runs", func() bool { return gone(was.Pid) })
+			} else if _, err := a.do(t.Context(), nil, `{"do":"echo"}`); err != nil && (triggers.Permanent(err) || triggers.ClassOf(err) != triggers.SystemError) {
+				t.Errorf("%v, want a SystemError: it may have read the call while it died", err)
+			}
+			if now := a.state(); now.Pid == was.Pid {
+				t.Error("the next call has a process that was killed")
+			}
+		}
+	})
 	run("garbage", hurts(`{"do":"garbage"}`, "no answer"))
 	run("close", hurts(`{"do":"close"}`, ""))
 	run("hang", func(t *testing.T, a *asked) {

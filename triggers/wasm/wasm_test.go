@@ -66,7 +66,7 @@ func guest(t testing.TB) string {
 			built.err = fmt.Errorf("%w\n%s", err, out)
 			return
 		}
-		built.kept = newFunction(sharedLibrary, &Config{File: filepath.Join(built.dir, "guest.wasm")}, triggers.Env{})
+		built.kept = newFunction(sharedLibrary, &Config{File: filepath.Join(built.dir, "guest.wasm")}, triggers.Env{Data: built.dir})
 		built.err = built.kept.module.wait(t.Context())
 	})
 	if built.err != nil {
@@ -116,14 +116,49 @@ const long = time.Minute
 
 func TestContract(t *testing.T) {
 	loop := write(t, small(nil, opLoop, none, opBr, 0, opEnd))
+	path, data := guest(t), built.dir // which has it compiled
+	run := func(mode string, args ...string) string {
+		config := fmt.Sprintf("file: %s\nmemory: 512MiB\nargs: [%s]", path, strings.Join(args, ", "))
+		if mode != "" {
+			config += "\nmode: " + mode
+		}
+		return config
+	}
+	crashes := func(mode string) map[string]string {
+		steps := map[string]string{}
+		for _, s := range triggertest.Steps() {
+			if s.Name != triggertest.BetweenCalls {
+				steps[s.Name] = run(mode, "crash", s.Name)
+			}
+		}
+		return steps
+	}
 	triggertest.Run(t, triggertest.Suite{
 		Factory:   Factory(),
 		OK:        "file: testdata/echo.wasm\nenv: {ID: '${ data.id }', TOKEN: {secret: {name: a, key: b}}}",
 		Slow:      "file: " + loop,
 		Permanent: "file: absent.wasm",
 		Retryable: "file: " + write(t, small(nil, opUnreachable)),
+		Key:       run("", "key"),
+		Length:    run("", "length"),
+		Huge:      run("", "flood"),
+		Text:      "file: testdata/echo.wasm",
+		Crash:     crashes(""),
 		Secrets:   map[string]string{"a/b": "canary-token"},
-		Env:       triggers.Env{Dir: ".", Data: t.TempDir()},
+		Env:       triggers.Env{Dir: ".", Data: data},
+	})
+	triggertest.Run(t, triggertest.Suite{
+		Factory: Factory(), Mode: modeWorker,
+		OK:        run(modeWorker, "line", "echo"),
+		Slow:      run(modeWorker, "loop"),
+		Permanent: run(modeWorker, "refuse"),
+		Retryable: run(modeWorker, "exit"),
+		Key:       run(modeWorker, "line", "key"),
+		Length:    run(modeWorker, "line", "length"),
+		Huge:      run(modeWorker, "line", "huge"),
+		Text:      run(modeWorker, "line", "echo"),
+		Crash:     crashes(modeWorker),
+		Env:       triggers.Env{Dir: ".", Data: data},
 	})
 }
 

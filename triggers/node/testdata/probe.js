@@ -47,6 +47,17 @@ module.exports = function (context, payload) {
     case 'kill':
       process.kill(process.pid, 'SIGKILL');
       return new Promise(() => {});
+    case 'half':
+    case 'answer': { // by the protocol of worker.js
+      const frame = Buffer.alloc(24);
+      frame.write('O');
+      frame.writeBigUInt64BE(BigInt(calls), 1);
+      frame.writeUInt32BE(7, 9);
+      frame.write('"whole"', 17);
+      fs.writeSync(4, payload.do === 'answer' ? frame : frame.subarray(0, 21));
+      process.kill(process.pid, 'SIGKILL');
+      return new Promise(() => {});
+    }
     case 'garbage':
       fs.writeSync(4, 'garbage that is longer than a head');
       return null;

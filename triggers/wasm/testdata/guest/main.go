@@ -3,6 +3,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -34,6 +35,54 @@ func main() {
 		}
 		text := fmt.Sprintf("%s %s %d %s", in.Payload, in.Context.Key, in.Context.Attempt, in.Context.Event.Type)
 		must(fmt.Printf(`{"id":%d,"payload":%q,"events":[{"type":"t","subject":"s"}]}`+"\n", in.ID, text))
+	case "key":
+		fmt.Print(os.Getenv("ENGINE_KEY"))
+	case "length":
+		n, err := io.Copy(io.Discard, os.Stdin)
+		must(0, err)
+		fmt.Print(n)
+	case "line": // the same by the protocol of workers
+		line, err := io.ReadAll(os.Stdin)
+		must(0, err)
+		_, payload, _ := bytes.Cut(bytes.TrimSuffix(line, []byte("}\n")), []byte(`"payload":`))
+		switch args[0] { // it may be large: not parsed
+		case "length":
+			must(fmt.Printf(`{"id":1,"payload":%d}`, len(payload)))
+			return
+		case "huge":
+			must(fmt.Print(`{"id":1,"payload":"`))
+			for range 64 {
+				must(os.Stdout.Write(bytes.Repeat([]byte("x"), 1<<20)))
+			}
+			must(fmt.Print(`"}`))
+			return
+		}
+		var in struct {
+			ID      int
+			Context struct{ Key string }
+			Payload json.RawMessage
+		}
+		must(0, json.Unmarshal(line, &in))
+		answer := any(in.Payload)
+		if args[0] == "key" {
+			answer = in.Context.Key
+		}
+		b, err := json.Marshal(map[string]any{"id": in.ID, "payload": answer})
+		must(0, err)
+		must(os.Stdout.Write(b))
+	case "crash": // at a step, with an answer that would do
+		answer := `{"id":1,"payload":1}`
+		switch args[0] {
+		case "while it reads":
+			must(io.CopyN(io.Discard, os.Stdin, 1000))
+		case "after it has read":
+			must(io.Copy(io.Discard, os.Stdin))
+		case "while it answers":
+			must(os.Stdout.WriteString(answer[:9]))
+		case "after its answer":
+			must(os.Stdout.WriteString(answer + "\n"))
+		}
+		panic("on purpose")
 	case "environ":
 		fmt.Println(strings.Join(os.Environ(), "\n"))
 	case "args":
