@@ -53,10 +53,10 @@ func generated() map[string]string {
 	out := map[string]string{
 		"spec of a Sensor":       table(&specs.Sensor{}, "Dependencies", "Triggers"),
 		"dependency":             table(&specs.Dependency{}),
-		"trigger":                table(&specs.Trigger{}),
+		"trigger":                table(&specs.Trigger{}, "DeadLetter"),
 		"intake":                 table(&specs.Intake{}),
 		"spec of a Function":     table(&specs.Function{}),
-		"spec of a Subscription": table(&specs.Subscription{}),
+		"spec of a Subscription": table(&specs.Subscription{}, "DeadLetter"),
 		"spec of an Endpoint":    table(&specs.Endpoint{}),
 		"spec of a DriverType":   table(&specs.DriverType{}),
 		"spec of a Secret":       table(&specs.Secret{}),

@@ -445,8 +445,7 @@ func limits(set *specs.Set) map[string]int {
 		if s == nil {
 			continue
 		}
-		for i := range s.Triggers {
-			t := &s.Triggers[i]
+		for _, t := range s.Calls() {
 			if fr := set.Resources[specs.Ref{Kind: specs.KindFunction, Name: t.Function}]; t.Inline == nil && fr != nil && fr.Spec.(*specs.Function).Concurrency == 0 {
 				out[t.Function] = max(out[t.Function], t.Concurrency)
 			}
@@ -631,9 +630,8 @@ func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, erro
 				continue
 			}
 			cs := c.compiler.sensor(ref, r)
-			program := cs.program
-			for i := range cs.spec.Triggers {
-				t := &cs.spec.Triggers[i]
+			// call makes a trigger of what a sensor calls, nil when it cannot be called.
+			call := func(path string, t *specs.Trigger, inputPath string) (*jobs.Trigger, error) {
 				d := t.Delivery
 				var v version
 				var ofFunction *specs.CallRate
@@ -643,10 +641,6 @@ func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, erro
 					if concurrency == 0 {
 						concurrency = DefaultConcurrency
 					}
-					path := "spec"
-					if r.Kind == specs.KindSensor {
-						path = fmt.Sprintf("spec.triggers[%d]", i)
-					}
 					v, err = get(wish{name: calleeName(ref, t), hash: set.HashOf(ref), resource: r, call: t.Inline, path: path, limit: concurrency})
 				} else {
 					var fn *specs.Function
@@ -655,22 +649,45 @@ func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, erro
 						ofFunction = fn.RateLimit
 					}
 				}
+				if err != nil || v.callee == nil {
+					return nil, err
+				}
+				out := &jobs.Trigger{
+					Ref: jobs.TriggerRef{Sensor: cs.name, Trigger: t.Name}, Callee: v.callee, InputPath: inputPath, Secrets: t.Secrets,
+					Tell: asked.Wants(v.callee.Name, cs.name, t.Name),
+				}
+				bound(out, "trigger "+cs.name+"/"+t.Name, t.RateLimit)
+				bound(out, "function "+t.Function, ofFunction)
+				add(out, d)
+				return out, nil
+			}
+			program := cs.program
+			for i := range cs.spec.Triggers {
+				t, path := &cs.spec.Triggers[i], "spec"
+				if r.Kind == specs.KindSensor {
+					path = fmt.Sprintf("spec.triggers[%d]", i)
+				}
+				out, err := call(path, t, program.InputPath(i))
 				if err != nil {
 					return err
 				}
-				if v.callee == nil {
+				if out == nil {
 					continue
 				}
-				made := &jobs.Trigger{
-					Ref: jobs.TriggerRef{Sensor: cs.name, Trigger: t.Name}, Callee: v.callee, InputPath: program.InputPath(i), Secrets: t.Secrets,
-					Tell: asked.Wants(v.callee.Name, cs.name, t.Name),
-					Render: func(events []sensors.Contributing, item int) (map[string]any, error) {
-						return program.RenderTrigger(i, events, item)
-					},
+				out.Render = func(events []sensors.Contributing, item int) (map[string]any, error) {
+					return program.RenderTrigger(i, events, item)
 				}
-				bound(made, "trigger "+cs.name+"/"+t.Name, t.RateLimit)
-				bound(made, "function "+t.Function, ofFunction)
-				add(made, d)
+				h := t.Handler()
+				if h == nil {
+					continue
+				}
+				if handler, err := call(path+".deadLetter", h, program.DeadLetterInputPath(i)); err != nil {
+					return err
+				} else if handler != nil {
+					out.DeadLetter = &jobs.DeadLetter{SpecHash: cs.hash, Render: func(f sensors.Failure) (map[string]any, error) {
+						return program.RenderDeadLetter(i, f)
+					}}
+				}
 			}
 		}
 		return nil

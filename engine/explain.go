@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/engine/fold"
+	"github.com/sensor-engine/engine/engine/jobs"
 	"github.com/sensor-engine/engine/engine/replay"
 	"github.com/sensor-engine/engine/specs"
 )
@@ -205,27 +207,26 @@ func Moment(s string) (time.Time, error) {
 	return time.Now().Add(-d.D()), nil
 }
 
-// triggersOf are the triggers of a sensor with the functions they call. name is
-// the resource's.
-func triggersOf(sensor, name string, s *specs.Sensor) (out []replay.Trigger) {
-	for _, t := range s.Triggers {
-		function := t.Function
-		if function == "" {
-			function = name + "." + t.Name
+// triggersOf are the triggers of a sensor with the functions they call, or those
+// that their deadLetters stand for. ref is the resource.
+func triggersOf(sensor string, ref specs.Ref, s *specs.Sensor, handlers bool) (out []replay.Trigger) {
+	for _, t := range s.Calls() {
+		if strings.HasSuffix(t.Name, specs.DeadLetterSuffix) == handlers {
+			out = append(out, replay.Trigger{Sensor: sensor, Trigger: t.Name, Function: calleeName(ref, t)})
 		}
-		out = append(out, replay.Trigger{Sensor: sensor, Trigger: t.Name, Function: function})
 	}
 	return out
 }
 
-// callsOf are the triggers of sensors in force.
-func (e *Engine) callsOf(sensors map[string]bool) (out []replay.Trigger) {
+// callsOf are the triggers of sensors in force, or those that their deadLetters
+// stand for.
+func (e *Engine) callsOf(sensors map[string]bool, handlers bool) (out []replay.Trigger) {
 	e.mu.Lock()
 	set := e.applied
 	e.mu.Unlock()
 	for ref, r := range set.Resources {
 		if name, spec := r.Sensor(); spec != nil && sensors[name] {
-			out = append(out, triggersOf(name, ref.Name, spec)...)
+			out = append(out, triggersOf(name, ref, spec, handlers)...)
 		}
 	}
 	return out
@@ -261,12 +262,35 @@ func (e *Engine) addCalls(ctx context.Context, all []replay.Explanation) error {
 	if len(firings) == 0 {
 		return nil
 	}
-	h, err := replay.ReadHistory(ctx, e.o.Bus, replay.HistoryQuery{Triggers: e.callsOf(sensors), Keys: keys, Since: since})
+	h, err := replay.ReadHistory(ctx, e.o.Bus, replay.HistoryQuery{Triggers: e.callsOf(sensors, false), Keys: keys, Since: since})
 	if err != nil {
 		return err
 	}
+	dead := map[string]*replay.Call{}
 	for _, f := range firings {
-		f.Call = h.Calls[f.Key]
+		if f.Call = h.Calls[f.Key]; f.Call != nil && f.Call.Status == jobs.StatusDead {
+			dead[jobs.DeadLetterKey(f.Key, f.Call.Redrive)] = f.Call
+		}
+	}
+	return e.addHandled(ctx, dead, e.callsOf(sensors, true), since)
+}
+
+// addHandled adds what is known of the calls of deadLetters to those they are
+// for, by the keys of their jobs.
+func (e *Engine) addHandled(ctx context.Context, dead map[string]*replay.Call, handlers []replay.Trigger, since time.Time) error {
+	if len(dead) == 0 || len(handlers) == 0 {
+		return nil
+	}
+	q := replay.HistoryQuery{Triggers: handlers, Keys: make(map[string]bool, len(dead)), Since: since}
+	for key := range dead {
+		q.Keys[key] = true
+	}
+	h, err := replay.ReadHistory(ctx, e.o.Bus, q)
+	if err != nil {
+		return err
+	}
+	for key, c := range dead {
+		c.DeadLetter = h.Calls[key]
 	}
 	return nil
 }

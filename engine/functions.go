@@ -204,11 +204,9 @@ func (c *Compiler) findCalls(set *specs.Set, ref specs.Ref, r *specs.Resource) s
 	if s == nil {
 		return nil
 	}
-	for i := range s.Triggers {
-		t := &s.Triggers[i]
-		path := fmt.Sprintf("spec.triggers[%d]", i)
+	for path, t := range s.Calls() {
 		if r.Kind == specs.KindSubscription {
-			path = "spec"
+			path = strings.Replace(path, "spec.triggers[0]", "spec", 1)
 		}
 		kind := ""
 		if t.Inline != nil {
@@ -255,9 +253,9 @@ func (c *Compiler) files(set *specs.Set) []string {
 			continue
 		}
 		if _, s := r.Sensor(); s != nil {
-			for i := range s.Triggers {
-				if call := s.Triggers[i].Inline; call != nil {
-					files = append(files, c.catalog.filesOf(call, dir)...)
+			for _, t := range s.Calls() {
+				if t.Inline != nil {
+					files = append(files, c.catalog.filesOf(t.Inline, dir)...)
 				}
 			}
 		}

@@ -49,6 +49,9 @@ func calleeName(ref specs.Ref, t *specs.Trigger) string {
 	if t.Function != "" {
 		return t.Function
 	}
+	if ref.Kind == specs.KindSubscription { // its name may be a Sensor's, too
+		return specs.SubscriptionPrefix + ref.Name + "." + t.Name
+	}
 	return ref.Name + "." + t.Name
 }
 
@@ -115,10 +118,9 @@ func causesOf(list []placedSensor) (out []cause) {
 	var candidates []*sensors.Program
 	for from := range list {
 		s := &list[from]
-		for i := range s.spec.Triggers {
-			t := &s.spec.Triggers[i]
+		for _, t := range s.spec.Calls() {
 			function := calleeName(s.ref, t)
-			if !asked.Wants(function, s.name, t.Name) && !s.program.Followed(i) {
+			if !asked.Wants(function, s.name, t.Name) && !s.program.Followed(t.Name) {
 				continue
 			}
 			seen := map[sensors.Member]bool{}

@@ -248,7 +248,7 @@ func (p *replaying) choose(inForce []replay.Sensor) error {
 			return missingf("no sensor %q is in force", q.Sensor)
 		}
 		p.request.Sensors = []replay.Sensor{*s}
-		p.calls = p.e.callsOf(map[string]bool{q.Sensor: true})
+		p.calls = p.e.callsOf(map[string]bool{q.Sensor: true}, false)
 		return nil
 	}
 	l := p.e.o.Catalog.Loader()
@@ -283,7 +283,7 @@ func (p *replaying) choose(inForce []replay.Sensor) error {
 				s.Since, s.Known, s.Changed = is.Since, is.Known, is.Since
 			}
 			p.request.Sensors = append(p.request.Sensors, s)
-			p.calls = append(p.calls, triggersOf(name, r.Metadata.Name, spec)...)
+			p.calls = append(p.calls, triggersOf(name, r.Ref(), spec, false)...)
 		}
 	}
 	if found.HasErrors() {
@@ -304,7 +304,7 @@ func (p *replaying) choose(inForce []replay.Sensor) error {
 	for _, s := range p.request.Sensors {
 		changed[s.Name] = true
 	}
-	for _, t := range p.e.callsOf(changed) {
+	for _, t := range p.e.callsOf(changed, false) {
 		if !slices.Contains(p.calls, t) {
 			p.calls = append(p.calls, t)
 		}

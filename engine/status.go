@@ -295,8 +295,8 @@ func (e *Engine) Status(ctx context.Context) Status {
 			case *specs.Sensor, *specs.Subscription:
 				name, sensor := r.Sensor()
 				rs.RunsAs = name
-				for i := range sensor.Triggers {
-					if t := &sensor.Triggers[i]; t.Inline != nil {
+				for _, t := range sensor.Calls() {
+					if t.Inline != nil {
 						if err := functions[calleeName(st.Ref, t)].NotReady; err != nil {
 							rs.NotReady = t.Name + ": " + err.Error()
 						}

@@ -120,10 +120,13 @@ type trigger struct {
 	failure, followed bool
 	root              int
 	// results is true when the condition or a template reads the results of
-	// earlier steps.
-	results bool
+	// earlier steps, itemized when a template reads the item of a fan-out.
+	results, itemized bool
 	// inputPath is that of its input among the rendered values, "" for none.
 	inputPath string
+	// deadLetter has the templates of what is called for its dead letters, nil
+	// when nothing is. It fires with none of the program's triggers.
+	deadLetter *trigger
 }
 
 // template is one to render, or, without one, the list of the data of the
@@ -153,7 +156,7 @@ type compilation struct {
 	scope  expression.Scope
 	byName map[string]int
 	// sequence are the triggers, each after those it follows; scopes are the
-	// names their templates know.
+	// names their templates know, then those of their dead letters.
 	sequence []int
 	scopes   []expression.Scope
 	found    specs.Diagnostics
@@ -212,6 +215,9 @@ func (c *compilation) compile() {
 		t := c.trigger(i, &s.Triggers[i], shared)
 		used |= t.refs
 		p.triggers[i] = t
+		if h := s.Triggers[i].Handler(); h != nil {
+			p.triggers[i].deadLetter = c.deadLetter(i, h)
+		}
 	}
 	c.workflow()
 	if !c.found.HasErrors() {
@@ -419,24 +425,30 @@ func (c *compilation) trigger(i int, s *specs.Trigger, shared *expression.Progra
 	if s.Foreach != nil {
 		c.fan(i, &t, s.Foreach, path)
 	}
-	if s.Input.Set {
-		tmpl, ds := expression.CompileTemplate(s.Input, c.scopes[i])
-		t.inputPath = s.Input.Path
-		c.template(i, &t, s.Input.Path, s.Input.Pos, false, tmpl, ds)
-	} else if t.gathers != nil && t.batched {
+	if !s.Input.Set && t.gathers != nil && t.batched {
 		t.inputPath = path + ".input"
 		t.need.all, t.reads = true, allDeps
 		t.templates = append(t.templates, template{path: t.inputPath})
 	}
-	if s.Inline != nil {
-		c.config(i, &t, reflect.ValueOf(s.Inline.Config))
-	}
+	c.templates(i, &t, s)
 	for d := range c.program.deps {
 		if t.refs&(1<<d) != 0 && c.program.deps[d].pick == specs.PickFirst {
 			t.queued = true
 		}
 	}
 	return t
+}
+
+// templates compiles the input and the config of what a trigger calls.
+func (c *compilation) templates(i int, t *trigger, s *specs.Trigger) {
+	if s.Input.Set {
+		tmpl, ds := expression.CompileTemplate(s.Input, c.scopes[i])
+		t.inputPath = s.Input.Path
+		c.template(i, t, s.Input.Path, s.Input.Pos, false, tmpl, ds)
+	}
+	if s.Inline != nil {
+		c.config(i, t, reflect.ValueOf(s.Inline.Config))
+	}
 }
 
 // root compiles what makes a trigger fire that follows no other.
@@ -565,7 +577,9 @@ func (c *compilation) template(i int, t *trigger, path string, pos specs.Pos, te
 	}
 	c.waits(i, t, path, pos, tmpl.Dependencies())
 	t.need.add(tmpl)
-	t.results = t.results || slices.Contains(tmpl.Variables(), "triggers")
+	vars := tmpl.Variables()
+	t.results = t.results || slices.Contains(vars, "triggers")
+	t.itemized = t.itemized || slices.Contains(vars, "item") || slices.Contains(vars, "index")
 	t.templates = append(t.templates, template{path: path, text: text, tmpl: tmpl})
 }
 

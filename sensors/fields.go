@@ -58,6 +58,11 @@ func (p *Program) FieldReads(yield func(dep int, r expression.FieldRead)) {
 				firing(tmpl.tmpl.FieldReads())
 			}
 		}
+		if t.deadLetter != nil {
+			for _, tmpl := range t.deadLetter.templates {
+				firing(tmpl.tmpl.FieldReads())
+			}
+		}
 	}
 }
 

@@ -89,6 +89,18 @@ func (f *fan) environment(env map[string]any, index int, item any) map[string]an
 	return env
 }
 
+// again is the environment of an item of a list that was one before.
+func (f *fan) again(env map[string]any, item int) (map[string]any, error) {
+	items, err := f.items(env)
+	if err != nil {
+		return nil, err
+	}
+	if item >= len(items) {
+		return nil, fmt.Errorf("%s.in: there is no item %d any more", f.path, item)
+	}
+	return f.environment(env, item, items[item].value), nil
+}
+
 // kindOf names the sort of a value for people.
 func kindOf(v any) string {
 	switch reflect.TypeOf(v).Kind() {

@@ -9,7 +9,9 @@ func (p *Program) NeedsRequest() bool {
 		return true
 	}
 	return slices.ContainsFunc(p.deps, func(d dependency) bool { return d.need.has("request") || d.distinctNeed.has("request") }) ||
-		slices.ContainsFunc(p.triggers, func(t trigger) bool { return t.condNeed.has("request") || t.need.has("request") })
+		slices.ContainsFunc(p.triggers, func(t trigger) bool {
+			return t.condNeed.has("request") || t.need.has("request") || t.deadLetter != nil && t.deadLetter.need.has("request")
+		})
 }
 
 func (n *need) has(name string) bool { return n.all || slices.Contains(n.names, name) }

@@ -223,4 +223,7 @@ func (p *Program) TakesResults() bool {
 
 // Followed reports whether other triggers of the sensor follow a trigger, so
 // that the results of its calls are told.
-func (p *Program) Followed(trigger int) bool { return p.triggers[trigger].followed }
+func (p *Program) Followed(trigger string) bool {
+	i := slices.Index(p.names, trigger)
+	return i >= 0 && p.triggers[i].followed
+}

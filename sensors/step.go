@@ -714,23 +714,43 @@ type Contributing struct {
 func (p *Program) RenderTrigger(trigger int, events []Contributing, item int) (map[string]any, error) {
 	t := &p.triggers[trigger]
 	stored := make(map[uint64]*bus.Event, len(events))
+	from := make([]Contribution, len(events))
+	for i, c := range events {
+		stored[c.Seq], from[i] = c.Event, c.Contribution
+	}
 	s := &step{p: p, in: &Input{Kept: func(seq uint64) *bus.Event { return stored[seq] }}}
-	var used taken
-	f := &flow{}
+	used, f, err := p.contributed(from)
+	if err != nil {
+		return nil, err
+	}
+	env, err := s.firingEnv(t, &t.need, used, f)
+	if err != nil {
+		return nil, err
+	}
+	if t.fan != nil {
+		if env, err = t.fan.again(env, item); err != nil {
+			return nil, err
+		}
+	}
+	return s.render(t, env, used)
+}
+
+// contributed undoes contributions.
+func (p *Program) contributed(events []Contribution) (used taken, f *flow, err error) {
+	f = &flow{}
 	for _, c := range events {
-		stored[c.Seq] = c.Event
 		if i := p.resultTrigger(c.Dependency); i >= 0 {
 			st := f.step(i)
 			if st == nil {
 				f.steps = append(f.steps, flowStep{trigger: i, state: stepSucceeded})
 				st = &f.steps[len(f.steps)-1]
 			}
-			st.answers = append(st.answers, answer{c.Item, c.Seq, c.Event != nil && c.Event.Type != bus.TypeFunctionSucceeded})
+			st.answers = append(st.answers, answer{item: c.Item, seq: c.Seq})
 			continue
 		}
 		d := slices.IndexFunc(p.deps, func(d dependency) bool { return d.name == c.Dependency })
 		if d < 0 {
-			return nil, fmt.Errorf("the sensor no longer has the dependency %s", c.Dependency)
+			return used, nil, fmt.Errorf("the sensor no longer has the dependency %s", c.Dependency)
 		}
 		if n := len(used.kept); n > 0 && c.Batch > len(used.ends) {
 			used.ends = append(used.ends, n)
@@ -738,21 +758,7 @@ func (p *Program) RenderTrigger(trigger int, events []Contributing, item int) (m
 		used.kept = append(used.kept, kept{dep: uint8(d), seq: c.Seq})
 	}
 	used.ends = append(used.ends, len(used.kept))
-	env, err := s.firingEnv(t, &t.need, used, f)
-	if err != nil {
-		return nil, err
-	}
-	if t.fan != nil {
-		items, err := t.fan.items(env)
-		if err != nil {
-			return nil, err
-		}
-		if item >= len(items) {
-			return nil, fmt.Errorf("%s.in: there is no item %d any more", t.fan.path, item)
-		}
-		env = t.fan.environment(env, item, items[item].value)
-	}
-	return s.render(t, env, used)
+	return used, f, nil
 }
 
 // InputPath is the path of a trigger's input among [Firing.Rendered], "" when it

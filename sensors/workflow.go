@@ -19,7 +19,7 @@ const MaxFlows = 1000
 // spec was checked to have no cycle.
 func (c *compilation) order() {
 	n := len(c.spec.Triggers)
-	c.scopes = make([]expression.Scope, n)
+	c.scopes = make([]expression.Scope, 2*n)
 	placed := make([]bool, n)
 	var place func(i int)
 	place = func(i int) {
@@ -351,7 +351,7 @@ func (s *step) results(f *flow) (map[string]any, error) {
 		if st.state != stepSucceeded && st.state != stepFailed {
 			continue
 		}
-		r, err := s.resultOf(st.trigger, st.answers)
+		r, err := s.resultOf(st.trigger, st.answers, s.p.triggers[st.trigger].fan != nil)
 		if err != nil {
 			return nil, err
 		}
@@ -360,7 +360,9 @@ func (s *step) results(f *flow) (map[string]any, error) {
 	return out, nil
 }
 
-func (s *step) resultOf(trigger int, answers []answer) (map[string]any, error) {
+// resultOf is the result of one trigger, of which all is true when its output is
+// a list of those of all answers.
+func (s *step) resultOf(trigger int, answers []answer, all bool) (map[string]any, error) {
 	outputs, r := make([]any, 0, len(answers)), map[string]any{"outcome": "succeeded", "output": nil, "error": nil, "attempts": int64(0)}
 	for _, a := range answers {
 		ev, err := s.event(a.seq)
@@ -373,14 +375,14 @@ func (s *step) resultOf(trigger int, answers []answer) (map[string]any, error) {
 		}
 		data, _ := v.(map[string]any)
 		outputs = append(outputs, data["output"])
-		if a.failed && r["error"] == nil {
+		if ev.Type != bus.TypeFunctionSucceeded && r["error"] == nil {
 			r["outcome"], r["error"] = "failed", data["error"]
 		}
 		if n, ok := data["attempts"].(int64); ok {
 			r["attempts"] = max(n, r["attempts"].(int64))
 		}
 	}
-	if s.p.triggers[trigger].fan != nil {
+	if all {
 		r["output"] = outputs
 	} else if len(outputs) > 0 {
 		r["output"] = outputs[0]

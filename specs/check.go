@@ -60,13 +60,13 @@ func (c *checker) use(r *Resource, u use) {
 		if !slices.Contains(names, u.part) {
 			c.report(r, u, CodeUnknownEvent, didYouMean(u.part, names), "EventSource %q has no event %q", u.ref.Name, u.part)
 		}
-	case *Sensor:
+	case *Sensor, *Subscription:
 		var names []string
-		for i := range spec.Triggers {
-			t := &spec.Triggers[i]
+		_, sensor := target.Sensor()
+		for _, t := range sensor.Calls() {
 			if t.Name == u.part && t.Function != "" {
-				c.report(r, u, CodeUnknownReference, "write "+t.Function, "trigger %s of Sensor %q calls Function %q, whose name its results have",
-					t.Name, u.ref.Name, t.Function)
+				c.report(r, u, CodeUnknownReference, "write "+t.Function, "trigger %s of %s %q calls Function %q, whose name its results have",
+					t.Name, u.ref.Kind, u.ref.Name, t.Function)
 				return
 			}
 			if t.Inline != nil {
@@ -74,7 +74,7 @@ func (c *checker) use(r *Resource, u use) {
 			}
 		}
 		if !slices.Contains(names, u.part) {
-			c.report(r, u, CodeUnknownReference, didYouMean(u.part, names), "Sensor %q has no trigger %q", u.ref.Name, u.part)
+			c.report(r, u, CodeUnknownReference, didYouMean(u.part, names), "%s %q has no trigger %q", u.ref.Kind, u.ref.Name, u.part)
 		}
 	case *Secret:
 		var keys []string

@@ -53,6 +53,7 @@ var (
 	textOrSecretType = reflect.TypeFor[TextOrSecret]()
 	settingsType     = reflect.TypeFor[Settings]()
 	triggerType      = reflect.TypeFor[Trigger]()
+	deadLetterType   = reflect.TypeFor[DeadLetter]()
 	fromType         = reflect.TypeFor[From]()
 )
 
@@ -239,6 +240,9 @@ func (d *decoder) value(n *node, v reflect.Value, path string, f *field) {
 		return
 	case triggerType:
 		d.trigger(n, v.Addr().Interface().(*Trigger), path)
+		return
+	case deadLetterType:
+		d.deadLetter(n, v.Addr().Interface().(*DeadLetter), path)
 		return
 	}
 	switch v.Kind() {

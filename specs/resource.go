@@ -335,25 +335,50 @@ func (d *decoder) call(n *node, v reflect.Value, path string) Call {
 
 func (d *decoder) trigger(n *node, t *Trigger, path string) {
 	call := d.call(n, reflect.ValueOf(t).Elem(), path)
-	if n.kind != mapNode {
-		return
+	if n.kind == mapNode {
+		t.FunctionPos, t.Inline = d.callee(n, call, t.Function, path, "the trigger calls nothing")
+		d.delivery(n, &t.Delivery, path)
 	}
+}
+
+// deadLetter decodes what is called for the dead letters of a trigger. What
+// says when a trigger fires has no place there.
+func (d *decoder) deadLetter(n *node, t *DeadLetter, path string) {
+	rest := *n
+	rest.pairs = slices.DeleteFunc(slices.Clone(n.pairs), func(p pair) bool {
+		key := p.key.value
+		misplaced := d.table.info(triggerType).field(key) != nil && d.table.info(deadLetterType).field(key) == nil
+		if misplaced {
+			d.errorf(p.key, join(path, key), CodeUnknownKey, "remove it; it is called for each dead letter of its trigger",
+				"a deadLetter has no %s", key)
+		}
+		return misplaced
+	})
+	call := d.call(&rest, reflect.ValueOf(t).Elem(), path)
+	if n.kind == mapNode {
+		t.FunctionPos, t.Inline = d.callee(n, call, t.Function, path, "the deadLetter calls nothing")
+		d.delivery(n, &t.Delivery, path)
+	}
+}
+
+// callee finds out whether a function is named or given inline, of which it
+// needs one.
+func (d *decoder) callee(n *node, call Call, function, path, nothing string) (pos Pos, inline *Call) {
 	fn := n.get("function")
 	if fn != nil && fn.kind == scalarNode && !fn.null() {
-		t.FunctionPos = d.place(fn)
-		d.uses = append(d.uses, use{Ref{KindFunction, t.Function}, "", t.FunctionPos, join(path, "function")})
+		pos = d.place(fn)
+		d.uses = append(d.uses, use{Ref{KindFunction, function}, "", pos, join(path, "function")})
 	}
 	switch {
 	case call.Kind != "" && fn != nil:
 		d.errorf(fn, join(path, "function"), CodeFunctionChoice, "keep one of them", "a function is named, and %s is given inline", call.Kind)
 	case call.Config != nil:
-		t.Inline = &call
-	case call.Kind == "" && (fn == nil || t.Function == "" && fn.kind == scalarNode):
+		inline = &call
+	case call.Kind == "" && (fn == nil || function == "" && fn.kind == scalarNode):
 		d.errorf(n, path, CodeFunctionChoice,
-			"name a Function with function: or give one of: "+strings.Join(typeNames(d.types.Functions), ", "),
-			"the trigger calls nothing")
+			"name a Function with function: or give one of: "+strings.Join(typeNames(d.types.Functions), ", "), "%s", nothing)
 	}
-	d.delivery(n, &t.Delivery, path)
+	return pos, inline
 }
 
 func (d *decoder) delivery(n *node, v *Delivery, path string) {
@@ -503,8 +528,12 @@ func (d *decoder) result(n *node, path string, dep *Dependency) {
 		return
 	}
 	u := use{Ref{KindFunction, dep.Function}, "", d.place(fn), join(path, "function")}
+	const handler = "." + SubscriptionTrigger + DeadLetterSuffix
 	if sensor, trigger, inline := strings.Cut(dep.Function, "."); inline {
 		u.ref, u.part = Ref{KindSensor, sensor}, trigger
+		if name, ok := strings.CutSuffix(strings.TrimPrefix(dep.Function, SubscriptionPrefix), handler); ok && sensor+"." == SubscriptionPrefix {
+			u.ref, u.part = Ref{KindSubscription, name}, SubscriptionTrigger+DeadLetterSuffix
+		}
 	}
 	d.uses = append(d.uses, u)
 }

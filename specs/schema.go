@@ -25,7 +25,7 @@ func Schema(t Types) ([]byte, error) {
 		string(KindFunction):    b.structure(reflect.ValueOf(&Function{}).Elem(), "Function", t.Functions),
 		string(KindSecret):      b.structure(reflect.ValueOf(&Secret{}).Elem(), "Secret", nil),
 
-		string(KindSubscription): b.structure(reflect.ValueOf(&Subscription{}).Elem(), "Subscription", nil),
+		string(KindSubscription): b.structure(reflect.ValueOf(&Subscription{}).Elem(), "Subscription", t.Functions),
 		string(KindEndpoint):     b.structure(reflect.ValueOf(&Endpoint{MaxBody: DefaultMaxBody, MaxInFlight: DefaultMaxInFlight}).Elem(), "Endpoint", nil),
 		string(KindDriverType):   b.structure(reflect.ValueOf(&DriverType{}).Elem(), "DriverType", nil),
 	}
@@ -200,7 +200,7 @@ func (b *schemaBuilder) structure(v reflect.Value, path string, functions []Type
 		s["required"] = required
 	}
 	switch v.Type() {
-	case triggerType:
+	case triggerType, deadLetterType:
 		b.functions(s, props, functions, "function")
 	case reflect.TypeFor[Function]():
 		b.functions(s, props, functions)
@@ -269,6 +269,11 @@ func (b *schemaBuilder) value(v reflect.Value, f *field, path string, functions 
 		return ref("TextOrSecret")
 	case settingsType:
 		return ref("Settings")
+	case deadLetterType:
+		if b.defs["DeadLetter"] == nil {
+			b.defs["DeadLetter"] = b.structure(v, "DeadLetter", functions)
+		}
+		return ref("DeadLetter")
 	case fromType:
 		return object{"anyOf": []any{
 			object{"enum": []string{string(FromNow), string(FromEarliest)}},

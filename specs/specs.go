@@ -8,6 +8,8 @@ package specs
 
 import (
 	"fmt"
+	"iter"
+	"strconv"
 	"time"
 )
 
@@ -274,6 +276,8 @@ type Subscription struct {
 	From      From     `yaml:"from" doc:"With which event it begins when it is new: now (default), earliest, or the first at a time or after it." example:"2026-03-01T00:00:00Z"`
 	Delivery  `yaml:",inline"`
 
+	DeadLetter *DeadLetter `yaml:"deadLetter" doc:"What is called for each call that becomes a dead letter; as that of a trigger."`
+
 	functionPos, pos Pos
 }
 
@@ -294,7 +298,7 @@ func (s *Subscription) Sensor() *Sensor {
 		Dependencies: []Dependency{{Name: SubscriptionDependency, Source: s.Source, Type: s.EventType, When: s.When, Pos: s.pos}},
 		From:         s.From,
 		Triggers: []Trigger{{
-			Name: SubscriptionTrigger, Function: s.Function, FunctionPos: s.functionPos, Input: s.Input, Secrets: s.Secrets, Delivery: s.Delivery, Pos: s.pos,
+			Name: SubscriptionTrigger, Function: s.Function, FunctionPos: s.functionPos, Input: s.Input, Secrets: s.Secrets, Delivery: s.Delivery, DeadLetter: s.DeadLetter, Pos: s.pos,
 		}},
 	}
 }
@@ -434,7 +438,55 @@ type Trigger struct {
 	Input       Template `yaml:"input" doc:"What the function gets instead of the event's data; strings may contain ${ expr }."`
 	Secrets     []string `yaml:"secrets" ref:"Secret" doc:"Names of Secrets whose values are added to those of the function in this call." example:"[slack]"`
 	Delivery    `yaml:",inline"`
+	DeadLetter  *DeadLetter `yaml:"deadLetter" doc:"What is called for each job of this trigger that becomes a dead letter: function or a kind inline, input, secrets, and how it is called. Without input it gets what the result of the job would tell."`
+	Pos         Pos         `yaml:"-"`
+}
+
+// DeadLetter says what is called for each job of a trigger that becomes a dead
+// letter, and how.
+type DeadLetter struct {
+	// Function is the named function, "" when Inline is set.
+	Function    string   `yaml:"function" doc:"Name of the Function to call; or give a kind inline, such as http, python or log."`
+	FunctionPos Pos      `yaml:"-"`
+	Inline      *Call    `yaml:"-"`
+	Input       Template `yaml:"input" doc:"What the function gets instead of what the result of the job would tell; strings may contain ${ expr }, which sees what the templates of the trigger see, and triggers.NAME of the trigger."`
+	Secrets     []string `yaml:"secrets" ref:"Secret" doc:"Names of Secrets whose values are added to those of the function in this call." example:"[slack]"`
+	Delivery    `yaml:",inline"`
 	Pos         Pos `yaml:"-"`
+}
+
+// DeadLetterSuffix ends the name of the trigger that the deadLetter of another
+// one stands for; no trigger written as such has a dot in its name.
+const DeadLetterSuffix = ".deadLetter"
+
+// Handler is the trigger that the deadLetter of t stands for, nil without one.
+// No event makes it fire: each dead letter of t does.
+func (t *Trigger) Handler() *Trigger {
+	d := t.DeadLetter
+	if d == nil {
+		return nil
+	}
+	return &Trigger{
+		Name: t.Name + DeadLetterSuffix, Function: d.Function, FunctionPos: d.FunctionPos, Inline: d.Inline,
+		Input: d.Input, Secrets: d.Secrets, Delivery: d.Delivery, Pos: d.Pos,
+	}
+}
+
+// Calls yields everything a sensor calls, with its path in the document of a
+// Sensor: the triggers, each followed by its [Trigger.Handler].
+func (s *Sensor) Calls() iter.Seq2[string, *Trigger] {
+	return func(yield func(string, *Trigger) bool) {
+		for i := range s.Triggers {
+			t := &s.Triggers[i]
+			path := "spec.triggers[" + strconv.Itoa(i) + "]"
+			if !yield(path, t) {
+				return
+			}
+			if h := t.Handler(); h != nil && !yield(path+".deadLetter", h) {
+				return
+			}
+		}
+	}
 }
 
 // Debounce says how long a trigger waits for more of the same.

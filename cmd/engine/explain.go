@@ -447,5 +447,8 @@ func outcome(c *replay.Call) string {
 	if c.Letter > 0 {
 		line += fmt.Sprintf(", dead letter %d", c.Letter)
 	}
+	if c.DeadLetter != nil {
+		line += "; its deadLetter" + outcome(c.DeadLetter)
+	}
 	return line
 }

@@ -60,6 +60,8 @@ type Trigger struct {
 	InputPath string
 	// Render renders the templates again for a job that is Late.
 	Render func(events []sensors.Contributing, item int) (map[string]any, error)
+	// DeadLetter is called for its dead letters, nil for nothing.
+	DeadLetter *DeadLetter
 }
 
 // Callee is a function that is ready to be called. The pool closes Function

@@ -553,9 +553,10 @@ func (p *Pool) bury(t *task, reason string) {
 	p.giveUp(t, reason, nil, triggers.Result{})
 }
 
-// giveUp moves a job to the dead letters. While these are full or away the job
-// stays where it is and the slot stays taken: the trigger pauses. ev and res are
-// those of its last call, if there was one.
+// giveUp moves a job to the dead letters, and enqueues what its trigger has
+// called for them. While the bus does not take that the job stays where it is and
+// the slot stays taken: the trigger pauses. ev and res are those of its last
+// call, if there was one.
 func (p *Pool) giveUp(t *task, reason string, ev *bus.Event, res triggers.Result) {
 	j := t.job
 	if ev == nil {
@@ -563,16 +564,12 @@ func (p *Pool) giveUp(t *task, reason string, ev *bus.Event, res triggers.Result
 		ev = p.lastEvent(ctx, j)
 		cancel()
 	}
-	var callee *Callee // whose result is told, nil for none
-	if t.q != nil {
-		if spec := t.q.spec.Load(); spec != nil && tells(spec, j) {
-			callee = spec.Callee
-			if beyondHops(spec, j, ev) != nil {
-				callee = nil
-				if !strings.HasPrefix(reason, hopLimit) {
-					reason += "; its result is not told: " + hopLimit
-				}
-			}
+	spec := p.triggerOf(t)
+	told := spec != nil && tells(spec, j)
+	if told && beyondHops(spec, j, ev) != nil {
+		told = false
+		if !strings.HasPrefix(reason, hopLimit) {
+			reason += "; its result is not told: " + hopLimit
 		}
 	}
 	j.Error = reason
@@ -588,35 +585,48 @@ func (p *Pool) giveUp(t *task, reason string, ev *bus.Event, res triggers.Result
 		t.q.settle(j)
 	}
 	rec := bus.Record{Subject: dlqSubject(j.Sensor, j.Trigger), Data: j.Encode(nil)}
-	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 10*time.Second) {
-		ctx, cancel := context.WithTimeout(p.callCtx, 10*time.Second)
+	if !p.insist(j, "storing its dead letter", func(ctx context.Context) error {
 		_, err := p.o.Bus.DeadLetters().Append(ctx, rec)
-		cancel()
-		if err == nil {
-			break
-		}
-		if p.callCtx.Err() != nil {
+		return err
+	}) {
+		return
+	}
+	if spec != nil && spec.DeadLetter != nil {
+		r := resultOf(j, spec.Callee, ev, res, true)
+		if !p.handle(spec.DeadLetter, j, r.Event(p.o.Bus.MaxPayload()/2-resultRoom)) {
 			return
-		}
-		p.log.Warn("dead letter cannot be stored; its trigger waits", "sensor", j.Sensor, "trigger", j.Trigger, "error", err)
-		select {
-		case <-p.callCtx.Done():
-			return
-		case <-time.After(wait):
 		}
 	}
 	if t.q != nil {
 		t.q.stats.Dead.Add(1)
 	}
 	p.log.Warn("job given up, it is in the dead letters", "sensor", j.Sensor, "trigger", j.Trigger, "key", j.Key, "attempts", j.Attempt, "reason", reason)
-	if callee != nil {
-		p.tell(t, callee, ev, res, true)
+	if told {
+		p.tell(t, spec.Callee, ev, res, true)
 	} else {
 		p.finish(t)
 	}
 	if t.q != nil {
 		t.q.release(t)
 	}
+}
+
+// triggerOf is the trigger of a job, nil when it is gone.
+func (p *Pool) triggerOf(t *task) *Trigger {
+	q := t.q
+	if q == nil {
+		return nil
+	}
+	if spec := q.spec.Load(); spec != nil {
+		return spec
+	}
+	p.mu.RLock()
+	q = p.queues[q.ref] // it may have got another queue during the call
+	p.mu.RUnlock()
+	if q == nil {
+		return nil
+	}
+	return q.spec.Load()
 }
 
 // parking counts n more overflow jobs on their way to PARKED: later ones

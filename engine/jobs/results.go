@@ -48,15 +48,20 @@ func (p *Pool) lastEvent(ctx context.Context, j *Job) (ev *bus.Event) {
 // tell appends the event of a result to EVENTS; then the task ends. When the job
 // was given up, its Error says why. It does not wait for the bus.
 func (p *Pool) tell(t *task, callee *Callee, ev *bus.Event, res triggers.Result, failed bool) {
-	j := t.job
-	r := sensors.Result{
+	r := resultOf(t.job, callee, ev, res, failed)
+	p.work.Add(1)
+	p.store(t, r.Event(p.o.Bus.MaxPayload()-resultRoom).Record())
+}
+
+// resultOf is how a job ended, with secrets masked. ev is its last event, nil
+// for none.
+func resultOf(j *Job, callee *Callee, ev *bus.Event, res triggers.Result, failed bool) sensors.Result {
+	return sensors.Result{
 		Function: callee.Name, Sensor: j.Sensor, Trigger: j.Trigger, Firing: j.Key, Correlation: j.Correlation,
 		Flow: j.Flow, Item: j.Item, Items: j.Items, Failed: failed, Error: string(mask(callee.Mask, []byte(j.Error))),
 		Output: mask(callee.Mask, res.Output), ContentType: res.ContentType, Cut: res.Truncated,
 		Attempts: j.Attempt, Redrive: j.Redrive, Last: ev, Time: time.Now(),
 	}
-	p.work.Add(1)
-	p.store(t, r.Event(p.o.Bus.MaxPayload()-resultRoom).Record())
 }
 
 // store appends the record of a result to EVENTS, or parks it when that does

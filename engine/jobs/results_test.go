@@ -43,7 +43,7 @@ func told(fn triggers.Function) *Trigger {
 	return t
 }
 
-// start runs the pool with a trigger and a checkpoint that covers everything.
+// start runs the pool with triggers and a checkpoint that covers everything.
 func (f *fixture) start(ts ...*Trigger) {
 	f.pool.Apply(table(ts...))
 	f.pool.Covered(f.seq, f.seq)
@@ -301,6 +301,10 @@ type faultyQueue struct {
 	b faultyBus
 }
 
+func (q faultyQueue) Append(ctx context.Context, r bus.Record) (bus.Ack, error) {
+	return faultyLog{q.Queue, q.b, "JOBS"}.Append(ctx, r)
+}
+
 func (q faultyQueue) Consume(ctx context.Context, partition, outstanding int, deliver func(bus.Delivery)) error {
 	return q.Queue.Consume(ctx, partition, outstanding, func(d bus.Delivery) { deliver(faultyDelivery{d, q.b}) })
 }
@@ -348,7 +352,7 @@ func TestCrashAtAnyWrite(t *testing.T) {
 				n := 0
 				for crashed := true; crashed; n++ {
 					key := fmt.Sprintf("k%d", n)
-					crashed = f.crash(n, lost, key, told(&function{do: c.do}), c.edit)
+					crashed = f.crash(n, lost, key, c.edit, told(&function{do: c.do}))
 					fresh := NewPool(Options{Bus: f.bus, Events: directEvents{f.bus}, Logger: slog.New(slog.DiscardHandler)})
 					f.pool = fresh
 					f.start(told(&function{do: c.do}))
@@ -367,9 +371,9 @@ func TestCrashAtAnyWrite(t *testing.T) {
 	}
 }
 
-// crash lets a pool work on one job until its write n, from 0, and every later
+// crash lets a pool with triggers work on one job until its write n, from 0, and every later
 // one is not made, and stops it. It reports whether there was such a write.
-func (f *fixture) crash(n int, lost bool, key string, tr *Trigger, edit func(*Job)) bool {
+func (f *fixture) crash(n int, lost bool, key string, edit func(*Job), ts ...*Trigger) bool {
 	f.t.Helper()
 	var mu sync.Mutex
 	count := 0
@@ -388,7 +392,7 @@ func (f *fixture) crash(n int, lost bool, key string, tr *Trigger, edit func(*Jo
 		return count
 	}
 	p := NewPool(Options{Bus: b, Events: directEvents{f.bus}, Logger: slog.New(slog.DiscardHandler)})
-	p.Apply(table(tr))
+	p.Apply(table(ts...))
 	p.Covered(f.seq, f.seq)
 	ctx, cancel := context.WithCancel(f.t.Context())
 	done := make(chan error, 1)

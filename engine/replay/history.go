@@ -27,8 +27,13 @@ type Call struct {
 	Started time.Time `json:"started,omitzero"`
 	Result  string    `json:"result,omitempty"`
 	Error   string    `json:"error,omitempty"`
-	// Letter is the number of the dead letter, 0 for none.
-	Letter uint64 `json:"letter,omitempty"`
+	// Letter is the number of the dead letter, 0 for none, and Redrive how often
+	// the job had come back from there.
+	Letter  uint64 `json:"letter,omitempty"`
+	Redrive int    `json:"redrive,omitempty"`
+	// DeadLetter is the call of what the trigger's deadLetter calls for it, nil
+	// when nothing is known of one.
+	DeadLetter *Call `json:"deadLetter,omitempty"`
 
 	key, sensor, trigger string
 	event                uint64 // the last that contributed
@@ -150,7 +155,7 @@ func (h *History) waiting(ctx context.Context, log bus.Log, subject string, q Hi
 			c.Status = "waiting"
 		}
 		if dead {
-			c.Status, c.Letter, c.Error = jobs.StatusDead, r.Seq, j.Error
+			c.Status, c.Letter, c.Error, c.Redrive = jobs.StatusDead, r.Seq, j.Error, j.Redrive
 			if j.Fault != "" {
 				c.Error = j.Fault
 			}
@@ -223,6 +228,7 @@ func (h *History) block(r bus.Record, q HistoryQuery, told map[string]bool) {
 	for _, line := range slices.Backward(lines) {
 		var run struct {
 			ID, Key, Sensor, Trigger, Status, Result, Error string
+			Redrive                                         int
 			Event                                           struct{ Seq uint64 }
 			Started                                         time.Time
 		}
@@ -238,7 +244,7 @@ func (h *History) block(r bus.Record, q HistoryQuery, told map[string]bool) {
 		}
 		c.Run, c.Started, c.Result, c.Error = run.ID, run.Started, run.Result, run.Error
 		if c.Letter == 0 {
-			c.Status = run.Status
+			c.Status, c.Redrive = run.Status, run.Redrive
 		}
 	}
 }

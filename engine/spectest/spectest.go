@@ -57,8 +57,8 @@ func New(set *specs.Set, list []evaluate.Sensor, types sources.Registry) *Runner
 		}
 		if name, s := res.Sensor(); s != nil {
 			r.specs[name] = s
-			for i := range s.Triggers {
-				r.functions[callee(name, &s.Triggers[i])] = true
+			for _, t := range s.Calls() {
+				r.functions[callee(name, t)] = true
 			}
 		}
 		es, ok := res.Spec.(*specs.EventSource)
@@ -102,7 +102,7 @@ func (r *Runner) Check(t *specs.Test) specs.Diagnostics {
 		switch {
 		case s == nil:
 			report(pos, specs.CodeUnknownReference, "the specs have no Sensor %q", sensor)
-		case trigger != "" && !slices.ContainsFunc(s.Triggers, func(t specs.Trigger) bool { return t.Name == trigger }):
+		case trigger != "" && !hasTrigger(s, trigger):
 			report(pos, specs.CodeUnknownReference, "sensor %s has no trigger %q", sensor, trigger)
 		case dependency != "" && !slices.ContainsFunc(s.Dependencies, func(d specs.Dependency) bool { return d.Name == dependency }):
 			report(pos, specs.CodeUnknownReference, "sensor %s has no dependency %q", sensor, dependency)
@@ -174,7 +174,9 @@ func (r *Runner) Run(t *specs.Test) (Result, error) {
 				failures = append(failures, Failure{Pos: t.Events[i].Result.Pos, Message: why})
 				continue
 			}
-			out = ev
+			if out = ev; out == nil {
+				continue
+			}
 		} else {
 			in, err := r.event(t, i)
 			if err != nil {
@@ -320,8 +322,6 @@ func (r *recorder) Changed(k evaluate.Key, e *evaluate.Entry) {
 // Fired keeps the firing.
 func (r *recorder) Fired(sensor int, f *sensors.Firing) {
 	s := &r.runner.sensors[sensor]
-	t := &r.runner.specs[s.Name].Triggers[f.TriggerIndex]
-	out := Firing{At: f.Time.Sub(r.start), Sensor: s.Name, Trigger: f.Trigger, Key: sensors.KeyValue(f.Correlation), Function: t.Function}
 	rendered, err := f.Rendered, f.Err
 	if f.Late {
 		events := make([]sensors.Contributing, len(f.Events))
@@ -330,17 +330,39 @@ func (r *recorder) Fired(sensor int, f *sensors.Firing) {
 		}
 		rendered, err = s.Program.RenderTrigger(f.TriggerIndex, events, f.Item)
 	}
+	r.call(calling{
+		sensor: s.Name, trigger: &r.runner.specs[s.Name].Triggers[f.TriggerIndex], path: fmt.Sprintf("spec.triggers[%d]", f.TriggerIndex),
+		inputPath: s.Program.InputPath(f.TriggerIndex), firing: f, last: r.events[f.Last], rendered: rendered, err: err,
+	})
+}
+
+// calling is a call that is to be made: by what, for which firing with which
+// last event, with what is rendered, or why it is not.
+type calling struct {
+	sensor          string
+	trigger         *specs.Trigger
+	path, inputPath string // of the trigger in its resource, of its input among rendered
+	firing          *sensors.Firing
+	last            *bus.Event
+	rendered        map[string]any
+	err             error
+}
+
+// call keeps what a function is called with.
+func (r *recorder) call(c calling) {
+	t, err := c.trigger, c.err
+	out := Firing{At: c.firing.Time.Sub(r.start), Sensor: c.sensor, Trigger: t.Name, Key: sensors.KeyValue(c.firing.Correlation), Function: t.Function}
 	if err == nil {
-		out.Input, err = input(t, s.Program.InputPath(f.TriggerIndex), r.events[f.Last], rendered)
+		out.Input, err = input(t, c.inputPath, c.last, c.rendered)
 	}
 	if t.Inline != nil {
 		if out.Function = t.Inline.Kind; err == nil {
-			out.Config, err = config(t.Inline, fmt.Sprintf("spec.triggers[%d].%s", f.TriggerIndex, t.Inline.Kind), rendered)
+			out.Config, err = config(t.Inline, c.path+"."+t.Inline.Kind, c.rendered)
 		}
 	}
 	if err != nil {
 		out.Error = err.Error()
 	}
 	r.firings = append(r.firings, out)
-	r.open = append(r.open, call{s.Name, t, f, out.Error})
+	r.open = append(r.open, call{c.sensor, t, c.firing, c.last, out.Error})
 }

@@ -52,9 +52,15 @@ spec: {eventType: com.example.broken, function: ship, input: "${ event.data.a.b 
 `
 
 // run runs the tests of a text and returns what fails.
-func run(t *testing.T, text string) (out string) {
+func run(t *testing.T, text string) string {
 	t.Helper()
-	runner, _ := compile(t, shop)
+	return runOn(t, shop, text)
+}
+
+// runOn runs the tests of a text against specs and returns what fails.
+func runOn(t *testing.T, specs, text string) (out string) {
+	t.Helper()
+	runner, _ := compile(t, specs)
 	files, found := catalog.Loader().LoadTestBytes("t_test.yaml", []byte(text))
 	if len(found) > 0 {
 		t.Fatal(found)
