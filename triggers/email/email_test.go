@@ -3,7 +3,6 @@ package email
 import (
 	"context"
 	"crypto/tls"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -11,10 +10,7 @@ import (
 	"mime/multipart"
 	"mime/quotedprintable"
 	"net"
-	"net/http/httptest"
 	netmail "net/mail"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -161,15 +157,7 @@ func (s *server) config(more string) string {
 
 func invoke(t *testing.T, config string, c *triggers.Call, env triggers.Env) (triggers.Result, error) {
 	t.Helper()
-	cfg := triggertest.Config(t, Factory(), config)
-	f, err := Factory().Make(cfg, env)
-	if err != nil {
-		t.Fatal(err)
-	}
-	v, err := triggertest.NewValues(cfg, secrets)
-	if err != nil {
-		t.Fatal(err)
-	}
+	f, v := triggertest.Make(t, Factory(), config, secrets, env)
 	c.Values = v.Of(c)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
@@ -251,8 +239,7 @@ subject: "Größe ${ input.n }"
 body: "text ${ input.n }\n.\nend"
 html: "<b>${ input.n }</b>"`)
 	for range 2 {
-		c := triggertest.NewCall("k")
-		c.Input, c.HasInput = map[string]any{"n": int64(1234567890123456789), "to": "Ada <ada@example.com>, bob@example.com"}, true
+		c := triggertest.NewInputCall(map[string]any{"n": int64(1234567890123456789), "to": "Ada <ada@example.com>, bob@example.com"})
 		res, err := invoke(t, config, c, triggers.Env{})
 		if err != nil || !strings.Contains(string(res.Output), "@example.com") || !strings.Contains(res.Status, "OK") {
 			t.Fatalf("%+v, %v", res, err)
@@ -301,11 +288,6 @@ html: "<b>${ input.n }</b>"`)
 
 func TestBody(t *testing.T) {
 	s := serve(t, nil, false)
-	input := func(v any) *triggers.Call {
-		c := triggertest.NewCall("k")
-		c.Input, c.HasInput = v, true
-		return c
-	}
 	data := func(b string) *triggers.Call {
 		c := triggertest.NewCall("k")
 		c.Event.Data = []byte(b)
@@ -318,11 +300,11 @@ func TestBody(t *testing.T) {
 	}{
 		"data":    {"", data(`{"a":[1]}`), "{\r\n  \"a\": [\r\n    1\r\n  ]\r\n}"},
 		"text":    {"", data("plain\ntext"), "plain\r\ntext"},
-		"input":   {"", input("hello"), "hello"},
-		"object":  {"", input(map[string]any{"a": int64(1)}), "{\r\n  \"a\": 1\r\n}"},
+		"input":   {"", triggertest.NewInputCall("hello"), "hello"},
+		"object":  {"", triggertest.NewInputCall(map[string]any{"a": int64(1)}), "{\r\n  \"a\": 1\r\n}"},
 		"nothing": {"", &triggers.Call{Key: "k"}, ""},
-		"body":    {"body: mine", input("hello"), "mine"},
-		"long":    {"", input(strings.Repeat("ö", 3000)), strings.Repeat("ö", 3000)},
+		"body":    {"body: mine", triggertest.NewInputCall("hello"), "mine"},
+		"long":    {"", triggertest.NewInputCall(strings.Repeat("ö", 3000)), strings.Repeat("ö", 3000)},
 	} {
 		if _, err := invoke(t, s.config(plain+"to: [a@b]\n"+tc.more), tc.call, triggers.Env{}); err != nil {
 			t.Errorf("%s: %v", name, err)
@@ -362,8 +344,7 @@ func TestInjection(t *testing.T) {
 			for k, v := range keys {
 				config += "\n" + k + ": " + v
 			}
-			c := triggertest.NewCall("k")
-			c.Input, c.HasInput = value, true
+			c := triggertest.NewInputCall(value)
 			if _, err := invoke(t, s.config(config), c, triggers.Env{}); triggers.ClassOf(err) != triggers.InputError || !triggers.Permanent(err) || strings.ContainsAny(err.Error(), "\r\n") {
 				t.Errorf("%s %q: %v", field, value, err)
 			}
@@ -373,8 +354,7 @@ func TestInjection(t *testing.T) {
 		t.Errorf("%d mails were sent", len(mails))
 	}
 	// In the body it is text.
-	c := triggertest.NewCall("k")
-	c.Input, c.HasInput = "a\r\n.\r\nMAIL FROM:<evil@example.com>\r\n", true
+	c := triggertest.NewInputCall("a\r\n.\r\nMAIL FROM:<evil@example.com>\r\n")
 	if _, err := invoke(t, s.config(plain+"to: [a@b]"), c, triggers.Env{}); err != nil {
 		t.Fatal(err)
 	}
@@ -382,8 +362,7 @@ func TestInjection(t *testing.T) {
 		t.Errorf("%+v", mails)
 	}
 	// Nobody to write to, known only now.
-	c = triggertest.NewCall("k")
-	c.Input, c.HasInput = " ", true
+	c = triggertest.NewInputCall(" ")
 	if _, err := invoke(t, s.config(plain+"to: ['${ input }']"), c, triggers.Env{}); err == nil || !strings.Contains(err.Error(), "no recipients") {
 		t.Error(err)
 	}
@@ -478,13 +457,8 @@ func TestDelivered(t *testing.T) {
 }
 
 func TestTLSAndLogin(t *testing.T) {
-	web := httptest.NewTLSServer(nil) // for its certificate of 127.0.0.1 and example.com
-	defer web.Close()
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "ca.pem"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: web.Certificate().Raw}), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	cfg := &tls.Config{Certificates: web.TLS.Certificates, MinVersion: tls.VersionTLS12}
+	cfg := &tls.Config{Certificates: []tls.Certificate{triggertest.Certificate(t, dir)}, MinVersion: tls.VersionTLS12}
 	start, implicit, open := serve(t, cfg, false), serve(t, cfg, true), serve(t, nil, false)
 	const login = "username: shop\npassword: {name: a, key: password}\n"
 	for name, tc := range map[string]struct {

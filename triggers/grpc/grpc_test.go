@@ -3,13 +3,9 @@ package grpc
 import (
 	"context"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"net"
-	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -148,16 +144,7 @@ func serve(t testing.TB, addr string, o ...grpc.ServerOption) (f *fake, stop fun
 // invoke makes a function of a config and one call.
 func invoke(t *testing.T, ctx context.Context, config string, c *triggers.Call, env triggers.Env) (triggers.Result, error) {
 	t.Helper()
-	cfg := triggertest.Config(t, Factory(), config)
-	f, err := Factory().Make(cfg, env)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.(interface{ Close() error }).Close()
-	v, err := triggertest.NewValues(cfg, map[string]string{"a/b": "canary", "a/bad": "two words"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	f, v := triggertest.Make(t, Factory(), config, map[string]string{"a/b": "canary", "a/bad": "two words"}, env)
 	c.Values = v.Of(c)
 	return f.Invoke(ctx, c)
 }
@@ -201,8 +188,7 @@ func TestFlow(t *testing.T) {
 		}
 	}
 	// An input is the payload, and without a spec there is an empty one.
-	c = triggertest.NewCall("k")
-	c.Input, c.HasInput = map[string]any{"x": int64(1)}, true
+	c = triggertest.NewInputCall(map[string]any{"x": int64(1)})
 	if _, err := invoke(t, t.Context(), "url: "+f.addr+"\ninsecure: true", c, triggers.Env{}); err != nil {
 		t.Error(err)
 	}
@@ -272,30 +258,11 @@ func TestFailures(t *testing.T) {
 // the server comes back.
 func TestConnection(t *testing.T) {
 	f, stop := serve(t, "127.0.0.1:0")
-	fac := Factory()
-	var fs []triggers.Function
-	for i := range 20 {
-		cfg := triggertest.Config(t, fac, fmt.Sprintf("url: %s\ninsecure: true\nspec: {i: '%d'}", f.addr, i))
-		fn, err := fac.Make(cfg, triggers.Env{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer fn.(interface{ Close() error }).Close()
-		fs = append(fs, fn)
+	configs := make([]string, 20)
+	for i := range configs {
+		configs[i] = fmt.Sprintf("url: %s\ninsecure: true\nspec: {i: '%d'}", f.addr, i)
 	}
-	call := func() error {
-		var wg sync.WaitGroup
-		errs := make([]error, len(fs))
-		for i, fn := range fs {
-			wg.Go(func() {
-				c := triggertest.NewCall("k")
-				c.Values = triggers.NewValues(nil, nil)
-				_, errs[i] = fn.Invoke(t.Context(), c)
-			})
-		}
-		wg.Wait()
-		return errors.Join(errs...)
-	}
+	_, call := triggertest.Together(t, Factory(), configs...)
 	if err := call(); err != nil {
 		t.Fatal(err)
 	}
@@ -317,13 +284,9 @@ func TestConnection(t *testing.T) {
 }
 
 func TestTLS(t *testing.T) {
-	web := httptest.NewTLSServer(nil) // for its certificate of example.com and 127.0.0.1
-	defer web.Close()
-	f, _ := serve(t, "127.0.0.1:0", grpc.Creds(credentials.NewServerTLSFromCert(&web.TLS.Certificates[0])))
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "ca.pem"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: web.Certificate().Raw}), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	cert := triggertest.Certificate(t, dir)
+	f, _ := serve(t, "127.0.0.1:0", grpc.Creds(credentials.NewServerTLSFromCert(&cert)))
 	_, port, _ := net.SplitHostPort(f.addr)
 	for config, want := range map[string]string{
 		"url: " + f.addr + "\ntls: {ca: ca.pem}":                                  "",
@@ -346,8 +309,7 @@ func TestTLS(t *testing.T) {
 func TestLimits(t *testing.T) {
 	f, _ := serve(t, "127.0.0.1:0", grpc.MaxRecvMsgSize(64<<20))
 	c := func(n int) *triggers.Call {
-		c := triggertest.NewCall("k")
-		c.Input, c.HasInput = strings.Repeat("x", n), true
+		c := triggertest.NewInputCall(strings.Repeat("x", n))
 		return c
 	}
 	res, err := invoke(t, t.Context(), "url: "+f.addr+"\ninsecure: true\nspec: {a: '${ input }'}", c(triggers.MaxOutput+10), triggers.Env{})

@@ -34,15 +34,7 @@ func TestLine(t *testing.T) {
 			}
 			return a
 		}}))
-		cfg := triggertest.Config(t, Factory(), config)
-		f, err := Factory().Make(cfg, triggers.Env{Logger: logger})
-		if err != nil {
-			t.Fatal(err)
-		}
-		v, err := triggertest.NewValues(cfg, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
+		f, v := triggertest.Make(t, Factory(), config, nil, triggers.Env{Logger: logger})
 		c := triggertest.NewCall("k")
 		c.Values = v.Of(c)
 		res, err := f.Invoke(t.Context(), c)
@@ -62,12 +54,7 @@ func TestLine(t *testing.T) {
 }
 
 func TestLong(t *testing.T) {
-	cfg := triggertest.Config(t, Factory(), "message: ${ data }")
-	f, _ := Factory().Make(cfg, triggers.Env{})
-	v, err := triggertest.NewValues(cfg, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	f, v := triggertest.Make(t, Factory(), "message: ${ data }", nil, triggers.Env{})
 	c := triggertest.NewCall("k")
 	c.Event.DataContentType, c.Event.Data = "text/plain", []byte(strings.Repeat("ö", maxMessage))
 	c.Values = v.Of(c)

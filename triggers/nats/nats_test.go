@@ -3,12 +3,9 @@ package nats
 import (
 	"context"
 	"crypto/tls"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -20,7 +17,6 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nkeys"
 
-	"github.com/sensor-engine/engine/specs"
 	"github.com/sensor-engine/engine/triggers"
 	"github.com/sensor-engine/engine/triggers/triggertest"
 )
@@ -62,36 +58,9 @@ func peer(t testing.TB, addr string, o ...nats.Option) *nats.Conn {
 var secrets = map[string]string{"a/password": "canary-password", "a/token": "canary-token", "a/header": "canary-header"}
 
 // makeFunction makes a function that is closed when the test ends.
-func makeFunction(t testing.TB, config string, env triggers.Env) (triggers.Function, *triggertest.Values) {
-	t.Helper()
-	cfg := triggertest.Config(t, Factory(), config)
-	if env.Secret == nil {
-		env.Secret = lookup(secrets)
-	}
-	f, err := Factory().Make(cfg, env)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = f.(interface{ Close() error }).Close() })
-	v, err := triggertest.NewValues(cfg, secrets)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return f, v
-}
-
-func lookup(m map[string]string) func(specs.SecretRef) (string, error) {
-	return func(ref specs.SecretRef) (string, error) {
-		if s, ok := m[ref.Name+"/"+ref.Key]; ok {
-			return s, nil
-		}
-		return "", fmt.Errorf("secret %s, key %s is not set", ref.Name, ref.Key)
-	}
-}
-
 func invoke(t testing.TB, config string, c *triggers.Call, env triggers.Env) (triggers.Result, error) {
 	t.Helper()
-	f, v := makeFunction(t, config, env)
+	f, v := triggertest.Make(t, Factory(), config, secrets, env)
 	c.Values = v.Of(c)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
@@ -132,7 +101,7 @@ func TestContract(t *testing.T) {
 		Permanent: config("fails", "request"), Retryable: config("nobody", "request"),
 		Key: config("key", "request"), Length: config("length", "request"), Most: most - 1<<10, Huge: config("huge", "request"), Text: config("text", "request"),
 		Addr: addr, Server: func(addr string) string { return at(addr, "length", "request") },
-		Secrets: secrets, Env: triggers.Env{Secret: lookup(secrets)},
+		Secrets: secrets, Env: triggers.Env{Secret: triggertest.Secrets(secrets)},
 	})
 }
 
@@ -171,8 +140,7 @@ func TestPublish(t *testing.T) {
 			t.Errorf("%s: %q, want %q", name, got, want)
 		}
 	}
-	c := triggertest.NewCall("k")
-	c.Input, c.HasInput = map[string]any{"a": int64(1)}, true
+	c := triggertest.NewInputCall(map[string]any{"a": int64(1)})
 	if _, err := invoke(t, "url: "+addr+"\nsubject: orders.x", c, triggers.Env{}); err != nil {
 		t.Fatal(err)
 	}
@@ -187,8 +155,7 @@ func TestSubject(t *testing.T) {
 		"a b": "has spaces", "a\r\nPUB x 1": "has spaces", "": "is empty", "a..b": "has an empty part", ".a": "has an empty part", "a.": "has an empty part", "*": "has a wildcard", "a.>": "has a wildcard",
 		"$JS.API.STREAM.DELETE.ORDERS": "one of the server's own", "_INBOX.x": "one of the server's own", "fine": "", "größe": "",
 	} {
-		c := triggertest.NewCall("k")
-		c.Input, c.HasInput = value, true
+		c := triggertest.NewInputCall(value)
 		_, err := invoke(t, "url: "+addr+"\nsubject: ${ input }", c, triggers.Env{})
 		if (err == nil) != (want == "") || err != nil && (!strings.Contains(err.Error(), want) || triggers.ClassOf(err) != triggers.InputError) {
 			t.Errorf("%q: %v, want %s", value, err, want)
@@ -309,10 +276,9 @@ func TestPermissions(t *testing.T) {
 			t.Errorf("%s: took %v", mode, took)
 		}
 	}
-	f, v := makeFunction(t, "url: "+addr+"\nsubject: ${ input }"+auth, triggers.Env{})
+	f, v := triggertest.Make(t, Factory(), "url: "+addr+"\nsubject: ${ input }"+auth, secrets, triggers.Env{})
 	for _, subject := range []string{"secret.a", "allowed.a", "secret.a", "allowed.secret.a"} {
-		c := triggertest.NewCall("k")
-		c.Input, c.HasInput = subject, true
+		c := triggertest.NewInputCall(subject)
 		c.Values = v.Of(c)
 		if _, err := f.Invoke(t.Context(), c); (err == nil) != strings.HasPrefix(subject, "allowed") {
 			t.Errorf("%s: %v", subject, err)
@@ -328,13 +294,9 @@ func TestAuth(t *testing.T) {
 	pub, _ := user.PublicKey()
 	seed, _ := user.Seed()
 	op, acc, creds := operator(t)
-	web := httptest.NewTLSServer(nil)
-	defer web.Close()
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "ca.pem"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: web.Certificate().Raw}), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	known := lookup(map[string]string{
+	cert := triggertest.Certificate(t, dir)
+	known := triggertest.Secrets(map[string]string{
 		"a/password": "canary-password", "a/token": "canary-token", "a/seed": string(seed) + "\n", "a/creds": creds, "a/user": "me", "a/wrong": "canary-wrong",
 	})
 	for name, tc := range map[string]struct {
@@ -370,7 +332,7 @@ func TestAuth(t *testing.T) {
 		},
 		"tls": {
 			server: func(o *server.Options) {
-				o.TLSConfig = &tls.Config{Certificates: web.TLS.Certificates, MinVersion: tls.VersionTLS12}
+				o.TLSConfig = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
 			},
 			good: "tls: {ca: ca.pem}", bad: "tls: {}", wrong: "unknown authority",
 		},
@@ -445,31 +407,11 @@ func operator(t *testing.T) ([]*jwt.OperatorClaims, account, string) {
 // the server comes back.
 func TestConnection(t *testing.T) {
 	addr, stop := serve(t, nil)
-	fac := Factory()
-	var fs []triggers.Function
-	for i := range 20 {
-		fn, err := fac.Make(triggertest.Config(t, fac, fmt.Sprintf("url: %s\nsubject: a.%d", addr, i)), triggers.Env{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer fn.(interface{ Close() error }).Close()
-		fs = append(fs, fn)
+	configs := make([]string, 20)
+	for i := range configs {
+		configs[i] = fmt.Sprintf("url: %s\nsubject: a.%d", addr, i)
 	}
-	call := func() error {
-		var wg sync.WaitGroup
-		errs := make([]error, len(fs))
-		for i, fn := range fs {
-			wg.Go(func() {
-				c := triggertest.NewCall("k")
-				c.Values = triggers.NewValues(nil, nil)
-				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-				defer cancel()
-				_, errs[i] = fn.Invoke(ctx, c)
-			})
-		}
-		wg.Wait()
-		return errors.Join(errs...)
-	}
+	fs, call := triggertest.Together(t, Factory(), configs...)
 	if err := call(); err != nil {
 		t.Fatal(err)
 	}
@@ -504,7 +446,7 @@ func TestAway(t *testing.T) {
 	}
 	silent := httptest.NewServer(nil) // speaks only when spoken to
 	defer silent.Close()
-	f, v := makeFunction(t, "url: "+strings.TrimPrefix(silent.URL, "http://")+"\nsubject: a", triggers.Env{})
+	f, v := triggertest.Make(t, Factory(), "url: "+strings.TrimPrefix(silent.URL, "http://")+"\nsubject: a", secrets, triggers.Env{})
 	c := triggertest.NewCall("k")
 	c.Values = v.Of(c)
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
@@ -544,7 +486,7 @@ func BenchmarkInvoke(b *testing.B) {
 	}
 	_ = nc.Flush()
 	for _, mode := range []string{"publish", "request"} {
-		f, v := makeFunction(b, "url: "+addr+"\nsubject: svc\nmode: "+mode, triggers.Env{})
+		f, v := triggertest.Make(b, Factory(), "url: "+addr+"\nsubject: svc\nmode: "+mode, secrets, triggers.Env{})
 		c := triggertest.NewCall("k")
 		c.Values = v.Of(c)
 		b.Run(mode, func(b *testing.B) {

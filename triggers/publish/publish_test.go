@@ -40,15 +40,7 @@ func TestContract(t *testing.T) {
 // publish makes one call and returns what it published.
 func publish(t *testing.T, config string, c *triggers.Call, host *triggertest.Host) (*bus.Event, error) {
 	t.Helper()
-	cfg := triggertest.Config(t, Factory(), config)
-	f, err := Factory().Make(cfg, triggers.Env{Host: host})
-	if err != nil {
-		t.Fatal(err)
-	}
-	v, err := triggertest.NewValues(cfg, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	f, v := triggertest.Make(t, Factory(), config, nil, triggers.Env{Host: host})
 	c.Values = v.Of(c)
 	if _, err := f.Invoke(t.Context(), c); err != nil {
 		return nil, err
@@ -58,11 +50,6 @@ func publish(t *testing.T, config string, c *triggers.Call, host *triggertest.Ho
 }
 
 func TestEvent(t *testing.T) {
-	input := func(v any) *triggers.Call {
-		c := triggertest.NewCall("k")
-		c.Input, c.HasInput = v, true
-		return c
-	}
 	deep := triggertest.NewCall("k")
 	deep.Event.Hops = 3
 	for name, tc := range map[string]struct {
@@ -71,8 +58,8 @@ func TestEvent(t *testing.T) {
 		want   string // type source subject contenttype data hops
 	}{
 		"data untouched": {"type: t", triggertest.NewCall("k"), `t /sensors/sensor  application/json {"id":1234567890123456789} 1`},
-		"input":          {"type: t", input(map[string]any{"a": int64(1)}), `t /sensors/sensor  application/json {"a":1} 1`},
-		"data":           {"type: t\nsource: ${ source }/x\nsubject: s-${ data.id }\ndata: {n: '${ data.id }', s: x}", input("no"), `t /tests/x s-1234567890123456789 application/json {"n":1234567890123456789,"s":"x"} 1`},
+		"input":          {"type: t", triggertest.NewInputCall(map[string]any{"a": int64(1)}), `t /sensors/sensor  application/json {"a":1} 1`},
+		"data":           {"type: t\nsource: ${ source }/x\nsubject: s-${ data.id }\ndata: {n: '${ data.id }', s: x}", triggertest.NewInputCall("no"), `t /tests/x s-1234567890123456789 application/json {"n":1234567890123456789,"s":"x"} 1`},
 		"text":           {"type: t\ncontentType: text/plain\ndata: id ${ data.id }", triggertest.NewCall("k"), `t /sensors/sensor  text/plain id 1234567890123456789 1`},
 		"null":           {"type: t\ndata: null", triggertest.NewCall("k"), `t /sensors/sensor    1`},
 		"hops":           {"type: t", deep, `t /sensors/sensor  application/json {"id":1234567890123456789} 4`},

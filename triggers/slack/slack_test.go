@@ -207,16 +207,7 @@ func (s *service) maker(t *testing.T) *maker {
 
 func (m *maker) invoke(config string, c *triggers.Call) (triggers.Result, error) {
 	m.t.Helper()
-	cfg := triggertest.Config(m.t, m.factory, config)
-	f, err := m.factory.Make(cfg, m.env)
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	defer f.(io.Closer).Close()
-	v, err := triggertest.NewValues(cfg, m.secrets)
-	if err != nil {
-		m.t.Fatal(err)
-	}
+	f, v := triggertest.Make(m.t, m.factory, config, m.secrets, m.env)
 	c.Values = v.Of(c)
 	ctx, cancel := context.WithTimeout(m.t.Context(), 20*time.Second)
 	defer cancel()
@@ -225,12 +216,6 @@ func (m *maker) invoke(config string, c *triggers.Call) (triggers.Result, error)
 		m.t.Errorf("the error shows a secret or has lines: %v", err)
 	}
 	return res, err
-}
-
-func withInput(v any) *triggers.Call {
-	c := triggertest.NewCall("k")
-	c.Input, c.HasInput = v, true
-	return c
 }
 
 func withData(data string) *triggers.Call {
@@ -278,21 +263,21 @@ func TestMessage(t *testing.T) {
 	}{
 		"message":           {"message: a *b* <!here> ${ data.id }", triggertest.NewCall("k"), `{"text":"a *b* <!here> 1234567890123456789"}`},
 		"plain":             {"message: a *b* <!here> & ${ data.id }\nformat: plain", triggertest.NewCall("k"), `{"mrkdwn":false,"text":"a *b* &lt;!here&gt; &amp; 1234567890123456789"}`},
-		"input":             {"", withInput("a *b* <!here>"), `{"text":"a *b* <!here>"}`},
-		"input as it is":    {"format: plain", withInput("a <b>"), `{"mrkdwn":false,"text":"a &lt;b&gt;"}`},
-		"object":            {"", withInput(map[string]any{"a": "<!here>"}), "{\"text\":\"```\\n{\\n  \\\"a\\\": \\\"&lt;!here&gt;\\\"\\n}\\n```\"}"},
+		"input":             {"", triggertest.NewInputCall("a *b* <!here>"), `{"text":"a *b* <!here>"}`},
+		"input as it is":    {"format: plain", triggertest.NewInputCall("a <b>"), `{"mrkdwn":false,"text":"a &lt;b&gt;"}`},
+		"object":            {"", triggertest.NewInputCall(map[string]any{"a": "<!here>"}), "{\"text\":\"```\\n{\\n  \\\"a\\\": \\\"&lt;!here&gt;\\\"\\n}\\n```\"}"},
 		"data":              {"", withData(`{"a":"<!here>"}`), "{\"text\":\"```\\n{\\n  \\\"a\\\": \\\"&lt;!here&gt;\\\"\\n}\\n```\"}"},
 		"text of others":    {"", withData(`hello <!here>`), `{"mrkdwn":false,"text":"hello &lt;!here&gt;"}`},
 		"long":              {"", withData(strings.Repeat("ö", 4000)), `{"mrkdwn":false,"text":"` + strings.Repeat("ö", maxContent/2) + `…"}`},
 		"blocks":            {"blocks:\n- {type: section, text: {type: mrkdwn, text: '${ data.id } <b>'}}", triggertest.NewCall("k"), `{"blocks":[{"text":{"text":"1234567890123456789 <b>","type":"mrkdwn"},"type":"section"}]}`},
 		"blocks as JSON":    {"message: m\nblocks: '" + blocks + "'", triggertest.NewCall("k"), `{"blocks":` + `[{"text":{"text":"a","type":"mrkdwn"},"type":"section"}]` + `,"text":"m"}`},
-		"blocks of input":   {"blocks: ${ input.blocks }", withInput(map[string]any{"blocks": []any{map[string]any{"type": "divider"}}}), `{"blocks":[{"type":"divider"}]}`},
-		"JSON of input":     {"attachments: ${ input }", withInput(`[{"text":"t","n":12345678901234567}]`), `{"attachments":[{"n":12345678901234567,"text":"t"}]}`},
-		"no blocks":         {"message: m\nblocks: ${ input }", withInput(nil), `{"text":"m"}`},
+		"blocks of input":   {"blocks: ${ input.blocks }", triggertest.NewInputCall(map[string]any{"blocks": []any{map[string]any{"type": "divider"}}}), `{"blocks":[{"type":"divider"}]}`},
+		"JSON of input":     {"attachments: ${ input }", triggertest.NewInputCall(`[{"text":"t","n":12345678901234567}]`), `{"attachments":[{"n":12345678901234567,"text":"t"}]}`},
+		"no blocks":         {"message: m\nblocks: ${ input }", triggertest.NewInputCall(nil), `{"text":"m"}`},
 		"sender":            {"message: m\nsender: {username: U, icon: ':tada:'}", triggertest.NewCall("k"), `{"icon_emoji":":tada:","text":"m","username":"U"}`},
 		"sender by address": {"message: m\nsender: {icon: 'https://a.example/${ data.id }.png'}", triggertest.NewCall("k"), `{"icon_url":"https://a.example/1234567890123456789.png","text":"m"}`},
-		"thread":            {"message: m\nthread: {ts: '${ input }'}", withInput("17.1"), `{"text":"m","thread_ts":"17.1"}`},
-		"no thread":         {"message: m\nthread: {ts: '${ input }'}", withInput(""), `{"text":"m"}`},
+		"thread":            {"message: m\nthread: {ts: '${ input }'}", triggertest.NewInputCall("17.1"), `{"text":"m","thread_ts":"17.1"}`},
+		"no thread":         {"message: m\nthread: {ts: '${ input }'}", triggertest.NewInputCall(""), `{"text":"m"}`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			res, err := s.maker(t).invoke(hook("hook", tc.config), tc.call)
@@ -324,20 +309,20 @@ func TestUnfit(t *testing.T) {
 		call         *triggers.Call
 	}{
 		"nothing to say":       {"", "the message is empty", &triggers.Call{Key: "k"}},
-		"an empty message":     {"message: '${ input }'", "the message is empty", withInput(" ")},
+		"an empty message":     {"message: '${ input }'", "the message is empty", triggertest.NewInputCall(" ")},
 		"bytes":                {"", "is no text", withData("\xff")},
-		"text that is no list": {"blocks: '${ input }'", "blocks is text that is no JSON", withInput("[{")},
-		"a whole message":      {"blocks: '${ input }'", "blocks is an object, not a list; of the JSON of a whole message take the list in it", withInput(`{"blocks":[]}`)},
-		"a number":             {"blocks: '${ input }'", "blocks is no list", withInput(int64(3))},
-		"a list of text":       {"attachments: '${ input }'", "attachments has no object as its element 2", withInput([]any{map[string]any{}, "x"})},
-		"an icon":              {"message: m\nsender: {icon: '${ input }'}", "neither an emoji", withInput("tada")},
+		"text that is no list": {"blocks: '${ input }'", "blocks is text that is no JSON", triggertest.NewInputCall("[{")},
+		"a whole message":      {"blocks: '${ input }'", "blocks is an object, not a list; of the JSON of a whole message take the list in it", triggertest.NewInputCall(`{"blocks":[]}`)},
+		"a number":             {"blocks: '${ input }'", "blocks is no list", triggertest.NewInputCall(int64(3))},
+		"a list of text":       {"attachments: '${ input }'", "attachments has no object as its element 2", triggertest.NewInputCall([]any{map[string]any{}, "x"})},
+		"an icon":              {"message: m\nsender: {icon: '${ input }'}", "neither an emoji", triggertest.NewInputCall("tada")},
 	} {
 		_, err := s.maker(t).invoke(hook("hook", tc.config), tc.call)
 		if err == nil || triggers.ClassOf(err) != triggers.InputError || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%s: %v, want %s", name, err, tc.want)
 		}
 	}
-	if _, err := s.maker(t).invoke(s.app("${ input }", "message: m"), withInput("")); triggers.ClassOf(err) != triggers.InputError {
+	if _, err := s.maker(t).invoke(s.app("${ input }", "message: m"), triggertest.NewInputCall("")); triggers.ClassOf(err) != triggers.InputError {
 		t.Error(err)
 	}
 	if posts := s.take(); len(posts) > 0 {
@@ -435,7 +420,7 @@ func TestThreads(t *testing.T) {
 	m.env.Data = t.TempDir()
 	post := func(m *maker, channel, key string) string {
 		t.Helper()
-		if _, err := m.invoke(s.app(channel, "message: m\nthread: {messageAggregationKey: '${ input }'}"), withInput(key)); err != nil {
+		if _, err := m.invoke(s.app(channel, "message: m\nthread: {messageAggregationKey: '${ input }'}"), triggertest.NewInputCall(key)); err != nil {
 			t.Fatal(err)
 		}
 		s.mu.Lock()
@@ -498,16 +483,7 @@ func TestOneFirstMessage(t *testing.T) {
 	s := serve(t)
 	s.hold, s.began = make(chan struct{}), make(chan struct{}, 10)
 	m := s.maker(t)
-	cfg := triggertest.Config(t, m.factory, s.app("#shop", "message: m\nthread: {messageAggregationKey: k}"))
-	f, err := m.factory.Make(cfg, m.env)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.(io.Closer).Close()
-	v, err := triggertest.NewValues(cfg, m.secrets)
-	if err != nil {
-		t.Fatal(err)
-	}
+	f, v := triggertest.Make(t, m.factory, s.app("#shop", "message: m\nthread: {messageAggregationKey: k}"), m.secrets, m.env)
 	invoke := func(ctx context.Context) error {
 		c := triggertest.NewCall("k")
 		c.Values = v.Of(c)

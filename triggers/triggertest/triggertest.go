@@ -199,23 +199,8 @@ func permanent(err error) bool { return triggers.Permanent(err) }
 func (s Suite) function(t *testing.T, config string) (triggers.Function, *Values) {
 	t.Helper()
 	before := goleak.IgnoreCurrent()
-	c := Config(t, s.Factory, config)
-	v, err := NewValues(c, s.Secrets)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f, err := s.Factory.Make(c, s.Env)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if c, ok := f.(io.Closer); ok {
-			if err := c.Close(); err != nil {
-				t.Errorf("Close: %v", err)
-			}
-		}
-		goleak.VerifyNone(t, before)
-	})
+	t.Cleanup(func() { goleak.VerifyNone(t, before) }) // after it is closed
+	f, v := Make(t, s.Factory, config, s.Secrets, s.Env)
 	if p, ok := f.(triggers.Preparer); ok {
 		if err := p.Prepare(t.Context()); err != nil {
 			t.Fatal(err)
@@ -294,6 +279,13 @@ func NewCall(key string) *triggers.Call {
 			EventSource: "tests", EventName: "test",
 		},
 	}
+}
+
+// NewInputCall returns [NewCall] with an input.
+func NewInputCall(input any) *triggers.Call {
+	c := NewCall("k")
+	c.Input, c.HasInput = input, true
+	return c
 }
 
 // Host keeps what is published, each id once, as the bus does.
