@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -24,10 +25,10 @@ import (
 
 // Config is the config of a `node` function.
 type Config struct {
-	File         string                        `yaml:"file" doc:"JavaScript file whose module.exports is the function, relative to this file." example:"hello.js"`
+	File         string                        `yaml:"file" doc:"JavaScript file whose module.exports is the function, relative to this file; of an ES module, the default export or one named handle." example:"hello.js"`
 	Dir          string                        `yaml:"dir" doc:"Directory with the function, relative to this file; handler says in which file." example:"functions"`
-	Source       string                        `yaml:"source" doc:"The code itself, which sets module.exports."`
-	Handler      string                        `yaml:"handler" doc:"File below dir whose module.exports is the function." example:"./hello.js"`
+	Source       string                        `yaml:"source" doc:"The code itself, which sets module.exports or is an ES module."`
+	Handler      string                        `yaml:"handler" doc:"File below dir with the function, as for file." example:"./hello.js"`
 	Package      string                        `yaml:"package" doc:"Path of a package.json, relative to this file, whose dependencies npm installs once; with the package-lock.json beside it, if there is one." example:"package.json"`
 	Dependencies map[string]string             `yaml:"dependencies" doc:"Packages and their versions, instead of package." example:"{lodash: ^4.17.21}"`
 	Node         string                        `yaml:"node" doc:"Interpreter, 16 or later: looked up in PATH, or with a / relative to this file; default node." example:"/opt/node22/bin/node"`
@@ -77,9 +78,11 @@ type function struct {
 	env  triggers.Env
 	root string // directory of the spec's file
 	pool *worker.Pool
+	code *worker.Snapshot // nil for none
 
-	mu   sync.Mutex
-	kept *worker.Kept // the packages in use
+	mu        sync.Mutex
+	kept      *worker.Kept // the packages in use
+	installed *packages    // and what is installed there
 }
 
 func newFunction(cfg *Config, env triggers.Env, gate worker.Gate) (*function, error) {
@@ -93,6 +96,9 @@ func newFunction(cfg *Config, env triggers.Env, gate worker.Gate) (*function, er
 		}
 	}
 	f := &function{cfg: cfg, env: env, root: root}
+	f.code = worker.Take(cfg.code(root), func(name string) bool {
+		return slices.Contains([]string{".js", ".cjs", ".mjs", ".json"}, filepath.Ext(name))
+	}, modulesDir)
 	size := env.Concurrency
 	if cfg.Workers > 0 {
 		size = cfg.Workers
@@ -159,6 +165,14 @@ func (f *function) hello() ([][]byte, error) {
 	if f.cfg.Source != "" {
 		m["source"], m["file"] = f.cfg.Source, filepath.Join(dir, inline)
 	}
+	if texts := f.code.Changed(); texts != nil {
+		m["files"] = texts
+	}
+	f.mu.Lock()
+	if f.kept != nil {
+		m["packages"] = f.kept.Dir
+	}
+	f.mu.Unlock()
 	hello, err := json.Marshal(m)
 	return [][]byte{script, hello}, err
 }
@@ -178,7 +192,7 @@ func (f *function) command(ctx context.Context) (*exec.Cmd, error) {
 		return nil, err
 	}
 	env := process.Environ(f.cfg.InheritEnv...)
-	wanted, err := f.cfg.packages(f.root)
+	wanted, err := f.wanted()
 	if err != nil {
 		return nil, err
 	}
@@ -193,17 +207,21 @@ func (f *function) command(ctx context.Context) (*exec.Cmd, error) {
 	return &exec.Cmd{Path: program, Args: []string{program, "-e", boot}, Dir: dir, Env: append(env, own...)}, nil
 }
 
-// files are what the function is made from.
-func (c *Config) files(dir string) []string {
-	var files []string
+// code are the files and directories with code.
+func (c *Config) code(dir string) []string {
 	switch {
 	case c.Dir != "":
-		files = append(files, join(dir, c.Dir))
+		return []string{join(dir, c.Dir)}
 	case c.File != "":
 		file := join(dir, c.File)
-		files = append(files, file)
-		files = append(files, worker.Near(file, "*.js", "*.cjs", "*.mjs")...) // what it may require
+		return append([]string{file}, worker.Near(file, "*.js", "*.cjs", "*.mjs", packageFile)...) // what it may require
 	}
+	return nil
+}
+
+// files are what the function is made from.
+func (c *Config) files(dir string) []string {
+	files := c.code(dir)
 	if c.Package != "" {
 		files = append(files, join(dir, c.Package), filepath.Join(filepath.Dir(join(dir, c.Package)), lockFile))
 	}

@@ -122,25 +122,32 @@ func TestNotReady(t *testing.T) {
 	write(t, filepath.Join(dir, "bad.js"), "module.exports = (\n")
 	write(t, filepath.Join(dir, "text.js"), "module.exports = 'text'\n")
 	for config, want := range map[string]string{
-		code("const x = 1"):                        "the code exports no function, it exports an object; write module.exports = function (context, payload)",
-		"file: text.js":                            "text.js exports no function, it exports a string",
-		"file: bad.js":                             "cannot load bad.js: SyntaxError: ",
-		code("require('nothing-of-this-name')"):    "cannot load the code: Error: Cannot find module 'nothing-of-this-name'",
-		code("process.exit(3)"):                    "it exited with code 3 before it was ready",
-		"file: text.js\nnode: ./none":              "program not found",
-		"file: text.js\nnode: no-such-node":        "program no-such-node not found in the engine's PATH",
-		"file: text.js\ndependencies: {left: 1.0}": "there is no directory to keep them in",
+		code("const x = 1"):                         "the code exports no function, it exports an object; write module.exports = function (context, payload)",
+		code("const a = 1\nthrow new Error('why')"): "cannot load the code: Error: why (<function>:2)",
+		"file: text.js":                             "text.js exports no function, it exports a string",
+		"file: bad.js":                              "cannot load bad.js: SyntaxError: ",
+		code("require('nothing-of-this-name')"):     "cannot load the code: Error: Cannot find module 'nothing-of-this-name'",
+		code("process.exit(3)"):                     "it exited with code 3 before it was ready",
+		"file: text.js\nnode: ./none":               "program not found",
+		"file: text.js\nnode: no-such-node":         "program no-such-node not found in the engine's PATH",
+		"file: text.js\ndependencies: {left: 1.0}":  "there is no directory to keep them in",
 	} {
-		fn := makeFunction(t, config, triggers.Env{Dir: dir})
-		_, err := call(t, fn, "null", nil)
-		later, _ := errors.AsType[*triggers.RetryAfterError](err)
-		if err == nil || later == nil || triggers.ClassOf(err) != triggers.SystemError || triggers.Permanent(err) ||
-			!strings.Contains(err.Error(), "the function is not ready: ") || !strings.Contains(err.Error(), want) {
-			t.Errorf("%s\n got %v\nwant %s", config, err, want)
-		}
-		if ready := fn.(*function).Ready(); ready == nil || strings.Contains(ready.Error(), "\n") {
-			t.Errorf("%s: %v", config, ready)
-		}
+		notReady(t, config, dir, want)
+	}
+}
+
+// notReady asserts that a function is not ready and why, in one sentence.
+func notReady(t *testing.T, config, dir, want string) {
+	t.Helper()
+	fn := makeFunction(t, config, triggers.Env{Dir: dir})
+	_, err := call(t, fn, "null", nil)
+	later, _ := errors.AsType[*triggers.RetryAfterError](err)
+	if err == nil || later == nil || triggers.ClassOf(err) != triggers.SystemError || triggers.Permanent(err) ||
+		!strings.Contains(err.Error(), "the function is not ready: ") || !strings.Contains(err.Error(), want) {
+		t.Errorf("%s\n got %v\nwant %s", config, err, want)
+	}
+	if ready := fn.(*function).Ready(); ready == nil || strings.Contains(ready.Error(), "\n") {
+		t.Errorf("%s: %v", config, ready)
 	}
 }
 
@@ -164,6 +171,108 @@ func TestSources(t *testing.T) {
 		if res, err := call(t, fn, "null", nil); string(res.Output) != want || err != nil {
 			t.Errorf("%s\n got %s, %v\nwant %s", config, res.Output, err, want)
 		}
+	}
+}
+
+// ES modules, wherever the code is.
+func TestModules(t *testing.T) {
+	needHooks(t)
+	triggertest.Need(t, exec.Command("npm", "--version"), "npm")
+	dir, data := t.TempDir(), t.TempDir()
+	t.Setenv("NPM_CONFIG_OFFLINE", "true")
+	t.Setenv("HOME", t.TempDir())
+	write(t, filepath.Join(dir, "lib/package.json"), `{"name": "enginetestesm", "version": "1.0.0", "exports": {".": {"import": "./main.mjs"}, "./more": "./more.cjs"}}`)
+	write(t, filepath.Join(dir, "lib/main.mjs"), "export const word = 'installed';\n")
+	write(t, filepath.Join(dir, "lib/more.cjs"), "exports.word = 'more';\n")
+	write(t, filepath.Join(dir, "lib2/package.json"), `{"name": "enginetestcjs", "version": "1.0.0"}`)
+	write(t, filepath.Join(dir, "lib2/index.js"), "module.exports = {word: 'common'};\n")
+	write(t, filepath.Join(dir, "near.mjs"), "export const near = await Promise.resolve('near');\n")
+	write(t, filepath.Join(dir, "near.cjs"), "module.exports = 'near.cjs';\n")
+	write(t, filepath.Join(dir, "f.mjs"), "import {near} from './near.mjs';\nexport default () => near;\n")
+	write(t, filepath.Join(dir, "untyped.js"), "import other from './near.cjs';\nexport async function handle(context, payload) { return [payload, other, import.meta.url.endsWith('/untyped.js')]; }\n")
+	write(t, filepath.Join(dir, "node_modules/own/index.js"), "module.exports = 'own';\n")
+	write(t, filepath.Join(dir, "installed.mjs"), "import {word} from 'enginetestesm';\nimport more from 'enginetestesm/more';\nimport common from 'enginetestcjs';\nimport own from 'own';\nexport default () => [word, more.word, common.word, own];\n")
+	const packages = "\ndependencies: {enginetestesm: ./lib, enginetestcjs: ./lib2}"
+	for config, want := range map[string]string{
+		"file: f.mjs":      `"near"`,
+		"file: untyped.js": `[1,"near.cjs",true]`,
+		code("export default (context, payload) => payload"): `1`,
+		code("import {near} from './near.mjs'; const word = await Promise.resolve('top'); export function handle() { return word + near + import.meta.url.slice(-4); }"): `"topnear.mjs"`,
+		code("module.exports = async () => (await import('./near.mjs')).near"):                                                                                           `"near"`,
+		"file: installed.mjs" + packages: `["installed","more","common","own"]`,
+		code("import {word} from 'enginetestesm'; export default () => word") + packages:                                      `"installed"`,
+		code("module.exports = async () => [(await import('enginetestesm')).word, require('enginetestcjs').word]") + packages: `["installed","common"]`,
+	} {
+		fn := makeFunction(t, config, triggers.Env{Dir: dir, Data: data})
+		res, err := call(t, fn, "1", nil)
+		if string(res.Output) != want || err != nil {
+			t.Errorf("%s\n got %s, %v\nwant %s", config, res.Output, err, want)
+		}
+		if len(res.Logs.Stdout)+len(res.Logs.Stderr) > 0 {
+			t.Errorf("%s: %s%s", config, res.Logs.Stdout, res.Logs.Stderr)
+		}
+	}
+}
+
+func TestModulesNotReady(t *testing.T) {
+	needHooks(t)
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "bad.mjs"), "\nexport default (=> 1)\n")
+	write(t, filepath.Join(dir, "throws.mjs"), "import './near.mjs';\n")
+	write(t, filepath.Join(dir, "near.mjs"), "throw new Error('not today');\n")
+	for config, want := range map[string]string{
+		code("export const handel = () => 1"):      "the code exports no function, it exports an object with handel; write export default function (context, payload)",
+		"file: bad.mjs":                            "cannot load bad.mjs: SyntaxError: Unexpected token '=>' (bad.mjs:2)",
+		code("import './bad.mjs'"):                 "cannot load the code: SyntaxError: Unexpected token '=>' (bad.mjs:2)",
+		code("export const a = 1\nexport b"):       "(<function>.mjs:2)",
+		"file: throws.mjs":                         "cannot load throws.mjs: Error: not today (near.mjs:1)",
+		code("import none from 'no-such-package'"): "cannot load the code: Error: Cannot find package 'no-such-package'",
+	} {
+		notReady(t, config, dir, want)
+	}
+}
+
+// needHooks skips a test where Node has no hooks of its module loader.
+func needHooks(t *testing.T) {
+	t.Helper()
+	triggertest.Need(t, exec.Command("node", "-e", "process.exit(require('module').register ? 0 : 1)"), "Node 18.19 or later")
+}
+
+// A process that starts after the code was changed, or removed, has the code that
+// the function was made of.
+func TestCodeStaysWhatItWas(t *testing.T) {
+	needHooks(t)
+	const common = "const {word} = require('./pkg');\nconst data = require('./data');\nmodule.exports = (c, p) => p ? process.exit(1) : [word, data.n, require('./later').word];\n"
+	const module = "import {word} from './pkg/index.js';\nimport data from './data.cjs';\nexport default async (c, p) => p ? process.exit(1) : [word, data.n, (await import('./later.js')).word];\n"
+	for name, files := range map[string]map[string]string{
+		"main.js":  {"main.js": common, "pkg/index.js": "exports.word = require('../far.js');\n", "far.js": "module.exports = 'far';\n", "later.js": "exports.word = 'late';\n", "data.json": `{"n": 1}`},
+		"main.mjs": {"main.mjs": module, "package.json": `{"type": "module"}`, "pkg/index.js": "export {word} from '../far.js';\n", "far.js": "export const word = 'far';\n", "later.js": "export const word = 'late';\n", "data.cjs": "module.exports = {n: 1};\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			for file, text := range files {
+				write(t, filepath.Join(dir, file), text)
+			}
+			fn := makeFunction(t, "dir: .\nhandler: "+name, triggers.Env{Dir: dir})
+			for round := range 3 {
+				if res, err := call(t, fn, "null", nil); string(res.Output) != `["far",1,"late"]` || err != nil {
+					t.Errorf("round %d: %s, %v", round, res.Output, err)
+				}
+				switch round {
+				case 0:
+					write(t, filepath.Join(dir, name), "nonsense (\n")
+				case 1:
+					for file := range files {
+						if err := os.Remove(filepath.Join(dir, file)); err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+				if _, err := call(t, fn, "1", nil); err == nil {
+					t.Error("the process lives")
+				}
+			}
+		})
 	}
 }
 

@@ -23,6 +23,7 @@ import (
 const (
 	packageFile = "package.json"
 	lockFile    = "package-lock.json"
+	modulesDir  = "node_modules"
 	// installLimit is how long npm may take, and installPause how long after it
 	// failed it is tried again.
 	installLimit = 15 * time.Minute
@@ -90,6 +91,16 @@ func (c *Config) packages(root string) (*packages, error) {
 	return p, err
 }
 
+// wanted is what has to be installed: what was, whatever the files say by now.
+func (f *function) wanted() (*packages, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.installed != nil {
+		return f.installed, nil
+	}
+	return f.cfg.packages(f.root)
+}
+
 // modules returns the directory with the packages, made when there is none.
 func (f *function) modules(ctx context.Context, program string, p *packages) (string, error) {
 	if f.env.Data == "" {
@@ -105,7 +116,7 @@ func (f *function) modules(ctx context.Context, program string, p *packages) (st
 	}
 	sum := sha256.Sum256(slices.Concat([]byte(version.String()), p.manifest, []byte{0}, p.lock))
 	dir := filepath.Join(f.env.Data, "node", "packages", hex.EncodeToString(sum[:12]))
-	modules := filepath.Join(dir, "node_modules")
+	modules := filepath.Join(dir, modulesDir)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.kept != nil && f.kept.Dir == dir {
@@ -127,7 +138,7 @@ func (f *function) modules(ctx context.Context, program string, p *packages) (st
 	if f.kept != nil {
 		_ = f.kept.Close()
 	}
-	f.kept = kept
+	f.kept, f.installed = kept, p
 	return modules, nil
 }
 
@@ -156,5 +167,5 @@ func (f *function) install(ctx context.Context, p *packages, dir string) error {
 	if err := process.Run(ctx, &exec.Cmd{Path: npm, Args: args, Dir: dir, Env: process.Environ(append(passed, f.cfg.InheritEnv...)...)}); err != nil {
 		return fmt.Errorf("npm %s: %w", how, err)
 	}
-	return os.MkdirAll(filepath.Join(dir, "node_modules"), 0o700) // npm makes none for nothing
+	return os.MkdirAll(filepath.Join(dir, modulesDir), 0o700) // npm makes none for nothing
 }

@@ -10,7 +10,9 @@ const fs = require('fs');
 const net = require('net');
 const path = require('path');
 const url = require('url');
+const vm = require('vm');
 const Module = require('module');
+const {spawnSync} = require('child_process');
 const {Writable} = require('stream');
 
 const conf = JSON.parse(frame());
@@ -237,26 +239,196 @@ function serve(handler) {
   input.on('error', () => process.exit(0));
 }
 
+// texts are what files were when the function was made, where they are something
+// else by now; nothing when they are not.
+const texts = new Map(Object.entries(conf.files || {}).map(([file, text]) => [file, Buffer.from(text, 'base64').toString().replace(/^\uFEFF/, '')]));
+
+function read(file) {
+  if (texts.has(file)) return texts.get(file);
+  try {
+    return fs.readFileSync(file, 'utf8');
+  } catch (_) {
+    return undefined;
+  }
+}
+
+// remember has CommonJS modules loaded from texts instead of their files.
+function remember() {
+  const resolve = Module._resolveFilename;
+  Module._resolveFilename = function (request, parent, ...rest) {
+    if (path.isAbsolute(request) || (/^\.{1,2}(\/|$)/.test(request) && parent && parent.filename)) {
+      const base = path.isAbsolute(request) ? request : path.resolve(path.dirname(parent.filename), request);
+      for (const file of [base, base + '.js', base + '.json', path.join(base, 'index.js')]) if (texts.has(file)) return file;
+    }
+    return resolve.call(this, request, parent, ...rest);
+  };
+  for (const ext of ['.js', '.json']) {
+    const load = Module._extensions[ext];
+    Module._extensions[ext] = function (module, file) {
+      if (!texts.has(file)) return load.call(this, module, file);
+      if (ext === '.json') {
+        module.exports = JSON.parse(texts.get(file));
+      } else {
+        module._compile(texts.get(file), file);
+      }
+    };
+  }
+}
+
+// declared is what a file is by its name or the next package.json: 'module',
+// 'commonjs', or undefined where neither tells.
+function declared(file) {
+  const ext = path.extname(file);
+  if (ext === '.mjs') return 'module';
+  if (ext !== '.js') return 'commonjs';
+  for (let dir = path.dirname(file); ; dir = path.dirname(dir)) {
+    const text = read(path.join(dir, 'package.json'));
+    if (text !== undefined) {
+      try {
+        return JSON.parse(text).type;
+      } catch (_) {
+        return undefined; // Node says what is wrong with it
+      }
+    }
+    if (dir === path.dirname(dir)) return undefined;
+  }
+}
+
+// formatOf is what Node loads a file as; where nothing is declared, what only
+// modules can have in them tells.
+function formatOf(file) {
+  if (path.extname(file) === '.json') return 'json';
+  return declared(file) || (hasModuleSyntax(read(file) || '', file) ? 'module' : 'commonjs');
+}
+
+function hasModuleSyntax(text, file) {
+  try {
+    vm.compileFunction(text.replace(/^#!.*/, ''), ['exports', 'require', 'module', '__filename', '__dirname'], {filename: file});
+    return false;
+  } catch (e) {
+    return /import statement outside a module|Unexpected token 'export'|'import\.meta' outside a module|await is only valid in async functions and the top level bodies of modules/.test(e.message);
+  }
+}
+
+// misspelt is where an ES module, or one it imports from beside it, is none that
+// can be read, " (file:line)". Node tells that only who runs it with --check.
+function misspelt(entry, source) {
+  const seen = new Set();
+  for (const todo = [entry]; todo.length > 0 && seen.size < 20;) {
+    const file = todo.shift();
+    const text = file === entry ? source : read(file);
+    if (text === undefined || seen.has(file) || (file !== entry && formatOf(file) !== 'module')) continue;
+    seen.add(file);
+    const {stderr} = spawnSync(process.execPath, ['--check', '--input-type=module', '-'], {input: text, encoding: 'utf8', timeout: 10000});
+    const [, line] = /^\[stdin\]:(\d+)$/m.exec(stderr) || [];
+    if (line !== undefined) return ` (${path.relative(conf.path, file)}:${line})`;
+    for (const [, name] of text.matchAll(/\b(?:from|import)\s*['"](\.{1,2}\/[^'"]+)['"]/g)) todo.push(path.resolve(path.dirname(file), name));
+  }
+  return '';
+}
+
+// hooks are those of Node's module loader: some files have other texts than on
+// disk, and what a function imports is also looked for where its packages are
+// installed, as require does.
+function hooks({files, packages}) {
+  return {
+    resolve(specifier, context, next) {
+      if (!context.conditions.includes('import')) return next(specifier, context);
+      if (/^(\.{0,2}\/|file:)/.test(specifier)) {
+        const {href} = new URL(specifier, context.parentURL);
+        const file = files.get(href);
+        return file === undefined ? next(specifier, context) : {url: href, format: file.format, shortCircuit: true};
+      }
+      if (packages === '') return next(specifier, context);
+      const again = (e) => {
+        if (e.code !== 'ERR_MODULE_NOT_FOUND') throw e;
+        return next(specifier, {...context, parentURL: packages});
+      };
+      let found;
+      try {
+        found = next(specifier, context);
+      } catch (e) {
+        return again(e);
+      }
+      return typeof found.then === 'function' ? found.catch(again) : found;
+    },
+    load(url, context, next) {
+      const file = files.get(url);
+      return file === undefined ? next(url, context) : {...file, shortCircuit: true};
+    },
+  };
+}
+
+// hook has modules loaded as data says.
+function hook(data) {
+  if (Module.registerHooks !== undefined) {
+    Module.registerHooks(hooks(data));
+  } else if (Module.register !== undefined) { // in a thread of its own
+    Module.register('data:text/javascript,' + encodeURIComponent(`let its;
+      export const initialize = (data) => { its = (${hooks})(data); };
+      export const resolve = (...args) => its.resolve(...args);
+      export const load = (...args) => its.load(...args);`), {data});
+  } else {
+    return false;
+  }
+  return true;
+}
+
 async function find() {
+  // Code in the spec is as if it were in a file of this name.
+  const inline = conf.source !== undefined;
+  const esm = inline ? hasModuleSyntax(conf.source, conf.file) : formatOf(conf.file) === 'module';
+  const file = inline && esm ? conf.file + '.mjs' : conf.file;
+  const files = new Map(); // that are loaded from here
+  const has = (name, format, source) => files.set(url.pathToFileURL(name).href, {format, source});
+  for (const [name, source] of texts) has(name, formatOf(name), source);
+  if (inline && esm) {
+    has(file, 'module', conf.source);
+  } else if (esm && declared(file) !== 'module' && (Module.registerHooks !== undefined || !process.features.require_module)) {
+    has(file, 'module', read(file)); // Node warns, or takes it for CommonJS
+  }
+  const packages = conf.packages === undefined ? '' : url.pathToFileURL(path.join(conf.packages, 'packages.js')).href;
+  const imports = () => /\bimport\s*\(/.test(inline ? conf.source : read(file) || '');
+  if ([...files.values()].some(({format}) => format === 'module') ||
+      (packages !== '' && (esm || Module.registerHooks !== undefined || imports()))) {
+    if (!hook({files, packages}) && esm) {
+      throw new NoFunction(`${conf.name} is an ES module, and Node ${process.versions.node} cannot load it ` +
+        (packages !== '' ? 'with packages that are installed for it; from Node 18.19 on it can' :
+          texts.size > 0 ? 'as it was before its files were changed; from Node 18.19 on it can' :
+            'like this; put it into a file and name that .mjs, or use Node 18.19 or later'));
+    }
+  }
+  if (texts.size > 0) remember();
   let exported;
-  if (conf.source !== undefined) {
+  if (esm) {
+    try {
+      exported = await load(url.pathToFileURL(file).href);
+    } catch (e) {
+      if (e instanceof SyntaxError && place(e) === '') e.at = misspelt(file, inline ? conf.source : read(file));
+      throw e;
+    }
+  } else if (inline) {
     const module = new Module(conf.file);
     module.filename = conf.file;
     module.paths = Module._nodeModulePaths(conf.path);
     module._compile(conf.source, conf.file);
     exported = module.exports;
   } else {
-    try {
-      exported = path.extname(conf.file) === '.mjs' ? await load(url.pathToFileURL(conf.file)) : require(conf.file);
-    } catch (e) {
-      if (e.code !== 'ERR_REQUIRE_ESM') throw e;
-      exported = await load(url.pathToFileURL(conf.file));
-    }
+    exported = require(conf.file);
   }
   for (const f of [exported, exported && exported.default, exported && exported.handle]) {
     if (typeof f === 'function') return f;
   }
-  throw new NoFunction(`${conf.name} exports no function, it exports ${exported === null ? 'null' : typeof exported === 'object' ? 'an object' : 'a ' + typeof exported}; write module.exports = function (context, payload) { … }`);
+  throw new NoFunction(`${conf.name} exports no function, it exports ${what(exported)}; write ` +
+    (esm ? 'export default function (context, payload) { … }' : 'module.exports = function (context, payload) { … }'));
+}
+
+// what says what was exported.
+function what(exported) {
+  if (exported === null || exported === undefined) return String(exported);
+  if (typeof exported !== 'object') return 'a ' + typeof exported;
+  const names = Object.keys(exported);
+  return names.length === 0 ? 'an object' : 'an object with ' + names.slice(0, 10).join(', ');
 }
 
 class NoFunction extends Error {}
@@ -283,7 +455,7 @@ find().then((handler) => {
   serve(handler);
 }, (e) => {
   if (!(e instanceof NoFunction)) process.stderr.write(((e && e.stack) || String(e)) + '\n');
-  const text = e instanceof NoFunction ? e.message : `cannot load ${conf.name}: ${(e && e.name) || 'Error'}: ${String((e && e.message) || e).split('\n')[0]}${place(e)}`;
+  const text = e instanceof NoFunction ? e.message : `cannot load ${conf.name}: ${(e && e.name) || 'Error'}: ${String((e && e.message) || e).split('\n')[0]}${place(e) || (e && e.at) || ''}`;
   answer('E', none, '', failure('SystemError', text));
   process.exit(1);
 });
