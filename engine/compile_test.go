@@ -73,6 +73,7 @@ spec:
     - {name: b, condition: tick && tick.data.xxxx == 1, log: {}}
     - {name: c, condition: tick, batch: {size: 2}, log: {}}
     - {name: d, condition: tick, foreach: {in: tick.data.list, key: tick.data.kye}, log: {}}
+    - {name: e, condition: tick, log: {}, deadLetter: {log: {message: "${ tick.data.coutn }"}}}
 `,
 			want: []string{
 				`s.yaml:6:36: error[unknown-field] spec.ticker.tick.filter: the data of a ticker has no field "cout" (did you mean count?)`,
@@ -84,6 +85,7 @@ spec:
 				`s.yaml:23:46: error[unknown-field] spec.triggers[1].condition: the data of a ticker has no field "xxxx" (it has time, count, missed)`,
 				`s.yaml:25:58: error[unknown-field] spec.triggers[3].foreach.in: the data of a ticker has no field "list" (it has time, count, missed)`,
 				`s.yaml:25:79: error[unknown-field] spec.triggers[3].foreach.key: the data of a ticker has no field "kye" (it has time, count, missed)`,
+				`s.yaml:26:85: error[unknown-field] spec.triggers[4].deadLetter.log.message: the data of a ticker has no field "coutn" (did you mean count?)`,
 			},
 		},
 		{
@@ -127,10 +129,23 @@ spec:
 ` + head + `kind: Subscription
 metadata: {name: sub}
 spec: {eventType: t, function: f, secrets: [s]}
+---
+` + head + `kind: Subscription
+metadata: {name: dead}
+spec: {eventType: t, function: f, deadLetter: {log: {}, secrets: [s]}}
+---
+` + head + `kind: Sensor
+metadata: {name: dead}
+spec:
+  dependencies: [{name: a, type: t}]
+  triggers:
+    - {name: t, function: f, deadLetter: {python: {file: none.py}}}
 `,
 			want: []string{
 				"s.yaml:11:12: error[invalid-value] spec.secrets: functions of kind log are not handed secrets by name (write {secret: {name, key}} where a value belongs)",
 				"s.yaml:16:7: error[invalid-value] spec.secrets: functions of kind log are not handed secrets by name (write {secret: {name, key}} where a value belongs)",
+				"s.yaml:21:47: error[invalid-value] spec.deadLetter.secrets: functions of kind log are not handed secrets by name (write {secret: {name, key}} where a value belongs)",
+				"s.yaml:29:58: error[unreadable] spec.triggers[0].deadLetter.python.file: none.py: no such file or directory (a path is relative to this file)",
 			},
 		},
 		{
@@ -169,6 +184,15 @@ spec: {eventType: t, function: f, secrets: [s]}
 			name: "a filter that needs an output may let it pass",
 			spec: function("build") + sensor("again", "{function: build, when: data.output.code == 7}", "[{name: t, function: build}]"),
 			want: []string{loop("11:7", "spec.dependencies[0]", "trigger t of sensor again calls build", "build")},
+		},
+		{
+			name: "by what is called for dead letters",
+			spec: function("build") + sensor("again", "{function: build}", "[{name: t, log: {}, deadLetter: {function: build}}]") + "---\n" +
+				sensor("inline", "{function: inline.t.deadLetter, outcome: failed}", "[{name: t, log: {}, deadLetter: {log: {}}}]"),
+			want: []string{
+				loop("11:7", "spec.dependencies[0]", "trigger t.deadLetter of sensor again calls build", "build"),
+				loop("19:7", "spec.dependencies[0]", "trigger t.deadLetter of sensor inline calls inline.t.deadLetter", "inline.t.deadLetter"),
+			},
 		},
 		{
 			name: "everything, and nobody asks",
