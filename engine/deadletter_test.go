@@ -120,6 +120,16 @@ spec:
 	if k := other.keys[0]; k != key+".1.deadLetter" {
 		t.Errorf("key %s", k)
 	}
+	// The history has what it got, which no log has.
+	var runs []jobs.StoredRun
+	r.until("its run", func() bool {
+		var err error
+		runs, err = jobs.ReadRuns(t.Context(), r.bus, jobs.RunFilter{ID: key + ".1.deadLetter-1"})
+		return err == nil && len(runs) == 1
+	})
+	if got := string(runs[0].JSON); !strings.Contains(got, `"input":{"function":"ship.ship","sensor":"ship"`) {
+		t.Errorf("run %s", got)
+	}
 
 	// Of a Subscription, whose failure somebody asks for, too.
 	if _, err := r.e.Emit(t.Context(), &bus.Event{ID: "1", Source: "/t", Type: "sub", Data: []byte(`{"id":9}`), DataContentType: "application/json"}); err != nil {

@@ -408,7 +408,7 @@ func (p *Pool) note(spec *Trigger, run *Run) {
 }
 
 // call prepares and makes one call. input is what the function was given
-// instead of the event, as JSON.
+// instead of an event of the log, as JSON.
 func (q *queue) call(t *task, spec *Trigger) (res triggers.Result, ev *bus.Event, input []byte, err error) {
 	p, j, callee := q.p, t.job, spec.Callee
 	if spec.Direct {
@@ -465,6 +465,9 @@ func (q *queue) call(t *task, spec *Trigger) (res triggers.Result, ev *bus.Event
 		if c.Input, c.HasInput = rendered[spec.InputPath]; c.HasInput {
 			input = inputOf(j.Rendered, spec.InputPath, rendered)
 		}
+	}
+	if input == nil && j.Last == 0 && ev != nil { // no log has what it gets
+		input = ev.Data
 	}
 	c.Values = callee.Values(c, rendered)
 	res, err = invoke(ctx, p.log, callee, c, spec.Timeout)

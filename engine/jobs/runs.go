@@ -42,7 +42,8 @@ type Run struct {
 	Duration, Queued                   time.Duration
 	Next                               time.Time
 	Result                             string
-	// Input is what it was given instead of the event, as JSON; nil for none.
+	// Input is what it was given instead of an event of the log, as JSON; nil for
+	// none.
 	Input                  []byte
 	Output, Stdout, Stderr []byte
 	ContentType            string
