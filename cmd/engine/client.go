@@ -24,6 +24,8 @@ type client struct {
 	e *env
 	// The flags. output is text, json or yaml.
 	api, token, data, output string
+	// where is how one says which data directory is meant.
+	where string
 
 	base string
 	http *http.Client
@@ -33,10 +35,14 @@ type client struct {
 func (e *env) client(cmd *cobra.Command) *client {
 	c := &client{e: e}
 	own := cmd.Flags()
-	own.StringVar(&c.api, "api", "", "address or URL of the engine's API; default: what the engine on --data wrote there")
+	c.where = "--data"
+	if own.Lookup("data") != nil {
+		c.where = "ENGINE_DATA"
+	}
+	own.StringVar(&c.api, "api", "", "address or URL of the engine's API; default: what the engine on "+c.where+" wrote there")
 	own.StringVar(&c.token, "api-token", "", "token of the API, when it asks for one")
 	names := []string{"api", "api-token"}
-	if own.Lookup("data") == nil {
+	if c.where == "--data" {
 		own.StringVar(&c.data, "data", ".engine", "data directory of the engine, to find its API")
 		names = append(names, "data")
 	} else if v, ok := e.lookup("ENGINE_DATA"); ok && v != "" {
@@ -72,7 +78,7 @@ func (c *client) find() error {
 	if c.api == "" {
 		b, err := os.ReadFile(announcementPath(c.data))
 		if errors.Is(err, fs.ErrNotExist) {
-			return unreachable("no engine runs on the data directory %s; start one, or say where it is with --data or --api", c.data)
+			return unreachable("no engine runs on the data directory %s; start one, or say where it is with %s or --api", c.data, c.where)
 		}
 		var a announcement
 		if err == nil {

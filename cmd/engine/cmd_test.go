@@ -122,7 +122,7 @@ func TestEnvironment(t *testing.T) {
 		{"flag wins", map[string]string{"ENGINE_OUTPUT": "json"}, []string{"version", "-o", "text"}, 0, "engine v1 ("},
 		{"wrong variable", map[string]string{"ENGINE_OUTPUT": "xml"}, []string{"version"}, 2, `ENGINE_OUTPUT="xml"`},
 		{"empty variable", map[string]string{"ENGINE_OUTPUT": ""}, []string{"version"}, 0, "engine v1 ("},
-		{"data directory of emit", map[string]string{"ENGINE_DATA": "elsewhere"}, []string{"emit", "t", "--data", "{}"}, 3, "data directory elsewhere"},
+		{"data directory of emit", map[string]string{"ENGINE_DATA": "elsewhere"}, []string{"emit", "t", "--data", "{}"}, 3, "data directory elsewhere; start one, or say where it is with ENGINE_DATA or --api"},
 		{"api", map[string]string{"ENGINE_API": "127.0.0.1:1"}, []string{"get"}, 3, "no engine answers at http://127.0.0.1:1"},
 		{"unknown verb", nil, []string{"fly"}, 2, `unknown command "fly"`},
 		{"two tokens", map[string]string{"ENGINE_API_TOKEN": "a", "ENGINE_API_TOKEN_FILE": "b"}, []string{"run"}, 2, "both given"},
