@@ -2,6 +2,7 @@ package triggers
 
 import (
 	"encoding/json"
+	"errors"
 	"reflect"
 	"strings"
 
@@ -64,7 +65,7 @@ func (v *values) Text(t specs.Text) (string, error) {
 		}
 		s, err := p.RenderString(env)
 		if err != nil {
-			return "", &PermanentError{err}
+			return "", rendering(err)
 		}
 		return s, nil
 	}
@@ -97,7 +98,7 @@ func (v *values) Template(t specs.Template) (any, error) {
 		}
 		r, err := p.Render(env)
 		if err != nil {
-			return nil, &PermanentError{err}
+			return nil, rendering(err)
 		}
 		return r, nil
 	}
@@ -109,6 +110,14 @@ func (v *values) Template(t specs.Template) (any, error) {
 		return nil, notRendered(t.Path)
 	}
 	return r, nil
+}
+
+// rendering is the error of a template. What it does not find was not given.
+func rendering(err error) error {
+	if m, ok := errors.AsType[*expression.MissingError](err); ok {
+		return Errorf(InputError, "%w; give it, or a default: ${ %s ?? … }", err, m.Path)
+	}
+	return &PermanentError{err}
 }
 
 // literal returns a value whose strings hold no expressions.

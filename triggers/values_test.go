@@ -96,21 +96,20 @@ func TestCompiled(t *testing.T) {
 	if got, err := v.Template(specs.Template{}); got != nil || err != nil {
 		t.Error(got, err)
 	}
-	var p *PermanentError
-	if _, err := v.Text(cfg.Inner.List[1]); !errors.As(err, &p) || !strings.Contains(err.Error(), "list[1]: missing `data.absent`") {
+	if _, err := v.Text(cfg.Inner.List[1]); ClassOf(err) != InputError || !strings.Contains(err.Error(), "list[1]: missing `data.absent`; give it, or a default: ${ data.absent ?? … }") {
 		t.Error(err)
 	}
 
 	// Data that does not parse fails only what reads it, and not for ever after.
 	v = compiled.Values(&Call{Event: &bus.Event{Type: "t", Source: "s", DataContentType: "application/json", Data: []byte(`{`)}}, secret)
 	for range 2 {
-		if _, err := v.Text(cfg.URL); !errors.As(err, &p) {
+		if _, err := v.Text(cfg.URL); !Permanent(err) {
 			t.Error(err)
 		}
 	}
 	// No event at all: templates that need it say so, others work.
 	v = compiled.Values(&Call{}, nil)
-	if _, err := v.Text(cfg.URL); !errors.As(err, &p) {
+	if _, err := v.Text(cfg.URL); ClassOf(err) != InputError {
 		t.Error(err)
 	}
 	if _, err := v.Secret(specs.SecretRef{Name: "n", Key: "k"}); err == nil {

@@ -213,7 +213,7 @@ func (e *env) newFunctionVerb(n *newResource) *cobra.Command {
 		Short: "A Function: a file, a directory, a program or a URL",
 		Long: `Makes a Function. PATH is a file (.py: python, .js: node, .wasm: wasm), or a
 directory with --handler. Instead of it, --url makes an HTTP function and
---command a program.`,
+--command a program. Of other kinds, engine functions KIND shows an example.`,
 		Example: `  engine new function hello hello.py --schema-in hello.in.json --secret open-sesame
   engine new function hello functions/ --handler hello.handle --runtime-deps requirements.txt
   engine new function ship --url https://shipping.example.com/orders --timeout 10s`,
@@ -240,7 +240,7 @@ directory with --handler. Instead of it, --url makes an HTTP function and
 			}
 		}
 		if given != 1 {
-			return usagef("give one of PATH, --url and --command")
+			return usagef("give one of PATH, --url and --command; of other kinds, engine functions KIND shows an example")
 		}
 		var spec fields
 		switch {

@@ -316,7 +316,7 @@ func (f *function) failure(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("%s: %w", f.label(), ctx.Err())
 	}
-	code, text := 0, err.Error()
+	code, text := 0, outbound.Advised(err).Error()
 	if se, ok := errors.AsType[*mail.SendError](err); ok {
 		code, text = se.ErrorCode(), se.Error()
 		text, _, _ = strings.Cut(text, ", affected message ID")

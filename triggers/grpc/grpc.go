@@ -306,6 +306,9 @@ func (f *function) failure(ctx context.Context, method string, err error) error 
 	case codes.NotFound, codes.AlreadyExists, codes.PermissionDenied, codes.Unauthenticated, codes.FailedPrecondition:
 		return triggers.Permanentf("%s", text)
 	case codes.Unavailable:
+		if strings.HasPrefix(st.Message(), "connection error") || strings.HasPrefix(st.Message(), "name resolver error") {
+			text += "; start the server, or check url, insecure and tls"
+		}
 		return later(st, triggers.Errorf(triggers.SystemError, "%s", text))
 	default:
 		return later(st, errors.New(text))

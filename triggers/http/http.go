@@ -256,7 +256,10 @@ func (f *function) Invoke(ctx context.Context, c *triggers.Call) (triggers.Resul
 			return triggers.Result{}, err
 		}
 		if t, err = newTarget(f.cfg.Method, raw, f.cfg.URL.Secret == nil); err != nil {
-			return triggers.Result{}, &triggers.PermanentError{Err: fmt.Errorf("rendered %w", err)}
+			if f.cfg.URL.Secret != nil {
+				return triggers.Result{}, triggers.Permanentf("the secret %w", err)
+			}
+			return triggers.Result{}, triggers.Errorf(triggers.InputError, "the rendered %w", err)
 		}
 	}
 	m, err := f.message(c)
@@ -266,7 +269,7 @@ func (f *function) Invoke(ctx context.Context, c *triggers.Call) (triggers.Resul
 	if f.tokens == nil {
 		return f.exchange(ctx, t, c, &m)
 	}
-	transport, err := f.links.http()
+	transport, err := f.links.other.Transport()
 	if err != nil {
 		return triggers.Result{}, err
 	}
@@ -300,7 +303,7 @@ func (f *function) exchange(ctx context.Context, t *target, c *triggers.Call, m 
 	if t.addr != "" && f.host == nil && len(m.body) <= f.maxDirect {
 		return f.direct(ctx, t, c, m)
 	}
-	transport, err := f.links.http()
+	transport, err := f.links.other.Transport()
 	if err != nil {
 		return triggers.Result{}, err
 	}
@@ -359,7 +362,10 @@ func unreachable(ctx context.Context, t *target, err error) error {
 	if forbidden, ok := errors.AsType[*outbound.ForbiddenError](err); ok {
 		return triggers.Errorf(triggers.InputError, "%s: %w", t.label, forbidden)
 	}
-	return fmt.Errorf("%s: %w", t.label, outbound.Cause(ctx, err))
+	if ctx.Err() != nil {
+		return fmt.Errorf("%s: %w", t.label, outbound.Cause(ctx, err))
+	}
+	return triggers.Errorf(triggers.SystemError, "%s: %w", t.label, outbound.Advised(err))
 }
 
 // result reads an answer; complete tells that nothing of it is left unread.

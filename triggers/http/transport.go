@@ -25,18 +25,13 @@ const maxIdle = 256
 
 // links are the connections of functions with the same settings.
 type links struct {
-	tls     *outbound.TLS
 	guard   *outbound.Guard // nil when no event decides whom to call
-	dir     string
-	secret  func(specs.SecretRef) (string, error)
 	dial    func(ctx context.Context, network, addr string) (net.Conn, error)
 	buffers sync.Pool // of *[]byte
-	// pool serves plain HTTP, transport everything else: TLS, HTTP/2, proxies,
-	// large bodies.
-	pool *pool
-
-	mu        sync.Mutex
-	transport *http.Transport // nil until it is needed
+	// pool serves plain HTTP, other everything else: TLS, HTTP/2, proxies, large
+	// bodies.
+	pool  *pool
+	other outbound.HTTP
 }
 
 // connect returns the connections for a config, and how to give them up.
@@ -54,7 +49,8 @@ func connect(n *network, cfg *Config, env triggers.Env) (*links, io.Closer, erro
 		dial = guard.Dial(dialer)
 	}
 	l, use := n.Open(key, func() *links {
-		l := &links{tls: cfg.TLS, guard: guard, dir: env.Dir, secret: env.Secret, dial: dial}
+		l := &links{guard: guard, dial: dial}
+		l.other = outbound.HTTP{TLS: cfg.TLS, Dir: env.Dir, Secret: env.Secret, Dial: l.dialOrProxy, MaxIdle: maxIdle}
 		l.pool = &pool{dial: dial, maxIdle: maxIdle, idle: map[string][]*conn{}}
 		l.buffers.New = func() any { b := make([]byte, 0, 2048); return &b }
 		return l
@@ -65,27 +61,7 @@ func connect(n *network, cfg *Config, env triggers.Env) (*links, io.Closer, erro
 // end closes the connections that are idle; others are closed when released.
 func (l *links) end() {
 	l.pool.close()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.transport != nil {
-		l.transport.CloseIdleConnections()
-	}
-}
-
-// http returns the transport. It fails while files or secrets of tls cannot be
-// read.
-func (l *links) http() (*http.Transport, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.transport != nil {
-		return l.transport, nil
-	}
-	cfg, err := l.tls.Config(l.dir, l.secret)
-	if err != nil {
-		return nil, err
-	}
-	l.transport = outbound.Transport(l.dialOrProxy, cfg, maxIdle)
-	return l.transport, nil
+	l.other.CloseIdle()
 }
 
 // dialOrProxy dials; the engine's proxy is no address that an event chose.

@@ -17,7 +17,7 @@ type ForbiddenError struct{ Address netip.Addr }
 
 // Error names the address.
 func (e *ForbiddenError) Error() string {
-	return e.Address.String() + " is not a public address, and the event chose it; allow it if that is meant"
+	return e.Address.String() + " is not a public address, and the event chose it; if that is meant, add it to allow"
 }
 
 // Guard refuses connections to addresses that are not public: those of this

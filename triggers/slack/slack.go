@@ -31,6 +31,7 @@ type Config struct {
 	Attachments specs.Template   `yaml:"attachments" doc:"Attachments of the message: a list with ${ expr } in it, or text with the JSON of one." example:"[{color: danger, text: '${ data.reason }'}]"`
 	Thread      *Thread          `yaml:"thread" doc:"The thread that the message belongs to."`
 	Sender      *Sender          `yaml:"sender" doc:"Who seems to post. It needs the scope chat:write.customize with token; webhooks of apps of Slack have a name and an icon of their own and do not look at this."`
+	TLS         *outbound.TLS    `yaml:"tls" doc:"How the server is verified and this client proves itself, where it is not Slack's own."`
 	API         string           `yaml:"api" doc:"Where the methods of Slack are, for token; default https://slack.com/api." example:"https://slack-gov.com/api"`
 }
 
@@ -76,24 +77,28 @@ func Factory() triggers.Factory {
 		Example: example,
 		Make: func(config any, env triggers.Env) (triggers.Function, error) {
 			f := &function{cfg: config.(*Config)}
-			f.workspace, f.Closer = shared.Open(env.Data, func() *workspace { return newWorkspace(env) }, (*workspace).end)
+			key := env.Data + "\n" + f.cfg.TLS.ID(env.Dir)
+			f.workspace, f.Closer = shared.Open(key, func() *workspace { return newWorkspace(f.cfg, env) }, (*workspace).CloseIdle)
 			return f, nil
 		},
+		Check: func(config any, dir string, ck *specs.Checker) { config.(*Config).TLS.Check(ck, "tls", dir) },
+		Files: func(config any, dir string) []string { return config.(*Config).TLS.Files(dir) },
 	}
 }
 
 // workspace is what functions share.
 type workspace struct {
-	transport *http.Transport
-	threads   *threads
+	outbound.HTTP
+	threads *threads
 }
 
-func newWorkspace(env triggers.Env) *workspace {
+func newWorkspace(cfg *Config, env triggers.Env) *workspace {
 	dialer := outbound.Dialer()
-	return &workspace{transport: outbound.Transport(dialer.DialContext, nil, maxIdle), threads: newThreads(env.Data, env.Logger)}
+	return &workspace{
+		HTTP:    outbound.HTTP{TLS: cfg.TLS, Dir: env.Dir, Secret: env.Secret, Dial: dialer.DialContext, MaxIdle: maxIdle},
+		threads: newThreads(env.Data, env.Logger),
+	}
 }
-
-func (w *workspace) end() { w.transport.CloseIdleConnections() }
 
 type function struct {
 	cfg       *Config
@@ -184,7 +189,9 @@ func (p *post) toChannel(ctx context.Context, c *triggers.Call) error {
 		delete(p.message, "reply_broadcast")
 		if ts != "" {
 			p.message["thread_ts"] = ts
-			p.message["reply_broadcast"] = p.cfg.Thread.BroadcastMessageToChannel
+			if p.cfg.Thread.BroadcastMessageToChannel {
+				p.message["reply_broadcast"] = true
+			}
 		}
 		a, err := p.send(ctx, u, token)
 		if err != nil {
@@ -380,7 +387,11 @@ func (p *post) send(ctx context.Context, u *url.URL, token string) (*answer, err
 	req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
 	req.Body, _ = req.GetBody()
 	req.ContentLength = int64(len(body))
-	resp, err := p.workspace.transport.RoundTrip(req)
+	transport, err := p.workspace.Transport()
+	if err != nil {
+		return nil, err
+	}
+	resp, err := transport.RoundTrip(req)
 	if err != nil {
 		return nil, p.unreachable(ctx, err)
 	}
@@ -399,5 +410,5 @@ func (p *post) unreachable(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("%s: %w", p.label, outbound.Cause(ctx, err))
 	}
-	return triggers.Errorf(triggers.SystemError, "%s: %w", p.label, err)
+	return triggers.Errorf(triggers.SystemError, "%s: %w", p.label, outbound.Advised(err))
 }

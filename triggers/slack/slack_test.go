@@ -2,10 +2,12 @@ package slack
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -391,6 +393,32 @@ func TestFailures(t *testing.T) {
 	}
 }
 
+// TestTLS: a server with a certificate of one's own, as Mattermost may have.
+func TestTLS(t *testing.T) {
+	s := serve(t)
+	dir := t.TempDir()
+	secure := httptest.NewUnstartedServer(s.Config.Handler)
+	secure.TLS = &tls.Config{Certificates: []tls.Certificate{triggertest.Certificate(t, dir)}, MinVersion: tls.VersionTLS12}
+	secure.Config.ErrorLog = log.New(io.Discard, "", 0)
+	secure.StartTLS()
+	t.Cleanup(secure.Close)
+	m := s.maker(t)
+	m.env.Dir = dir
+	m.secrets["slack/hook"] = secure.URL + "/services/" + canaryHook
+	if _, err := m.invoke(hook("hook", "message: m\ntls: {ca: ca.pem}"), triggertest.NewCall("k")); err != nil {
+		t.Error(err)
+	}
+	if _, err := m.invoke(hook("hook", "message: m"), triggertest.NewCall("k")); triggers.ClassOf(err) != triggers.SystemError || !strings.Contains(err.Error(), "put the authority into tls.ca") {
+		t.Error(err)
+	}
+	if _, err := m.invoke(hook("hook", "message: m\ntls: {ca: absent.pem}"), triggertest.NewCall("k")); err == nil || !strings.Contains(err.Error(), "tls.ca: absent.pem") {
+		t.Error(err)
+	}
+	if posts := s.take(); len(posts) != 1 {
+		t.Errorf("%d messages", len(posts))
+	}
+}
+
 func TestToken(t *testing.T) {
 	s := serve(t)
 	res, err := s.maker(t).invoke(s.app("#shop", "message: m\nsender: {username: U}"), triggertest.NewCall("k"))
@@ -585,6 +613,7 @@ func TestValidate(t *testing.T) {
 		url + "thread: {ts: '1.1'}":                                     "",
 		url + "sender: {icon: tada}":                                    "\"tada\" is neither an emoji nor a URL",
 		url + "sender: {icon: '${ data.icon }'}":                        "",
+		url + "tls: {cert: a.pem}":                                      "needs cert and key",
 		url + "format: html":                                            "unknown-value",
 		url + "format: plain\nblocks: [{type: divider}]":                "format is about message, which is not here",
 		url + "blocks: {type: divider}":                                 "spec.slack.blocks: blocks is an object, not a list",

@@ -28,6 +28,7 @@ func (c *Config) Validate(ck *specs.Checker) {
 	if u, err := url.Parse(c.API); c.API != "" && (err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || strings.Contains(c.API, "${")) {
 		ck.Errorf("api", specs.CodeInvalidValue, "for example "+defaultAPI, "this is no URL")
 	}
+	c.TLS.Validate(ck, "tls")
 	c.Thread.validate(ck, c.Token != nil)
 	if c.Sender != nil {
 		if icon, ok := triggers.Literal(c.Sender.Icon); ok && icon != "" {

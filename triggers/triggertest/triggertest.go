@@ -1,5 +1,5 @@
 // Package triggertest owns the contract suite every function kind is held to,
-// and what tests of functions need: values and a host.
+// and what their tests need: functions, calls, values, certificates, a host.
 package triggertest
 
 import (
