@@ -1,6 +1,6 @@
 # Everything a contributor needs; each target works from a fresh clone with Go alone.
 .DEFAULT_GOAL := build
-.PHONY: build run test lint bench faults gen clean tools
+.PHONY: build run test lint bench bench-functions faults gen clean tools
 
 GO       ?= go
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
@@ -53,6 +53,10 @@ $(GOLANGCI):
 bench: build
 	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) -p 1 ./...
 	$(GO) run ./test/bench -engine bin/engine $(BENCHFLAGS)
+
+## bench-functions: calls of functions against the least there is, as the tables of docs/performance.md
+bench-functions:
+	$(GO) test -run '^$$' -bench '^BenchmarkFunctions$$' -benchtime 1x ./engine -rounds 5 $(BENCHFLAGS)
 
 ## faults: breaks the built engine in every known way, for twenty minutes, and writes the table of docs/reliability.md
 faults: build

@@ -1,7 +1,6 @@
 package engine_test
 
 import (
-	"bufio"
 	"bytes"
 	"compress/gzip"
 	"context"
@@ -9,7 +8,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -817,28 +815,16 @@ func BenchmarkEndpoint(b *testing.B) {
 	for _, c := range []struct{ name, addr string }{{"direct", strings.TrimPrefix(fn, "http://")}, {"endpoint", r.e.Addr()}} {
 		b.Run(c.name, func(b *testing.B) {
 			b.RunParallel(func(pb *testing.PB) {
-				conn, err := net.Dial("tcp", c.addr)
+				r, err := newRequester(c.addr)
 				if err != nil {
 					b.Error(err)
 					return
 				}
-				defer conn.Close()
-				rd := bufio.NewReader(conn)
-				const body = `{"orderId":"o-1","total":120}`
-				req := fmt.Appendf(nil, "POST /f HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+				defer r.Close()
 				for pb.Next() {
-					if _, err := conn.Write(req); err != nil {
+					if err := r.post(); err != nil {
 						b.Error(err)
 						return
-					}
-					resp, err := http.ReadResponse(rd, nil)
-					if err != nil || resp.StatusCode != 200 {
-						b.Error(err, resp)
-						return
-					}
-					_, err = io.Copy(io.Discard, resp.Body)
-					if err = errors.Join(err, resp.Body.Close()); err != nil {
-						b.Error(err)
 					}
 				}
 			})

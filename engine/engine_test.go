@@ -26,6 +26,10 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if mode := os.Getenv(asWorker); mode != "" {
+		lines(mode)
+		return
+	}
 	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("github.com/nats-io/nats-server/v2/server/ats.init.0.func1"))
 }
 

@@ -29,7 +29,7 @@ func BenchMemory(b *testing.B, f triggers.Factory, config string) {
 			b.Fatal(err)
 		}
 	}
-	b.ReportMetric(float64(rss())/(1<<20), "MiB/worker")
+	b.ReportMetric(BenchResident()/(1<<20), "MiB/worker")
 }
 
 func benchFunction(b *testing.B, f triggers.Factory, config string, workers int) *triggers.Contract {
@@ -39,6 +39,46 @@ func benchFunction(b *testing.B, f triggers.Factory, config string, workers int)
 		b.Fatal(err)
 	}
 	return &triggers.Contract{Function: fn, Host: &Host{}, MaxHops: bus.MaxHops}
+}
+
+// BenchCallers makes a function and gives what calls it for each of n callers,
+// and what closes it.
+func BenchCallers(b *testing.B, f triggers.Factory, config string, n int) (callers []func() error, end func()) {
+	b.Helper()
+	fn := benchFunction(b, f, config, n)
+	values, err := NewValues(Config(b, f, config), nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for range n {
+		callers = append(callers, func() error {
+			c := NewCall("key")
+			c.Event.Data, c.Values = []byte(BenchPayload), values.Of(c)
+			_, err := fn.Invoke(context.Background(), c)
+			return err
+		})
+	}
+	return callers, func() {
+		if err := fn.Close(); err != nil {
+			b.Error(err)
+		}
+	}
+}
+
+// BenchPipes are as many callers of what echoes the same payload over stdin and
+// stdout, with a process each: the least there is between two processes.
+func BenchPipes(b *testing.B, command func() *exec.Cmd, n int) (callers []func() error, end func()) {
+	b.Helper()
+	var ends []func()
+	for range n {
+		call, end := benchPipe(b, command())
+		callers, ends = append(callers, call), append(ends, end)
+	}
+	return callers, func() {
+		for _, end := range ends {
+			end()
+		}
+	}
 }
 
 func benchCall(fn triggers.Function) error {
@@ -68,27 +108,19 @@ func BenchFirstCall(b *testing.B, f triggers.Factory, config string) {
 // of both, and the first as a part of the second.
 func BenchRatio(b *testing.B, f triggers.Factory, config string, command func() *exec.Cmd, workers int) {
 	b.Helper()
-	fn := benchFunction(b, f, config, workers)
-	defer fn.Close()
-	var pipes []func() error
-	for range workers {
-		call, end := benchPipe(b, command())
-		defer end()
-		pipes = append(pipes, call)
-	}
-	calls := make([]func() error, workers)
-	for i := range calls {
-		calls[i] = func() error { return benchCall(fn) }
-	}
+	calls, end := BenchCallers(b, f, config, workers)
+	defer end()
+	pipes, end := BenchPipes(b, command, workers)
+	defer end()
 	const turn = 500
-	benchTurn(b, calls, turn)
-	benchTurn(b, pipes, turn)
+	BenchTurn(b, calls, turn)
+	BenchTurn(b, pipes, turn)
 	b.ResetTimer()
 	var called, echoed time.Duration
 	for done := 0; done < b.N; done += turn {
 		n := min(turn, b.N-done)
-		called += benchTurn(b, calls, n)
-		echoed += benchTurn(b, pipes, n)
+		called += BenchTurn(b, calls, n)
+		echoed += BenchTurn(b, pipes, n)
 	}
 	b.StopTimer()
 	b.ReportMetric(float64(b.N)/called.Seconds(), "calls/s")
@@ -100,15 +132,14 @@ func BenchRatio(b *testing.B, f triggers.Factory, config string, command func() 
 // that is started for it.
 func BenchPerCall(b *testing.B, f triggers.Factory, config string, command func() *exec.Cmd) {
 	b.Helper()
-	fn := benchFunction(b, f, config, 1)
-	defer fn.Close()
-	calls := []func() error{func() error { return benchCall(fn) }}
-	benchTurn(b, calls, 100)
+	calls, end := BenchCallers(b, f, config, 1)
+	defer end()
+	BenchTurn(b, calls, 100)
 	const turn = 1000
 	var called, spawned time.Duration
 	n := 0
 	for b.Loop() {
-		called += benchTurn(b, calls, turn) / turn
+		called += BenchTurn(b, calls, turn) / turn
 		begin := time.Now()
 		cmd := command()
 		cmd.Stdin = strings.NewReader(BenchPayload + "\n")
@@ -150,8 +181,8 @@ func benchPipe(b *testing.B, cmd *exec.Cmd) (call func() error, end func()) {
 		}
 }
 
-// benchTurn makes n calls, each caller its part, and returns how long it took.
-func benchTurn(b *testing.B, callers []func() error, n int) time.Duration {
+// BenchTurn makes n calls, each caller its part, and returns how long it took.
+func BenchTurn(b *testing.B, callers []func() error, n int) time.Duration {
 	b.Helper()
 	begin := time.Now()
 	var left atomic.Int64
@@ -171,9 +202,9 @@ func benchTurn(b *testing.B, callers []func() error, n int) time.Duration {
 	return time.Since(begin)
 }
 
-// rss is the memory of the children of this process, on average, in bytes; 0
-// where it is not told.
-func rss() int {
+// BenchResident is the resident memory of the children of this process, on
+// average, in bytes; 0 where it is not told.
+func BenchResident() float64 {
 	id := strconv.Itoa(os.Getpid())
 	tasks, err := os.ReadDir("/proc/" + id + "/task")
 	if err != nil {
@@ -195,5 +226,5 @@ func rss() int {
 			}
 		}
 	}
-	return total / max(n, 1)
+	return float64(total) / float64(max(n, 1))
 }
