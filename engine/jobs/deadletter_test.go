@@ -576,3 +576,27 @@ func (q refusingQueue) Consume(ctx context.Context, partition, outstanding int, 
 	}
 	return q.Queue.Consume(ctx, partition, outstanding, deliver)
 }
+
+// BenchmarkDeadLetters compares jobs that die with jobs that die and have a
+// deadLetter called, to the end of that.
+func BenchmarkDeadLetters(b *testing.B) {
+	for _, handle := range []bool{false, true} {
+		b.Run(fmt.Sprintf("called=%v", handle), func(b *testing.B) {
+			f := newFixture(b, Options{})
+			of, it := handled(&function{do: func(context.Context, *triggers.Call) error { return triggers.Permanentf("no") }}, &callers{})
+			if !handle {
+				of.DeadLetter = nil
+			}
+			f.start(of, it)
+			n := 0
+			b.ReportAllocs()
+			for b.Loop() {
+				for range 16 {
+					n++
+					f.enqueue("s", "a", fmt.Sprint("k", n), nil)
+				}
+				f.emptied()
+			}
+		})
+	}
+}
