@@ -173,6 +173,11 @@ type Factory struct {
 	specs.Type
 	// DefaultType is the CloudEvents type of events that have none.
 	DefaultType string
+	// Attributes returns what gives an event type, source, subject and id as the
+	// config says it of events whose producer named none; nil when the type has
+	// nothing of the kind. Data and request of the event are set. Its error says
+	// why the source refuses the event.
+	Attributes func(config any) func(ev *bus.Event) error
 	// Payload names the fields that the data of an event can have, when the
 	// type alone decides them, so that a field that does not exist is found at
 	// validation; nil when anything may come.

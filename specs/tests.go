@@ -67,7 +67,7 @@ type TestEvent struct {
 	After           *Duration         `yaml:"after" doc:"When it comes, after the one before; instead of at." example:"30s"`
 	Source          string            `yaml:"source" doc:"Name of the EventSource; without it the event is one sent by hand, and has a type."`
 	Event           string            `yaml:"event" doc:"Name of the event in the EventSource."`
-	Type            string            `yaml:"type" doc:"CloudEvents type; default: that of the source type."`
+	Type            string            `yaml:"type" doc:"CloudEvents type; default: what the source gives it, as an event whose producer named none."`
 	ID              string            `yaml:"id" doc:"The producer's id; an event with the same one within 10 minutes is a duplicate. Default: a new one."`
 	Subject         string            `yaml:"subject" doc:"CloudEvents subject."`
 	DataContentType string            `yaml:"datacontenttype" doc:"Type of the data; default application/json." example:"text/plain"`

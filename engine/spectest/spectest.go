@@ -40,6 +40,7 @@ type place struct{ source, event string }
 type event struct {
 	intake      *sources.Intake
 	defaultType string
+	attributes  func(ev *bus.Event) error // nil for none
 }
 
 // New returns a runner for a set without errors: list are its compiled
@@ -71,6 +72,9 @@ func New(set *specs.Set, list []evaluate.Sensor, types sources.Registry) *Runner
 			e.intake, _ = sources.CompileIntake(&ev.Intake, "")
 			if f := types.Lookup(ev.Type); f != nil {
 				e.defaultType = f.DefaultType
+				if f.Attributes != nil {
+					e.attributes = f.Attributes(ev.Config)
+				}
 			}
 			r.events[place{res.Metadata.Name, ev.Name}] = e
 		}
@@ -226,41 +230,62 @@ func (r *Runner) Run(t *specs.Test) (Result, error) {
 func (r *Runner) event(t *specs.Test, i int) (*bus.Event, error) {
 	in := &t.Events[i]
 	ev := &bus.Event{
-		ID: in.ID, ProducerID: in.ID != "", Type: in.Type, Subject: in.Subject, DataContentType: in.DataContentType,
-		Extensions: maps.Clone(in.Extensions), EventSource: in.Source, EventName: in.Event,
-		Source: "/" + in.Source + "/" + in.Event, Time: t.StartTime().Add(in.At.D()),
+		DataContentType: in.DataContentType, Extensions: maps.Clone(in.Extensions),
+		EventSource: in.Source, EventName: in.Event, Source: "/" + in.Source + "/" + in.Event, Time: t.StartTime().Add(in.At.D()),
+	}
+	if err := content(ev, in); err != nil {
+		return nil, err
+	}
+	switch source := r.events[place{in.Source, in.Event}]; {
+	case in.Source == "":
+		ev.EventSource, ev.EventName, ev.Source = bus.SourceEmit, in.Type, "/"+bus.SourceEmit
+	case in.Type != "": // the producer said what it is
+	case source.attributes != nil:
+		if err := source.attributes(ev); err != nil {
+			return nil, err
+		}
+	default:
+		ev.Type = source.defaultType
+	}
+	if in.Type != "" {
+		ev.Type = in.Type
+	}
+	if in.Subject != "" {
+		ev.Subject = in.Subject
+	}
+	if in.ID != "" {
+		ev.ID, ev.ProducerID = in.ID, true
 	}
 	if ev.ID == "" {
 		ev.ID = "event-" + strconv.Itoa(i+1)
 	}
-	if ev.Type == "" {
-		ev.Type = r.events[place{in.Source, in.Event}].defaultType
-	}
-	if in.Source == "" {
-		ev.EventSource, ev.EventName, ev.Source = bus.SourceEmit, in.Type, "/"+bus.SourceEmit
-	}
+	return ev, nil
+}
+
+// content sets request and data of an event.
+func content(ev *bus.Event, in *specs.TestEvent) error {
 	if in.Request.Set {
 		b, err := json.Marshal(in.Request.Root)
 		if err != nil {
-			return nil, fmt.Errorf("request: %w", err)
+			return fmt.Errorf("request: %w", err)
 		}
 		ev.Request = b
 	}
 	if !in.Data.Set {
-		return ev, nil
+		return nil
 	}
 	if text, ok := in.Data.Root.(string); ok && !bus.IsJSON(ev.DataContentType) {
 		ev.Data = []byte(text)
-		return ev, nil
+		return nil
 	}
 	b, err := json.Marshal(in.Data.Root)
 	if err != nil {
-		return nil, fmt.Errorf("data: %w", err)
+		return fmt.Errorf("data: %w", err)
 	}
 	if ev.Data = b; ev.DataContentType == "" {
 		ev.DataContentType = "application/json"
 	}
-	return ev, nil
+	return nil
 }
 
 // recorder keeps what the evaluator says.

@@ -425,3 +425,61 @@ t_test.yaml:10:18: error[unknown-reference] the specs have no function "none"`
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), want)
 	}
 }
+
+// TestWebhookAttributes: events of a webhook get what it says of type, source,
+// subject and id; what the test says itself comes first.
+func TestWebhookAttributes(t *testing.T) {
+	runner, _ := compile(t, `apiVersion: engine/v1
+kind: EventSource
+metadata: {name: shop}
+spec:
+  webhook:
+    plain: {path: /plain, type: order.created, source: /shop, subject: "${ data.id }", id: {expression: data.id}}
+    github: {path: /github, type: "github.${ request.headers[\"x-github-event\"] }", id: {header: X-GitHub-Delivery}}
+    bare: {path: /bare}
+---
+apiVersion: engine/v1
+kind: Function
+metadata: {name: f}
+spec: {log: {}}
+---
+apiVersion: engine/v1
+kind: Subscription
+metadata: {name: all}
+spec: {eventType: "*", source: shop, function: f, input: "${ event.type } ${ event.source } ${ event.subject }"}
+`)
+	files, found := catalog.Loader().LoadTestBytes("t_test.yaml", []byte(`
+tests:
+  - name: a
+    events:
+      - {source: shop, event: plain, data: {id: o-1}}
+      - {source: shop, event: plain, data: {id: o-1}}
+      - {source: shop, event: plain, data: {id: 7}, type: cloud.event, subject: mine}
+      - {source: shop, event: plain, data: {}}
+      - {source: shop, event: github, request: {headers: {x-github-event: push, x-github-delivery: d1}}, data: {}}
+      - {source: shop, event: github, request: {headers: {x-github-event: push, x-github-delivery: d1}}, data: {}}
+      - {source: shop, event: github, data: {}}
+      - {source: shop, event: bare, data: {}}
+    expect:
+      - {sensor: subscription.all, input: order.created /shop o-1}
+      - {sensor: subscription.all, input: cloud.event /shop/plain mine}
+      - {sensor: subscription.all, input: "order.created /shop "}
+      - {sensor: subscription.all, input: "github.push /shop/github "}
+      - {sensor: subscription.all, input: "webhook /shop/github "}
+      - {sensor: subscription.all, input: "webhook /shop/bare "}
+    duplicates: 2
+  - name: refused
+    events: [{source: shop, event: plain, data: {id: [1]}}]
+    expect: []
+`))
+	if len(found) > 0 {
+		t.Fatal(found)
+	}
+	res, err := runner.Run(&files[0].Tests[0])
+	if err != nil || len(res.Failures) > 0 {
+		t.Errorf("%+v, %v", res.Failures, err)
+	}
+	if _, err := runner.Run(&files[0].Tests[1]); err == nil || !strings.Contains(err.Error(), "the id of the event cannot be made of this request") {
+		t.Errorf("%v", err)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/textproto"
 	"strconv"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/sensor-engine/engine/bus"
@@ -22,6 +23,37 @@ type attributes struct {
 	// dynamic is true when anything must be evaluated per event.
 	dynamic, needData, needRequest bool
 }
+
+// attributesOf is how the events of a config get their attributes, outside of a
+// request: see [sources.Factory].
+func attributesOf(c *Config) func(ev *bus.Event) error {
+	a, found := compileAttributes(c, fieldName)
+	return func(ev *bus.Event) error {
+		if found.HasErrors() {
+			return found.Err()
+		}
+		ev.Type, ev.Subject = a.typ.text, a.subject.text
+		if a.source.text != "" {
+			ev.Source = a.source.text
+		}
+		env, err := ev.Attributes(a.needData, a.needRequest || a.idHeader != "")
+		if err != nil {
+			return err
+		}
+		request, _ := env["request"].(map[string]any)
+		headers, _ := request["headers"].(map[string]any)
+		if id, _ := headers[strings.ToLower(a.idHeader)].(string); id != "" {
+			ev.ID, ev.ProducerID = id, true
+		}
+		if refused := a.render(ev, env); refused != nil {
+			return errors.New(refused.Text)
+		}
+		return nil
+	}
+}
+
+// fieldName is the path of a field in a config that was checked before.
+func fieldName(field string) string { return field }
 
 // attribute is a constant, or a template.
 type attribute struct {
@@ -113,6 +145,11 @@ func (h *handler) evaluate(ev *bus.Event, r *http.Request) *ingress.Refusal {
 	if err != nil {
 		return ingress.Refuse(http.StatusBadRequest, "the body cannot be read as data")
 	}
+	return a.render(ev, env)
+}
+
+// render sets what expressions make of an event; env is the event as they see it.
+func (a *attributes) render(ev *bus.Event, env map[string]any) *ingress.Refusal {
 	for _, t := range []struct {
 		name string
 		from attribute

@@ -8,6 +8,7 @@ package webhook
 import (
 	"net/http"
 
+	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/sources"
 	"github.com/sensor-engine/engine/specs"
 )
@@ -52,6 +53,7 @@ func Factory() sources.Factory {
 			},
 		},
 		DefaultType: DefaultType,
+		Attributes:  func(config any) func(*bus.Event) error { return attributesOf(config.(*Config)) },
 		Routes:      func(config any, _ sources.Env) []sources.Route { return []sources.Route{config.(*Config).route()} },
 		MaxEvent:    func(config any) int64 { return int64(config.(*Config).MaxBody) },
 		Make:        func(config any, env sources.Env) (sources.Source, error) { return newSource(config.(*Config), env) },

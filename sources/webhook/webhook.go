@@ -45,7 +45,7 @@ func newSource(c *Config, env sources.Env) (*source, error) {
 	if err != nil {
 		return nil, err
 	}
-	attrs, ds := compileAttributes(c, func(field string) string { return field })
+	attrs, ds := compileAttributes(c, fieldName)
 	if err := ds.Err(); err != nil {
 		return nil, err
 	}

@@ -593,9 +593,21 @@ func TestAttributes(t *testing.T) {
 				hdr = append(hdr, "X-GitHub-Event", tt.event)
 			}
 			w := do(h, "POST", "/in/ams", strings.NewReader(tt.body), hdr...)
+			// The same outside of a request.
+			again := &bus.Event{Source: "/shop/orders", DataContentType: tt.contentType, Data: []byte(tt.body), Request: []byte(`{"params":{"shop":"ams"},"headers":{}}`)}
+			if tt.event != "" {
+				again.Request = []byte(`{"params":{"shop":"ams"},"headers":{"x-github-event":"` + tt.event + `"}}`)
+			}
+			err := Factory().Attributes(c())(again)
 			if tt.status != 202 {
 				refused(t, h, w, tt.status)
+				if err == nil {
+					t.Errorf("outside of a request it is %+v", again)
+				}
 				return
+			}
+			if err != nil || again.ID != tt.id || again.ProducerID != (tt.id != "") || again.Type != tt.typ || again.Subject != tt.subject || again.Source != "/shops/ams" {
+				t.Errorf("outside of a request: %+v, %v", again, err)
 			}
 			ev := only(t, h, w)
 			if tt.id != "" && ev.ID != tt.id || ev.ProducerID != (tt.id != "") || ev.Type != tt.typ || ev.Subject != tt.subject || ev.Source != "/shops/ams" {
