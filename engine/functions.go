@@ -78,14 +78,7 @@ func schemaFile(shape *specs.Shape, dir string) (string, bool) {
 		return "", false
 	}
 	name, ok := shape.Schema.Root.(string)
-	return join(dir, name), ok
-}
-
-func join(dir, path string) string {
-	if filepath.IsAbs(path) {
-		return path
-	}
-	return filepath.Join(dir, path)
+	return triggers.Join(dir, name), ok
 }
 
 // compileSchema compiles the schema at key, or reports to ck what is wrong with

@@ -90,7 +90,7 @@ func newFunction(cfg *Config, env triggers.Env) (*function, error) {
 	}
 	f := &function{cfg: cfg, root: root, dir: root, base: process.Environ(cfg.InheritEnv...)}
 	if cfg.Dir != "" {
-		f.dir = join(root, cfg.Dir)
+		f.dir = triggers.Join(root, cfg.Dir)
 	}
 	for name, v := range cfg.Env {
 		if _, constant := triggers.Literal(v.Text); !constant && sensitive(name) {
@@ -98,13 +98,6 @@ func newFunction(cfg *Config, env triggers.Env) (*function, error) {
 		}
 	}
 	return f, nil
-}
-
-func join(dir, path string) string {
-	if filepath.IsAbs(path) {
-		return path
-	}
-	return filepath.Join(dir, path)
 }
 
 // Invoke runs the program. At ctx's end the group gets SIGTERM, two seconds

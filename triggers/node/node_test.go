@@ -1,7 +1,6 @@
 package node
 
 import (
-	"context"
 	"errors"
 	"os"
 	"os/exec"
@@ -10,7 +9,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/sensor-engine/engine/specs"
 	"github.com/sensor-engine/engine/triggers"
@@ -23,152 +21,77 @@ func makeFunction(t testing.TB, config string, env triggers.Env) triggers.Functi
 	if !strings.Contains(config, "node: /") {
 		needNode(t)
 	}
-	f := Factory()
-	fn, err := f.Make(triggertest.Config(t, f, config), env)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := fn.(*function).Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	fn, _ := triggertest.Make(t, Factory(), config, nil, env)
 	return fn
 }
 
-func call(t testing.TB, fn triggers.Function, payload string, secrets map[string]string) (triggers.Result, error) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	c := triggertest.NewCall("k")
-	c.Event.Data, c.Secrets = []byte(payload), secrets
-	return fn.Invoke(ctx, c)
-}
-
-func code(js string) string {
-	return "source: |\n  " + strings.ReplaceAll(strings.TrimSpace(js), "\n", "\n  ")
-}
-
-func write(t testing.TB, path, text string) {
-	t.Helper()
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-}
-
 func TestResults(t *testing.T) {
-	for _, tc := range []struct {
-		what, code, payload string
-		want                string
-		class               triggers.Class
-		message, stack      string
-		once                bool // the worker does not survive it
-	}{
-		{what: "nothing", code: "module.exports = () => {}", want: `null`},
-		{what: "a promise", code: "module.exports = async (c, p) => p", payload: `[1]`, want: `[1]`},
-		{what: "something like a promise", code: "module.exports = () => ({then(ok) { ok(7); }})", want: `7`},
-		{what: "twice", code: "module.exports = () => ({then(ok) { ok(1); ok(2); }})", want: `1`},
-		{what: "a default export", code: "module.exports = {default: () => 1}", want: `1`},
-		{what: "the context", code: "module.exports = (c) => [c.event.id, c.key, c.secrets, Object.keys(c).includes('event'), 'emit' in JSON.parse(JSON.stringify(c)), JSON.parse(JSON.stringify(c)).event.eventID]", want: `["event-k","k",{},true,false,"event-k"]`},
-		{what: "NaN as JavaScript writes it", code: "module.exports = () => [NaN]", want: `[null]`},
-		{what: "half a surrogate pair", code: `module.exports = () => "a\ud800b"`, want: `"a\ud800b"`},
-		{what: "a BigInt", code: "module.exports = () => 1n", class: triggers.FunctionError, message: "the result cannot be JSON: Do not know how to serialize a BigInt"},
-		{what: "a circle", code: "module.exports = () => { const a = []; a.push(a); return a; }", class: triggers.FunctionError, message: "the result cannot be JSON: Converting circular"},
-		{what: "a function", code: "module.exports = () => () => {}", want: `null`},
-		{what: "TypeError", code: "module.exports = (c, p) => p.name", class: triggers.InputError, message: "Cannot read properties of null", stack: "at module.exports"},
-		{what: "a TypeError of another kind", code: "module.exports = (c, p) => { throw Object.assign(new Error('x'), {name: 'TypeError'}); }", class: triggers.InputError, message: "x"},
-		{what: "Error", code: "module.exports = () => { throw new RangeError('far') }", class: triggers.FunctionError, message: "far", stack: "RangeError: far"},
-		{what: "a text", code: "module.exports = async () => { throw 'text' }", class: triggers.FunctionError, message: "text"},
-		{what: "an object", code: "module.exports = () => { throw {code: 7} }", class: triggers.FunctionError, message: "{ code: 7 }"},
-		{what: "undefined", code: "module.exports = () => Promise.reject()", class: triggers.FunctionError, message: "undefined"},
-		{what: "endless recursion", code: "module.exports = function f() { return f() + 1 }", class: triggers.FunctionError, message: "Maximum call stack"},
-		{what: "thrown in a timer", code: "module.exports = () => new Promise(() => setTimeout(() => { throw new Error('late') }, 1))", class: triggers.FunctionError, message: "late", once: true},
-		{what: "a rejection nobody handles", code: "module.exports = () => { Promise.reject(new Error('lost')); return new Promise(() => setTimeout(() => {}, 1e6)) }", class: triggers.FunctionError, message: "lost", once: true},
-		{what: "emitted data that cannot be JSON", code: "module.exports = (c) => c.emit('t', 1n)", class: triggers.FunctionError, message: "the data of an event cannot be JSON"},
-		{what: "stdout replaced", code: "module.exports = () => { process.stdout.end(); console.log('x'); return 1 }", want: `1`},
-	} {
-		t.Run(tc.what, func(t *testing.T) {
-			t.Parallel()
-			if tc.payload == "" {
-				tc.payload = "null"
-			}
-			fn := makeFunction(t, code(tc.code), triggers.Env{Dir: "."})
-			for range 2 { // a failure leaves the next call as it was
-				res, err := call(t, fn, tc.payload, nil)
-				if tc.class == "" {
-					if err != nil || string(res.Output) != tc.want {
-						t.Fatalf("%s, %v, want %s", res.Output, err, tc.want)
-					}
-					continue
-				}
-				e, ok := errors.AsType[*triggers.Error](err)
-				if !ok || e.Class != tc.class || !strings.Contains(e.Message, tc.message) {
-					t.Fatalf("%s, %v, want %s: %s", res.Output, err, tc.class, tc.message)
-				}
-				stack := strings.Join(e.Stacktrace, "\n")
-				if !strings.Contains(stack, tc.stack) || strings.Contains(stack, "worker.js") {
-					t.Errorf("stack trace:\n%s", stack)
-				}
-			}
-		})
+	made := func(t testing.TB, config string) triggers.Function {
+		return makeFunction(t, config, triggers.Env{Dir: "."})
 	}
+	triggertest.Cases(t, made, "worker.js", []triggertest.Case{
+		{What: "nothing", Code: "module.exports = () => {}", Want: `null`},
+		{What: "a promise", Code: "module.exports = async (c, p) => p", Payload: `[1]`, Want: `[1]`},
+		{What: "something like a promise", Code: "module.exports = () => ({then(ok) { ok(7); }})", Want: `7`},
+		{What: "twice", Code: "module.exports = () => ({then(ok) { ok(1); ok(2); }})", Want: `1`},
+		{What: "a default export", Code: "module.exports = {default: () => 1}", Want: `1`},
+		{What: "the context", Code: "module.exports = (c) => [c.event.id, c.key, c.secrets, Object.keys(c).includes('event'), 'emit' in JSON.parse(JSON.stringify(c)), JSON.parse(JSON.stringify(c)).event.eventID]", Want: `["event-k","k",{},true,false,"event-k"]`},
+		{What: "NaN as JavaScript writes it", Code: "module.exports = () => [NaN]", Want: `[null]`},
+		{What: "half a surrogate pair", Code: `module.exports = () => "a\ud800b"`, Want: `"a\ud800b"`},
+		{What: "a BigInt", Code: "module.exports = () => 1n", Class: triggers.FunctionError, Message: "the result cannot be JSON: Do not know how to serialize a BigInt"},
+		{What: "a circle", Code: "module.exports = () => { const a = []; a.push(a); return a; }", Class: triggers.FunctionError, Message: "the result cannot be JSON: Converting circular"},
+		{What: "a function", Code: "module.exports = () => () => {}", Want: `null`},
+		{What: "TypeError", Code: "module.exports = (c, p) => p.name", Class: triggers.InputError, Message: "Cannot read properties of null", Stack: "at module.exports"},
+		{What: "a TypeError of another kind", Code: "module.exports = (c, p) => { throw Object.assign(new Error('x'), {name: 'TypeError'}); }", Class: triggers.InputError, Message: "x"},
+		{What: "Error", Code: "module.exports = () => { throw new RangeError('far') }", Class: triggers.FunctionError, Message: "far", Stack: "RangeError: far"},
+		{What: "a text", Code: "module.exports = async () => { throw 'text' }", Class: triggers.FunctionError, Message: "text"},
+		{What: "an object", Code: "module.exports = () => { throw {code: 7} }", Class: triggers.FunctionError, Message: "{ code: 7 }"},
+		{What: "undefined", Code: "module.exports = () => Promise.reject()", Class: triggers.FunctionError, Message: "undefined"},
+		{What: "endless recursion", Code: "module.exports = function f() { return f() + 1 }", Class: triggers.FunctionError, Message: "Maximum call stack"},
+		{What: "thrown in a timer", Code: "module.exports = () => new Promise(() => setTimeout(() => { throw new Error('late') }, 1))", Class: triggers.FunctionError, Message: "late"},
+		{What: "a rejection nobody handles", Code: "module.exports = () => { Promise.reject(new Error('lost')); return new Promise(() => setTimeout(() => {}, 1e6)) }", Class: triggers.FunctionError, Message: "lost"},
+		{What: "emitted data that cannot be JSON", Code: "module.exports = (c) => c.emit('t', 1n)", Class: triggers.FunctionError, Message: "the data of an event cannot be JSON"},
+		{What: "stdout replaced", Code: "module.exports = () => { process.stdout.end(); console.log('x'); return 1 }", Want: `1`},
+	})
 }
 
 func TestNotReady(t *testing.T) {
 	dir := t.TempDir()
-	write(t, filepath.Join(dir, "bad.js"), "module.exports = (\n")
-	write(t, filepath.Join(dir, "text.js"), "module.exports = 'text'\n")
+	triggertest.Write(t, filepath.Join(dir, "bad.js"), "module.exports = (\n", 0o600)
+	triggertest.Write(t, filepath.Join(dir, "text.js"), "module.exports = 'text'\n", 0o600)
 	for config, want := range map[string]string{
-		code("const x = 1"):                         "the code exports no function, it exports an object; write module.exports = function (context, payload)",
-		code("const a = 1\nthrow new Error('why')"): "cannot load the code: Error: why (<function>:2)",
-		"file: text.js":                             "text.js exports no function, it exports a string",
-		"file: bad.js":                              "cannot load bad.js: SyntaxError: ",
-		code("require('nothing-of-this-name')"):     "cannot load the code: Error: Cannot find module 'nothing-of-this-name'",
-		code("process.exit(3)"):                     "it exited with code 3 before it was ready",
-		"file: text.js\nnode: ./none":               "program not found",
-		"file: text.js\nnode: no-such-node":         "program no-such-node not found in the engine's PATH",
-		"file: text.js\ndependencies: {left: 1.0}":  "there is no directory to keep them in",
+		triggertest.Source("const x = 1"):                         "the code exports no function, it exports an object; write module.exports = function (context, payload)",
+		triggertest.Source("const a = 1\nthrow new Error('why')"): "cannot load the code: Error: why (<function>:2)",
+		"file: text.js": "text.js exports no function, it exports a string",
+		"file: bad.js":  "cannot load bad.js: SyntaxError: ",
+		triggertest.Source("require('nothing-of-this-name')"): "cannot load the code: Error: Cannot find module 'nothing-of-this-name'",
+		triggertest.Source("process.exit(3)"):                 "it exited with code 3 before it was ready",
+		"file: text.js\nnode: ./none":                         "program not found",
+		"file: text.js\nnode: no-such-node":                   "program no-such-node not found in the engine's PATH",
+		"file: text.js\ndependencies: {left: 1.0}":            "there is no directory to keep them in",
 	} {
-		notReady(t, config, dir, want)
-	}
-}
-
-// notReady asserts that a function is not ready and why, in one sentence.
-func notReady(t *testing.T, config, dir, want string) {
-	t.Helper()
-	fn := makeFunction(t, config, triggers.Env{Dir: dir})
-	_, err := call(t, fn, "null", nil)
-	later, _ := errors.AsType[*triggers.RetryAfterError](err)
-	if err == nil || later == nil || triggers.ClassOf(err) != triggers.SystemError || triggers.Permanent(err) ||
-		!strings.Contains(err.Error(), "the function is not ready: ") || !strings.Contains(err.Error(), want) {
-		t.Errorf("%s\n got %v\nwant %s", config, err, want)
-	}
-	if ready := fn.(*function).Ready(); ready == nil || strings.Contains(ready.Error(), "\n") {
-		t.Errorf("%s: %v", config, ready)
+		triggertest.NotReady(t, makeFunction(t, config, triggers.Env{Dir: dir}), config, want)
 	}
 }
 
 func TestSources(t *testing.T) {
 	dir := t.TempDir()
-	write(t, filepath.Join(dir, "hello.js"), "const near = require('./near');\nmodule.exports = () => near;\n")
-	write(t, filepath.Join(dir, "near.js"), "module.exports = 'near';\n")
-	write(t, filepath.Join(dir, "sub/module.mjs"), "import {readFileSync} from 'fs';\nexport default () => [typeof readFileSync, process.env.TOKEN, process.env.SECRET === undefined];\n")
-	write(t, filepath.Join(dir, "sub/esm/package.json"), `{"type": "module"}`)
-	write(t, filepath.Join(dir, "sub/esm/f.js"), "export function handle(context, payload) { return import.meta.url.endsWith('f.js'); }\n")
+	triggertest.Write(t, filepath.Join(dir, "hello.js"), "const near = require('./near');\nmodule.exports = () => near;\n", 0o600)
+	triggertest.Write(t, filepath.Join(dir, "near.js"), "module.exports = 'near';\n", 0o600)
+	triggertest.Write(t, filepath.Join(dir, "sub/module.mjs"), "import {readFileSync} from 'fs';\nexport default () => [typeof readFileSync, process.env.TOKEN, process.env.SECRET === undefined];\n", 0o600)
+	triggertest.Write(t, filepath.Join(dir, "sub/esm/package.json"), `{"type": "module"}`, 0o600)
+	triggertest.Write(t, filepath.Join(dir, "sub/esm/f.js"), "export function handle(context, payload) { return import.meta.url.endsWith('f.js'); }\n", 0o600)
 	t.Setenv("SECRET", "the engine's")
 	for config, want := range map[string]string{
 		"file: hello.js":                      `"near"`,
 		"file: hello.js\nhandler: ./hello.js": `"near"`,
 		"dir: .\nhandler: ./hello.js":         `"near"`,
 		"dir: sub\nhandler: module.mjs\nenv: {TOKEN: {secret: {name: a, key: b}}}": `["function","t",true]`,
-		"dir: sub/esm\nhandler: f.js":                    `true`,
-		code("module.exports = () => require('./near')"): `"near"`,
+		"dir: sub/esm\nhandler: f.js":                                  `true`,
+		triggertest.Source("module.exports = () => require('./near')"): `"near"`,
 	} {
 		fn := makeFunction(t, config, triggers.Env{Dir: dir, Secret: func(specs.SecretRef) (string, error) { return "t", nil }})
-		if res, err := call(t, fn, "null", nil); string(res.Output) != want || err != nil {
+		if res, err := triggertest.Invoke(t, fn, "null", nil); string(res.Output) != want || err != nil {
 			t.Errorf("%s\n got %s, %v\nwant %s", config, res.Output, err, want)
 		}
 	}
@@ -181,30 +104,30 @@ func TestModules(t *testing.T) {
 	dir, data := t.TempDir(), t.TempDir()
 	t.Setenv("NPM_CONFIG_OFFLINE", "true")
 	t.Setenv("HOME", t.TempDir())
-	write(t, filepath.Join(dir, "lib/package.json"), `{"name": "enginetestesm", "version": "1.0.0", "exports": {".": {"import": "./main.mjs"}, "./more": "./more.cjs"}}`)
-	write(t, filepath.Join(dir, "lib/main.mjs"), "export const word = 'installed';\n")
-	write(t, filepath.Join(dir, "lib/more.cjs"), "exports.word = 'more';\n")
-	write(t, filepath.Join(dir, "lib2/package.json"), `{"name": "enginetestcjs", "version": "1.0.0"}`)
-	write(t, filepath.Join(dir, "lib2/index.js"), "module.exports = {word: 'common'};\n")
-	write(t, filepath.Join(dir, "near.mjs"), "export const near = await Promise.resolve('near');\n")
-	write(t, filepath.Join(dir, "near.cjs"), "module.exports = 'near.cjs';\n")
-	write(t, filepath.Join(dir, "f.mjs"), "import {near} from './near.mjs';\nexport default () => near;\n")
-	write(t, filepath.Join(dir, "untyped.js"), "import other from './near.cjs';\nexport async function handle(context, payload) { return [payload, other, import.meta.url.endsWith('/untyped.js')]; }\n")
-	write(t, filepath.Join(dir, "node_modules/own/index.js"), "module.exports = 'own';\n")
-	write(t, filepath.Join(dir, "installed.mjs"), "import {word} from 'enginetestesm';\nimport more from 'enginetestesm/more';\nimport common from 'enginetestcjs';\nimport own from 'own';\nexport default () => [word, more.word, common.word, own];\n")
+	triggertest.Write(t, filepath.Join(dir, "lib/package.json"), `{"name": "enginetestesm", "version": "1.0.0", "exports": {".": {"import": "./main.mjs"}, "./more": "./more.cjs"}}`, 0o600)
+	triggertest.Write(t, filepath.Join(dir, "lib/main.mjs"), "export const word = 'installed';\n", 0o600)
+	triggertest.Write(t, filepath.Join(dir, "lib/more.cjs"), "exports.word = 'more';\n", 0o600)
+	triggertest.Write(t, filepath.Join(dir, "lib2/package.json"), `{"name": "enginetestcjs", "version": "1.0.0"}`, 0o600)
+	triggertest.Write(t, filepath.Join(dir, "lib2/index.js"), "module.exports = {word: 'common'};\n", 0o600)
+	triggertest.Write(t, filepath.Join(dir, "near.mjs"), "export const near = await Promise.resolve('near');\n", 0o600)
+	triggertest.Write(t, filepath.Join(dir, "near.cjs"), "module.exports = 'near.cjs';\n", 0o600)
+	triggertest.Write(t, filepath.Join(dir, "f.mjs"), "import {near} from './near.mjs';\nexport default () => near;\n", 0o600)
+	triggertest.Write(t, filepath.Join(dir, "untyped.js"), "import other from './near.cjs';\nexport async function handle(context, payload) { return [payload, other, import.meta.url.endsWith('/untyped.js')]; }\n", 0o600)
+	triggertest.Write(t, filepath.Join(dir, "node_modules/own/index.js"), "module.exports = 'own';\n", 0o600)
+	triggertest.Write(t, filepath.Join(dir, "installed.mjs"), "import {word} from 'enginetestesm';\nimport more from 'enginetestesm/more';\nimport common from 'enginetestcjs';\nimport own from 'own';\nexport default () => [word, more.word, common.word, own];\n", 0o600)
 	const packages = "\ndependencies: {enginetestesm: ./lib, enginetestcjs: ./lib2}"
 	for config, want := range map[string]string{
 		"file: f.mjs":      `"near"`,
 		"file: untyped.js": `[1,"near.cjs",true]`,
-		code("export default (context, payload) => payload"): `1`,
-		code("import {near} from './near.mjs'; const word = await Promise.resolve('top'); export function handle() { return word + near + import.meta.url.slice(-4); }"): `"topnear.mjs"`,
-		code("module.exports = async () => (await import('./near.mjs')).near"):                                                                                           `"near"`,
+		triggertest.Source("export default (context, payload) => payload"): `1`,
+		triggertest.Source("import {near} from './near.mjs'; const word = await Promise.resolve('top'); export function handle() { return word + near + import.meta.url.slice(-4); }"): `"topnear.mjs"`,
+		triggertest.Source("module.exports = async () => (await import('./near.mjs')).near"):                                                                                           `"near"`,
 		"file: installed.mjs" + packages: `["installed","more","common","own"]`,
-		code("import {word} from 'enginetestesm'; export default () => word") + packages:                                      `"installed"`,
-		code("module.exports = async () => [(await import('enginetestesm')).word, require('enginetestcjs').word]") + packages: `["installed","common"]`,
+		triggertest.Source("import {word} from 'enginetestesm'; export default () => word") + packages:                                      `"installed"`,
+		triggertest.Source("module.exports = async () => [(await import('enginetestesm')).word, require('enginetestcjs').word]") + packages: `["installed","common"]`,
 	} {
 		fn := makeFunction(t, config, triggers.Env{Dir: dir, Data: data})
-		res, err := call(t, fn, "1", nil)
+		res, err := triggertest.Invoke(t, fn, "1", nil)
 		if string(res.Output) != want || err != nil {
 			t.Errorf("%s\n got %s, %v\nwant %s", config, res.Output, err, want)
 		}
@@ -217,18 +140,18 @@ func TestModules(t *testing.T) {
 func TestModulesNotReady(t *testing.T) {
 	needHooks(t)
 	dir := t.TempDir()
-	write(t, filepath.Join(dir, "bad.mjs"), "\nexport default (=> 1)\n")
-	write(t, filepath.Join(dir, "throws.mjs"), "import './near.mjs';\n")
-	write(t, filepath.Join(dir, "near.mjs"), "throw new Error('not today');\n")
+	triggertest.Write(t, filepath.Join(dir, "bad.mjs"), "\nexport default (=> 1)\n", 0o600)
+	triggertest.Write(t, filepath.Join(dir, "throws.mjs"), "import './near.mjs';\n", 0o600)
+	triggertest.Write(t, filepath.Join(dir, "near.mjs"), "throw new Error('not today');\n", 0o600)
 	for config, want := range map[string]string{
-		code("export const handel = () => 1"):      "the code exports no function, it exports an object with handel; write export default function (context, payload)",
-		"file: bad.mjs":                            "cannot load bad.mjs: SyntaxError: Unexpected token '=>' (bad.mjs:2)",
-		code("import './bad.mjs'"):                 "cannot load the code: SyntaxError: Unexpected token '=>' (bad.mjs:2)",
-		code("export const a = 1\nexport b"):       "(<function>.mjs:2)",
-		"file: throws.mjs":                         "cannot load throws.mjs: Error: not today (near.mjs:1)",
-		code("import none from 'no-such-package'"): "cannot load the code: Error: Cannot find package 'no-such-package'",
+		triggertest.Source("export const handel = () => 1"): "the code exports no function, it exports an object with handel; write export default function (context, payload)",
+		"file: bad.mjs":                                          "cannot load bad.mjs: SyntaxError: Unexpected token '=>' (bad.mjs:2)",
+		triggertest.Source("import './bad.mjs'"):                 "cannot load the code: SyntaxError: Unexpected token '=>' (bad.mjs:2)",
+		triggertest.Source("export const a = 1\nexport b"):       "(<function>.mjs:2)",
+		"file: throws.mjs":                                       "cannot load throws.mjs: Error: not today (near.mjs:1)",
+		triggertest.Source("import none from 'no-such-package'"): "cannot load the code: Error: Cannot find package 'no-such-package'",
 	} {
-		notReady(t, config, dir, want)
+		triggertest.NotReady(t, makeFunction(t, config, triggers.Env{Dir: dir}), config, want)
 	}
 }
 
@@ -251,16 +174,16 @@ func TestCodeStaysWhatItWas(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			for file, text := range files {
-				write(t, filepath.Join(dir, file), text)
+				triggertest.Write(t, filepath.Join(dir, file), text, 0o600)
 			}
 			fn := makeFunction(t, "dir: .\nhandler: "+name, triggers.Env{Dir: dir})
 			for round := range 3 {
-				if res, err := call(t, fn, "null", nil); string(res.Output) != `["far",1,"late"]` || err != nil {
+				if res, err := triggertest.Invoke(t, fn, "null", nil); string(res.Output) != `["far",1,"late"]` || err != nil {
 					t.Errorf("round %d: %s, %v", round, res.Output, err)
 				}
 				switch round {
 				case 0:
-					write(t, filepath.Join(dir, name), "nonsense (\n")
+					triggertest.Write(t, filepath.Join(dir, name), "nonsense (\n", 0o600)
 				case 1:
 					for file := range files {
 						if err := os.Remove(filepath.Join(dir, file)); err != nil {
@@ -268,7 +191,7 @@ func TestCodeStaysWhatItWas(t *testing.T) {
 						}
 					}
 				}
-				if _, err := call(t, fn, "1", nil); err == nil {
+				if _, err := triggertest.Invoke(t, fn, "1", nil); err == nil {
 					t.Error("the process lives")
 				}
 			}
@@ -281,10 +204,10 @@ func TestPackages(t *testing.T) {
 	dir, data := t.TempDir(), t.TempDir()
 	t.Setenv("NPM_CONFIG_OFFLINE", "true")
 	t.Setenv("HOME", t.TempDir())
-	write(t, filepath.Join(dir, "lib/package.json"), `{"name": "enginetestpkg", "version": "1.0.0", "main": "main.js"}`)
-	write(t, filepath.Join(dir, "lib/main.js"), "module.exports = 'one';\n")
-	write(t, filepath.Join(dir, "package.json"), `{"name": "mine", "dependencies": {"enginetestpkg": "file:lib"}, "scripts": {"preinstall": "exit 1"}}`)
-	write(t, filepath.Join(dir, "f.js"), "module.exports = () => require('enginetestpkg');\n")
+	triggertest.Write(t, filepath.Join(dir, "lib/package.json"), `{"name": "enginetestpkg", "version": "1.0.0", "main": "main.js"}`, 0o600)
+	triggertest.Write(t, filepath.Join(dir, "lib/main.js"), "module.exports = 'one';\n", 0o600)
+	triggertest.Write(t, filepath.Join(dir, "package.json"), `{"name": "mine", "dependencies": {"enginetestpkg": "file:lib"}, "scripts": {"preinstall": "exit 1"}}`, 0o600)
+	triggertest.Write(t, filepath.Join(dir, "f.js"), "module.exports = () => require('enginetestpkg');\n", 0o600)
 	made := func() []string {
 		found, _ := filepath.Glob(filepath.Join(data, "node", "packages", "*", ".complete"))
 		return found
@@ -293,7 +216,7 @@ func TestPackages(t *testing.T) {
 	for _, config := range []string{"file: f.js\npackage: package.json", "file: f.js\npackage: package.json", "file: f.js\ndependencies: {enginetestpkg: ./lib}"} {
 		fn := makeFunction(t, config, triggers.Env{Dir: dir, Data: data})
 		wg.Go(func() {
-			if res, err := call(t, fn, "null", nil); string(res.Output) != `"one"` || err != nil {
+			if res, err := triggertest.Invoke(t, fn, "null", nil); string(res.Output) != `"one"` || err != nil {
 				t.Errorf("%s: %s, %v", config, res.Output, err)
 			}
 		})
@@ -309,11 +232,11 @@ func TestPackages(t *testing.T) {
 	}
 	t.Setenv("PATH", "/nowhere")
 	fn := makeFunction(t, "file: f.js\npackage: package.json\nnode: "+node, triggers.Env{Dir: dir, Data: data})
-	if res, err := call(t, fn, "null", nil); string(res.Output) != `"one"` || err != nil {
+	if res, err := triggertest.Invoke(t, fn, "null", nil); string(res.Output) != `"one"` || err != nil {
 		t.Errorf("%s, %v", res.Output, err)
 	}
 	fn = makeFunction(t, "file: f.js\ndependencies: {enginetestnone: 1.0.0}\nnode: "+node, triggers.Env{Dir: dir, Data: data})
-	if _, err := call(t, fn, "null", nil); err == nil || !strings.Contains(err.Error(), "program npm not found") || len(made()) != 2 {
+	if _, err := triggertest.Invoke(t, fn, "null", nil); err == nil || !strings.Contains(err.Error(), "program npm not found") || len(made()) != 2 {
 		t.Errorf("%v", err)
 	}
 }
@@ -322,8 +245,8 @@ func TestPackagesThatCannotBeHad(t *testing.T) {
 	triggertest.Need(t, exec.Command("npm", "--version"), "npm")
 	t.Setenv("NPM_CONFIG_OFFLINE", "true")
 	t.Setenv("HOME", t.TempDir())
-	fn := makeFunction(t, code("module.exports = () => 1")+"\ndependencies: {enginetestnone: 1.0.0}", triggers.Env{Dir: t.TempDir(), Data: t.TempDir()})
-	_, err := call(t, fn, "null", nil)
+	fn := makeFunction(t, triggertest.Source("module.exports = () => 1")+"\ndependencies: {enginetestnone: 1.0.0}", triggers.Env{Dir: t.TempDir(), Data: t.TempDir()})
+	_, err := triggertest.Invoke(t, fn, "null", nil)
 	later, _ := errors.AsType[*triggers.RetryAfterError](err)
 	if later == nil || !strings.Contains(err.Error(), "its packages cannot be installed: npm install: it exited with code 1") {
 		t.Errorf("%v", err)
@@ -355,10 +278,10 @@ func TestValidate(t *testing.T) {
 
 func TestCheck(t *testing.T) {
 	dir := t.TempDir()
-	write(t, filepath.Join(dir, "sub", "a.js"), "")
-	write(t, filepath.Join(dir, "f.js"), "")
-	write(t, filepath.Join(dir, "bad.json"), "{")
-	for config, want := range map[string]string{
+	triggertest.Write(t, filepath.Join(dir, "sub", "a.js"), "", 0o600)
+	triggertest.Write(t, filepath.Join(dir, "f.js"), "", 0o600)
+	triggertest.Write(t, filepath.Join(dir, "bad.json"), "{", 0o600)
+	triggertest.Files(t, Factory(), dir, map[string]string{
 		"file: f.js":                     "",
 		"file: none.js":                  "none.js: no such file",
 		"file: sub":                      "handler is required, source path sub is a directory",
@@ -368,17 +291,7 @@ func TestCheck(t *testing.T) {
 		"file: f.js\npackage: none.json": "none.json: no such file",
 		"file: f.js\npackage: bad.json":  "bad.json is no JSON",
 		"source: module.exports = 1":     "",
-	} {
-		ck := specs.NewChecker(specs.Ref{}, "spec.node", nil)
-		triggertest.Config(t, Factory(), config).(*Config).check(dir, ck)
-		var got []string
-		for _, d := range ck.Found() {
-			got = append(got, d.Message)
-		}
-		if text := strings.Join(got, "\n"); !strings.Contains(text, want) || (want == "") != (text == "") {
-			t.Errorf("%s\n got %s\nwant %s", config, text, want)
-		}
-	}
+	})
 }
 
 // What the examples of Dispatch for Node do.
@@ -398,8 +311,8 @@ func TestDispatchExamples(t *testing.T) {
 		{code: know, payload: `{}`, want: `"nothing"`},
 		{code: know, payload: `{}`, secrets: map[string]string{"password": "OpenSesame"}, want: `"The password is OpenSesame"`},
 	} {
-		fn := makeFunction(t, code(tc.code), triggers.Env{Dir: "."})
-		res, err := call(t, fn, tc.payload, tc.secrets)
+		fn := makeFunction(t, triggertest.Source(tc.code), triggers.Env{Dir: "."})
+		res, err := triggertest.Invoke(t, fn, tc.payload, tc.secrets)
 		if tc.class != "" {
 			if triggers.ClassOf(err) != tc.class {
 				t.Errorf("%s: %v", tc.payload, err)
@@ -421,7 +334,7 @@ func TestWhatACallBeganIsDone(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			file := filepath.Join(t.TempDir(), "done")
-			fn, err := f.Make(triggertest.Config(t, f, code(`
+			fn, err := f.Make(triggertest.Config(t, f, triggertest.Source(`
 module.exports = (context, file) => {
   setTimeout(() => require('fs').writeFileSync(file, 'yes'), 200);
   `+more+`
@@ -430,7 +343,7 @@ module.exports = (context, file) => {
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, err = call(t, fn, strconv.Quote(file), nil)
+			_, err = triggertest.Invoke(t, fn, strconv.Quote(file), nil)
 			if closed := fn.(*function).Close(); err != nil || closed != nil {
 				t.Fatal(err, closed)
 			}

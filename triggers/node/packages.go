@@ -13,21 +13,15 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/sensor-engine/engine/triggers"
 	"github.com/sensor-engine/engine/triggers/process"
-	"github.com/sensor-engine/engine/triggers/worker"
 )
 
 const (
 	packageFile = "package.json"
 	lockFile    = "package-lock.json"
 	modulesDir  = "node_modules"
-	// installLimit is how long npm may take, and installPause how long after it
-	// failed it is tried again.
-	installLimit = 15 * time.Minute
-	installPause = 10 * time.Second
 )
 
 // packages is what has to be installed.
@@ -44,7 +38,7 @@ func (c *Config) packages(root string) (*packages, error) {
 	at := root
 	switch {
 	case c.Package != "":
-		file := join(root, c.Package)
+		file := triggers.Join(root, c.Package)
 		at = filepath.Dir(file)
 		text, err := os.ReadFile(file)
 		if err != nil {
@@ -82,7 +76,7 @@ func (c *Config) packages(root string) (*packages, error) {
 			if !local {
 				path = v
 			}
-			deps[name] = "file:" + join(at, path)
+			deps[name] = "file:" + triggers.Join(at, path)
 			p.lock = nil // it has the paths as they were
 		}
 	}
@@ -91,23 +85,11 @@ func (c *Config) packages(root string) (*packages, error) {
 	return p, err
 }
 
-// wanted is what has to be installed: what was, whatever the files say by now.
-func (f *function) wanted() (*packages, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.installed != nil {
-		return f.installed, nil
-	}
-	return f.cfg.packages(f.root)
-}
-
 // modules returns the directory with the packages, made when there is none.
 func (f *function) modules(ctx context.Context, program string, p *packages) (string, error) {
 	if f.env.Data == "" {
 		return "", errors.New("packages cannot be installed: there is no directory to keep them in")
 	}
-	ctx, cancel := context.WithTimeout(ctx, installLimit)
-	defer cancel()
 	var version strings.Builder
 	if err := process.Run(ctx, &exec.Cmd{
 		Path: program, Args: []string{program, "-p", "process.version+process.arch+process.versions.modules"}, Env: process.Environ(), Stdout: &version,
@@ -116,30 +98,9 @@ func (f *function) modules(ctx context.Context, program string, p *packages) (st
 	}
 	sum := sha256.Sum256(slices.Concat([]byte(version.String()), p.manifest, []byte{0}, p.lock))
 	dir := filepath.Join(f.env.Data, "node", "packages", hex.EncodeToString(sum[:12]))
-	modules := filepath.Join(dir, modulesDir)
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.kept != nil && f.kept.Dir == dir {
-		return modules, nil
-	}
-	kept, err := worker.Keep(ctx, dir, func(ctx context.Context, dir string) error {
-		begin := time.Now()
-		if err := f.install(ctx, p, dir); err != nil {
-			return err
-		}
-		if f.env.Logger != nil {
-			f.env.Logger.Info("packages of the function are installed", "took", time.Since(begin).Round(time.Millisecond))
-		}
-		return nil
+	return filepath.Join(dir, modulesDir), f.installed.Open(ctx, dir, p, "packages", f.env.Logger, func(ctx context.Context, dir string) error {
+		return f.install(ctx, p, dir)
 	})
-	if err != nil {
-		return "", &triggers.RetryAfterError{After: installPause, Err: fmt.Errorf("its packages cannot be installed: %w", err)}
-	}
-	if f.kept != nil {
-		_ = f.kept.Close()
-	}
-	f.kept, f.installed = kept, p
-	return modules, nil
 }
 
 // passed are variables of the engine that say where packages come from.

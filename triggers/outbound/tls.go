@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/sensor-engine/engine/specs"
@@ -53,8 +52,8 @@ func (t *TLS) Check(ck *specs.Checker, field, dir string) {
 		if m.value.Secret != nil || m.value.Text.Value == "" {
 			continue
 		}
-		if pem, err := os.ReadFile(join(dir, m.value.Text.Value)); err != nil {
-			ck.Errorf(field+"."+m.name, specs.CodeUnreadable, "a path is relative to this file", "%s: %v", m.value.Text.Value, withoutPath(err))
+		if pem, err := os.ReadFile(triggers.Join(dir, m.value.Text.Value)); err != nil {
+			triggers.Unreadable(ck, field+"."+m.name, m.value.Text.Value, err)
 		} else if m.name == "ca" && !x509.NewCertPool().AppendCertsFromPEM(pem) {
 			ck.Errorf(field+"."+m.name, specs.CodeInvalidValue, "", "%s holds no PEM certificate", m.value.Text.Value)
 		}
@@ -62,7 +61,7 @@ func (t *TLS) Check(ck *specs.Checker, field, dir string) {
 	if ck.Found().HasErrors() || t.Cert.Text.Value == "" || t.Key.Text.Value == "" {
 		return
 	}
-	if _, err := tls.LoadX509KeyPair(join(dir, t.Cert.Text.Value), join(dir, t.Key.Text.Value)); err != nil {
+	if _, err := tls.LoadX509KeyPair(triggers.Join(dir, t.Cert.Text.Value), triggers.Join(dir, t.Key.Text.Value)); err != nil {
 		ck.Errorf(field+".cert", specs.CodeInvalidValue, "", "cert and key: %v", err)
 	}
 }
@@ -87,7 +86,7 @@ func (t *TLS) ID(dir string) string {
 		case m.value.Secret != nil:
 			fmt.Fprintf(&b, "secret %q %q %q\n", m.value.Secret.Name, m.value.Secret.Key, m.value.Prefix)
 		case m.value.Text.Value != "":
-			fmt.Fprintf(&b, "file %q\n", join(dir, m.value.Text.Value))
+			fmt.Fprintf(&b, "file %q\n", triggers.Join(dir, m.value.Text.Value))
 		default:
 			b.WriteByte('\n')
 		}
@@ -101,7 +100,7 @@ func (t *TLS) Files(dir string) []string {
 	if t == nil || t.CA.Text.Value == "" {
 		return nil
 	}
-	return []string{join(dir, t.CA.Text.Value)}
+	return []string{triggers.Join(dir, t.CA.Text.Value)}
 }
 
 // Config returns the config of connections, nil for nil. The authorities are
@@ -113,9 +112,9 @@ func (t *TLS) Config(dir string, secret func(specs.SecretRef) (string, error)) (
 	}
 	read := func(name string, v specs.TextOrSecret) ([]byte, error) {
 		if v.Secret == nil {
-			pem, err := os.ReadFile(join(dir, v.Text.Value))
+			pem, err := os.ReadFile(triggers.Join(dir, v.Text.Value))
 			if err != nil {
-				return nil, fmt.Errorf("tls.%s: %s: %w", name, v.Text.Value, withoutPath(err))
+				return nil, fmt.Errorf("tls.%s: %s: %w", name, v.Text.Value, triggers.WithoutPath(err))
 			}
 			return pem, nil
 		}
@@ -154,18 +153,4 @@ func (t *TLS) Config(dir string, secret func(specs.SecretRef) (string, error)) (
 		}
 	}
 	return cfg, nil
-}
-
-func join(dir, path string) string {
-	if filepath.IsAbs(path) {
-		return path
-	}
-	return filepath.Join(dir, path)
-}
-
-func withoutPath(err error) error {
-	if pe, ok := errors.AsType[*os.PathError](err); ok {
-		return pe.Err
-	}
-	return err
 }

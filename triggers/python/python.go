@@ -8,13 +8,11 @@ import (
 	"context"
 	_ "embed"
 	"encoding/json"
-	"errors"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
+	"time"
 
 	"github.com/sensor-engine/engine/specs"
 	"github.com/sensor-engine/engine/triggers"
@@ -24,16 +22,14 @@ import (
 
 // Config is the config of a `python` function.
 type Config struct {
-	File         string                        `yaml:"file" doc:"Python file with the function, relative to this file. It can import its neighbours." example:"hello.py"`
-	Dir          string                        `yaml:"dir" doc:"Directory with modules, relative to this file; handler says which." example:"functions"`
-	Source       string                        `yaml:"source" doc:"The code itself."`
-	Handler      string                        `yaml:"handler" doc:"The function, as module.function, or function alone for file and source; default handle, of a dir there is none." example:"hello.handle"`
-	Requirements specs.Value                   `yaml:"requirements" doc:"What pip installs for the function: the path of a file, relative to this file, or a list. It is installed once into an environment of its own." example:"requirements.txt"`
-	Python       string                        `yaml:"python" doc:"Interpreter, 3.8 or later: looked up in PATH, or with a / relative to this file; default python3." example:"python3.12"`
-	Workers      int                           `yaml:"workers" min:"1" max:"1000" doc:"Most processes; each makes one call at a time, further calls wait. Default: the function's concurrency." example:"2"`
-	Idle         specs.Duration                `yaml:"idle" min:"1s" doc:"How long a process waits for a call before it is stopped; default 5m." example:"1h"`
-	Env          map[string]specs.TextOrSecret `yaml:"env" doc:"Environment variables of the processes; a value is text or a secret, without expressions. What is secret belongs in the function's secrets."`
-	InheritEnv   []string                      `yaml:"inheritEnv" doc:"Variables of the engine that the processes get too, besides PATH, HOME, TZ and LANG." example:"[HTTPS_PROXY]"`
+	File         string      `yaml:"file" doc:"Python file with the function, relative to this file. It can import its neighbours." example:"hello.py"`
+	Dir          string      `yaml:"dir" doc:"Directory with modules, relative to this file; handler says which." example:"functions"`
+	Source       string      `yaml:"source" doc:"The code itself."`
+	Handler      string      `yaml:"handler" doc:"The function, as module.function, or function alone for file and source; default handle, of a dir there is none." example:"hello.handle"`
+	Requirements specs.Value `yaml:"requirements" doc:"What pip installs for the function: the path of a file, relative to this file, or a list. It is installed once into an environment of its own." example:"requirements.txt"`
+	Python       string      `yaml:"python" doc:"Interpreter, 3.8 or later: looked up in PATH, or with a / relative to this file; default python3." example:"python3.12"`
+
+	worker.Config `yaml:",inline"`
 }
 
 const (
@@ -73,66 +69,30 @@ func Factory() triggers.Factory {
 
 // function is one function and its workers.
 type function struct {
-	cfg    *Config
-	env    triggers.Env
-	root   string // directory of the spec's file
-	shared *interpreters
-	pool   *worker.Pool
-	code   *worker.Snapshot // nil for none
-
-	mu        sync.Mutex
-	kept      *worker.Kept // the environment in use
-	installed *wanted      // and what is installed there
+	*worker.Pool
+	cfg       *Config
+	env       triggers.Env // its directories are absolute
+	shared    *interpreters
+	code      *worker.Snapshot // nil for none
+	installed worker.Installed[wanted]
 }
 
 func newFunction(cfg *Config, env triggers.Env, shared *interpreters) (*function, error) {
-	root, err := filepath.Abs(env.Dir)
+	env, err := env.Absolute()
 	if err != nil {
 		return nil, err
 	}
-	if env.Data != "" {
-		if env.Data, err = filepath.Abs(env.Data); err != nil {
-			return nil, err
-		}
-	}
-	f := &function{cfg: cfg, env: env, root: root, shared: shared}
-	f.code = worker.Take(cfg.code(root), func(name string) bool { return filepath.Ext(name) == ".py" }, "__pycache__")
-	size := env.Concurrency
-	if cfg.Workers > 0 {
-		size = cfg.Workers
-	}
-	f.pool = worker.NewPool(worker.Options{
-		Command: f.command, Hello: f.hello, Size: size, Idle: cfg.Idle.D(), Gate: shared.gate, Logger: env.Logger,
-	})
-	f.pool.Warm()
+	f := &function{cfg: cfg, env: env, shared: shared}
+	f.code = worker.Take(cfg.code(env.Dir), func(name string) bool { return filepath.Ext(name) == ".py" }, "__pycache__")
+	o := cfg.Options(env, shared.gate)
+	o.Command, o.Hello = f.command, f.hello
+	f.Pool = worker.NewPool(o)
+	f.Warm()
 	return f, nil
 }
 
-// Invoke calls the function. When ctx ends, the process of the call is killed.
-func (f *function) Invoke(ctx context.Context, c *triggers.Call) (triggers.Result, error) {
-	return f.pool.Invoke(ctx, c)
-}
-
-// Prepare waits for the first process, and for what has to be installed.
-func (f *function) Prepare(ctx context.Context) error { return f.pool.Prepare(ctx) }
-
-// Ready tells why the function cannot be called, nil when it can, or nobody
-// knows yet.
-func (f *function) Ready() error { return f.pool.Failure() }
-
-// Processes is how many processes live or start.
-func (f *function) Processes() int { return f.pool.Workers() }
-
 // Close ends the processes and waits for their end.
-func (f *function) Close() error {
-	err := f.pool.Close()
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.kept != nil {
-		err = errors.Join(err, f.kept.Close())
-	}
-	return err
-}
+func (f *function) Close() error { return f.installed.Close(f.Pool.Close()) }
 
 // source is where the code is: the directory to import from, the module and
 // the function in it.
@@ -146,9 +106,9 @@ func (c *Config) source(root string) (path, module, function string) {
 	}
 	switch {
 	case c.Dir != "":
-		return join(root, c.Dir), module, function
+		return triggers.Join(root, c.Dir), module, function
 	case c.File != "":
-		file := join(root, c.File)
+		file := triggers.Join(root, c.File)
 		return filepath.Dir(file), stem(file), function
 	}
 	return root, inline, function
@@ -156,16 +116,9 @@ func (c *Config) source(root string) (path, module, function string) {
 
 func stem(file string) string { return strings.TrimSuffix(filepath.Base(file), filepath.Ext(file)) }
 
-func join(dir, path string) string {
-	if filepath.IsAbs(path) {
-		return path
-	}
-	return filepath.Join(dir, path)
-}
-
 // hello tells a worker what to load.
 func (f *function) hello() ([][]byte, error) {
-	path, module, name := f.cfg.source(f.root)
+	path, module, name := f.cfg.source(f.env.Dir)
 	m := map[string]any{
 		"path": path, "module": module, "function": name, "file": filepath.Join(path, module+".py"),
 		"maxOutput": triggers.MaxOutput, "maxMeta": triggers.MaxEmissionBytes,
@@ -182,12 +135,12 @@ func (f *function) hello() ([][]byte, error) {
 
 // command makes the command of a worker. What has to be installed is.
 func (f *function) command(ctx context.Context) (*exec.Cmd, error) {
-	python, err := f.shared.find(ctx, f.cfg.Python, f.root)
+	python, err := f.shared.find(ctx, f.cfg.Python, f.env.Dir)
 	if err != nil {
 		return nil, err
 	}
 	program := python.Executable
-	wanted, err := f.wanted()
+	wanted, err := f.installed.Wanted(func() (*wanted, error) { return f.cfg.requirements(f.env.Dir) })
 	if err != nil {
 		return nil, err
 	}
@@ -203,62 +156,42 @@ func (f *function) command(ctx context.Context) (*exec.Cmd, error) {
 	env := process.Environ(f.cfg.InheritEnv...)
 	if f.env.Data != "" { // not beside the specs
 		env = append(env, "PYTHONPYCACHEPREFIX="+filepath.Join(f.env.Data, "python", "cache"))
-	} else {
+	}
+	// Compiled code is told from that of an older text by the second in which the
+	// text was saved and its size.
+	if f.env.Data == "" || time.Since(f.code.Newest()) < 2*time.Second {
 		env = append(env, "PYTHONDONTWRITEBYTECODE=1")
 	}
-	dir, _, _ := f.cfg.source(f.root)
+	dir, _, _ := f.cfg.source(f.env.Dir)
 	return &exec.Cmd{Path: program, Args: []string{program, "-c", boot}, Dir: dir, Env: append(env, own...)}, nil
 }
 
 // code are the files and directories with code.
-func (c *Config) code(dir string) []string {
-	switch {
-	case c.Dir != "":
-		return []string{join(dir, c.Dir)}
-	case c.File != "":
-		file := join(dir, c.File)
-		return append([]string{file}, worker.Near(file, "*.py")...) // what it may import
-	}
-	return nil
-}
+func (c *Config) code(dir string) []string { return c.where().Paths(dir, "*.py") }
+
+// where says where the code is.
+func (c *Config) where() worker.Code { return worker.Code{File: c.File, Dir: c.Dir, Source: c.Source} }
 
 // files are what the function is made from.
 func (c *Config) files(dir string) []string {
 	files := c.code(dir)
 	if name, ok := c.Requirements.Root.(string); ok {
-		files = append(files, requirementFiles(join(dir, name))...)
+		files = append(files, requirementFiles(triggers.Join(dir, name))...)
 	}
 	return files
 }
 
 // check reports what is wrong with the files.
 func (c *Config) check(dir string, ck *specs.Checker) {
-	missing := func(field, path string, err error) {
-		if pe, ok := errors.AsType[*fs.PathError](err); ok {
-			err = pe.Err
-		}
-		ck.Errorf(field, specs.CodeUnreadable, "a path is relative to this file", "%s: %v", path, err)
-	}
-	switch {
-	case c.File != "":
-		if info, err := os.Stat(join(dir, c.File)); err != nil {
-			missing("file", c.File, err)
-		} else if info.IsDir() {
-			ck.Errorf("file", specs.CodeInvalidValue, "write dir: "+c.File+" and handler: module.function", "handler is required, source path %s is a directory", c.File)
-		}
-	case c.Dir != "":
+	if c.where().Check(ck, dir, "module.function") {
 		path, module, _ := c.source(dir)
-		if info, err := os.Stat(path); err != nil {
-			missing("dir", c.Dir, err)
-		} else if !info.IsDir() {
-			ck.Errorf("dir", specs.CodeInvalidValue, "write file: "+c.Dir, "%s is no directory", c.Dir)
-		} else if base := filepath.Join(path, filepath.FromSlash(strings.ReplaceAll(module, ".", "/"))); !exists(base+".py") && !exists(base) {
+		if base := filepath.Join(path, filepath.FromSlash(strings.ReplaceAll(module, ".", "/"))); !exists(base+".py") && !exists(base) {
 			ck.Errorf("handler", specs.CodeInvalidValue, "module.function, where module is a file below "+c.Dir, "there is no module %s in %s", module, c.Dir)
 		}
 	}
 	if name, ok := c.Requirements.Root.(string); ok {
-		if _, err := os.Stat(join(dir, name)); err != nil {
-			missing("requirements", name, err)
+		if _, err := os.Stat(triggers.Join(dir, name)); err != nil {
+			triggers.Unreadable(ck, "requirements", name, err)
 		}
 	}
 }
@@ -270,15 +203,7 @@ func exists(path string) bool {
 
 // Validate reports what the types cannot say.
 func (c *Config) Validate(ck *specs.Checker) {
-	given := 0
-	for _, s := range []string{c.File, c.Dir, c.Source} {
-		if s != "" {
-			given++
-		}
-	}
-	if given != 1 {
-		ck.Errorf("", specs.CodeInvalidValue, "file: hello.py, dir: functions or source: the code itself", "the code must be given in one way")
-	}
+	c.where().Validate(ck, "file: hello.py, dir: functions or source: the code itself")
 	module, _, dotted := strings.Cut(c.Handler, ".")
 	switch {
 	case c.Dir != "" && c.Handler == "":

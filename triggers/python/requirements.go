@@ -24,13 +24,6 @@ import (
 	"github.com/sensor-engine/engine/triggers/worker"
 )
 
-const (
-	// installLimit is how long pip may take, and installPause how long after it
-	// failed it is tried again.
-	installLimit = 15 * time.Minute
-	installPause = 10 * time.Second
-)
-
 // interpreters are the interpreters that were asked what they are.
 type interpreters struct {
 	gate  worker.Gate
@@ -118,7 +111,7 @@ func (c *Config) requirements(root string) (*wanted, error) {
 	w := &wanted{}
 	switch r := c.Requirements.Root.(type) {
 	case string:
-		w.file = join(root, r)
+		w.file = triggers.Join(root, r)
 		for _, name := range requirementFiles(w.file) {
 			f, err := os.Open(name)
 			if err != nil {
@@ -147,16 +140,6 @@ func (c *Config) requirements(root string) (*wanted, error) {
 	return w, nil
 }
 
-// wanted is what has to be installed: what was, whatever its files say by now.
-func (f *function) wanted() (*wanted, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.installed != nil {
-		return f.installed, nil
-	}
-	return f.cfg.requirements(f.root)
-}
-
 // requirementFiles are a file of requirements, those it includes, and the files
 // it names as requirements.
 func requirementFiles(file string) []string {
@@ -177,11 +160,11 @@ func requirementFiles(file string) []string {
 			line, _, _ := strings.Cut(strings.TrimSpace(in.Text()), " #")
 			for _, flag := range []string{"-r", "--requirement", "-c", "--constraint"} {
 				if rest, ok := strings.CutPrefix(line, flag); ok && rest != "" && strings.ContainsAny(rest[:1], " =") {
-					add(join(filepath.Dir(name), strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(rest), "="))))
+					add(triggers.Join(filepath.Dir(name), strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(rest), "="))))
 				}
 			}
 			if strings.HasSuffix(line, ".whl") || strings.HasSuffix(line, ".tar.gz") || strings.HasSuffix(line, ".zip") {
-				if path := join(filepath.Dir(name), line); exists(path) {
+				if path := triggers.Join(filepath.Dir(name), line); exists(path) {
 					files = append(files, path)
 				}
 			}
@@ -199,32 +182,9 @@ func (f *function) environment(ctx context.Context, python interpreter, w *wante
 	}
 	sum := sha256.Sum256(append(append([]byte(python.Executable+"\n"+python.Tag+"\n"), w.hash...), strings.Join(w.lines, "\n")...))
 	dir := filepath.Join(f.env.Data, "python", "environments", hex.EncodeToString(sum[:12]))
-	program := filepath.Join(dir, "bin", "python")
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.kept != nil && f.kept.Dir == dir && exists(program) {
-		return program, nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, installLimit)
-	defer cancel()
-	kept, err := worker.Keep(ctx, dir, func(ctx context.Context, dir string) error {
-		begin := time.Now()
-		if err := f.install(ctx, python, w, dir); err != nil {
-			return err
-		}
-		if f.env.Logger != nil {
-			f.env.Logger.Info("requirements of the function are installed", "took", time.Since(begin).Round(time.Millisecond))
-		}
-		return nil
+	return filepath.Join(dir, "bin", "python"), f.installed.Open(ctx, dir, w, "requirements", f.env.Logger, func(ctx context.Context, dir string) error {
+		return f.install(ctx, python, w, dir)
 	})
-	if err != nil {
-		return "", &triggers.RetryAfterError{After: installPause, Err: fmt.Errorf("its requirements cannot be installed: %w", err)}
-	}
-	if f.kept != nil {
-		_ = f.kept.Close()
-	}
-	f.kept, f.installed = kept, w
-	return program, nil
 }
 
 // passed are variables of the engine that say where packages come from.
@@ -239,7 +199,7 @@ func (f *function) install(ctx context.Context, python interpreter, w *wanted, d
 	if err := process.Run(ctx, &exec.Cmd{Path: exe, Args: []string{exe, "-m", "venv", dir}, Env: env}); err != nil {
 		return fmt.Errorf("python -m venv: %w (on Debian the package python3-venv is needed)", err)
 	}
-	at := f.root
+	at := f.env.Dir
 	args := []string{filepath.Join(dir, "bin", "python"), "-m", "pip", "install", "--quiet"}
 	if w.file != "" {
 		at = filepath.Dir(w.file)
@@ -250,7 +210,7 @@ func (f *function) install(ctx context.Context, python interpreter, w *wanted, d
 	if err := process.Run(ctx, &exec.Cmd{Path: args[0], Args: args, Dir: at, Env: env}); err != nil {
 		return fmt.Errorf("pip install: %w", err)
 	}
-	if now, err := f.cfg.requirements(f.root); err != nil || !bytes.Equal(now.hash, w.hash) {
+	if now, err := f.cfg.requirements(f.env.Dir); err != nil || !bytes.Equal(now.hash, w.hash) {
 		return errors.New("the files of requirements have changed meanwhile")
 	}
 	return nil

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -118,13 +119,17 @@ func (a *asked) state() (s struct{ Pid, Calls int }) {
 	return s
 }
 
-// processState is the letter of a process's state, 0 where that is not told.
-func processState(pid int) byte {
-	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if i := bytes.LastIndexByte(stat, ')'); i >= 0 && i+2 < len(stat) {
-		return stat[i+2]
+// stands reports whether a process is stopped with all of its threads: they stop
+// one after the other, and each could still read.
+func stands(pid int) bool {
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	for _, file := range threads {
+		stat, _ := os.ReadFile(file)
+		if i := bytes.LastIndexByte(stat, ')'); i < 0 || i+2 >= len(stat) || stat[i+2] != 'T' {
+			return false
+		}
 	}
-	return 0
+	return len(threads) > 0
 }
 
 // readBytes is how many bytes a process has read so far.
@@ -371,7 +376,7 @@ func RunWorker(t *testing.T, w Worker) {
 		return func(t *testing.T, a *asked) {
 			was := a.state()
 			_ = syscall.Kill(was.Pid, syscall.SIGSTOP)
-			eventually(t, "the process is not stopped", func() bool { return processState(was.Pid) == 'T' })
+			eventually(t, "the process is not stopped", func() bool { return stands(was.Pid) })
 			done := make(chan error, 1)
 			go func() {
 				_, err := a.do(t.Context(), nil, payload)

@@ -13,6 +13,8 @@ import (
 	experimentalsys "github.com/tetratelabs/wazero/experimental/sys"
 	"github.com/tetratelabs/wazero/experimental/sysfs"
 	"github.com/tetratelabs/wazero/sys"
+
+	"github.com/sensor-engine/engine/triggers"
 )
 
 // maxOpen is how many files one call may have open.
@@ -30,7 +32,7 @@ func mounts(all []Mount, dir string) (cfg wazero.FSConfig, closeAll func(), err 
 	}
 	left := maxOpen
 	for _, m := range all {
-		root, err := os.OpenRoot(join(dir, m.Host))
+		root, err := os.OpenRoot(triggers.Join(dir, m.Host))
 		if err != nil {
 			closeAll()
 			return nil, nil, err

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/sensor-engine/engine/specs"
+	"github.com/sensor-engine/engine/triggers"
 )
 
 // Validate reports what the types cannot say.
@@ -49,9 +50,9 @@ func check(config any, dir string, ck *specs.Checker) {
 	if c.File == "" {
 		return // it is required
 	}
-	r, err := open(join(dir, c.File))
+	r, err := open(triggers.Join(dir, c.File))
 	if err != nil {
-		ck.Errorf("file", specs.CodeUnreadable, "a path is relative to this file", "%s: %v", c.File, err)
+		triggers.Unreadable(ck, "file", c.File, err)
 		return
 	}
 	defer r.Close()

@@ -76,7 +76,7 @@ func Factory() triggers.Factory {
 			return newFunction(shared, config.(*Config), env), nil
 		},
 		Check:  check,
-		Files:  func(config any, dir string) []string { return []string{join(dir, config.(*Config).File)} },
+		Files:  func(config any, dir string) []string { return []string{triggers.Join(dir, config.(*Config).File)} },
 		Grants: true,
 	}
 }
@@ -95,7 +95,7 @@ func newFunction(shared *library, cfg *Config, env triggers.Env) *function {
 	f := &function{cfg: cfg, dir: env.Dir, name: filepath.Base(cfg.File), limit: cfg.limit()}
 	f.base = wazero.NewModuleConfig().WithName("").WithStartFunctions().WithArgs(append([]string{f.name}, cfg.Args...)...).
 		WithSysWalltime().WithSysNanotime().WithRandSource(rand.Reader)
-	code, err := load(join(env.Dir, cfg.File), f.limit)
+	code, err := load(triggers.Join(env.Dir, cfg.File), f.limit)
 	if err != nil {
 		f.broken = err
 		return f
@@ -127,7 +127,7 @@ func load(path string, limit uint64) ([]byte, error) {
 	defer r.Close()
 	code, err := io.ReadAll(r)
 	if err != nil {
-		return nil, withoutPath(err)
+		return nil, triggers.WithoutPath(err)
 	}
 	o, err := readOutline(bytes.NewReader(code))
 	if err == nil {
@@ -143,7 +143,7 @@ func load(path string, limit uint64) ([]byte, error) {
 func open(path string) (*os.File, error) {
 	info, err := os.Stat(path)
 	if err != nil {
-		return nil, withoutPath(err)
+		return nil, triggers.WithoutPath(err)
 	}
 	switch {
 	case !info.Mode().IsRegular():
@@ -152,21 +152,7 @@ func open(path string) (*os.File, error) {
 		return nil, fmt.Errorf("the module has %d MiB, and %d are the most", info.Size()>>20, maxFile>>20)
 	}
 	r, err := os.Open(path)
-	return r, withoutPath(err)
-}
-
-func withoutPath(err error) error {
-	if pe, ok := errors.AsType[*os.PathError](err); ok {
-		return pe.Err
-	}
-	return err
-}
-
-func join(dir, path string) string {
-	if filepath.IsAbs(path) {
-		return path
-	}
-	return filepath.Join(dir, path)
+	return r, triggers.WithoutPath(err)
 }
 
 // Close frees the module when nobody else uses it.

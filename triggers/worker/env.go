@@ -56,14 +56,13 @@ func Environ(env map[string]specs.TextOrSecret, secret func(specs.SecretRef) (st
 	return out, nil
 }
 
-// Near returns the files beside a file that match one of the patterns of package
-// [filepath]: what code in it may load.
-func Near(file string, patterns ...string) []string {
+// near returns the files beside a file that match one of the patterns.
+func near(file string, patterns ...string) []string {
 	dir := strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(filepath.Dir(file))
-	var near []string
+	var files []string
 	for _, p := range patterns {
 		found, _ := filepath.Glob(filepath.Join(dir, p))
-		near = append(near, found...)
+		files = append(files, found...)
 	}
-	return near
+	return files
 }

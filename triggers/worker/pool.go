@@ -55,8 +55,8 @@ const (
 	maxBackoff   = 30 * time.Second
 )
 
-// Pool is the workers of one function. Make it with [NewPool]; the owner closes
-// it. It is safe for concurrent use.
+// Pool is the workers of one function, and as such a [triggers.Function]. Make it
+// with [NewPool]; the owner closes it. It is safe for concurrent use.
 type Pool struct {
 	o    Options
 	log  *slog.Logger
@@ -185,15 +185,15 @@ func (p *Pool) Prepare(ctx context.Context) error {
 	}
 }
 
-// Failure is why no call can be made: why the last start of a worker failed,
-// while none lives. It is nil as long as nobody knows.
-func (p *Pool) Failure() error {
+// Ready tells why no call can be made: why the last start of a worker failed,
+// while none lives. It is nil when calls can be made, and as long as nobody knows.
+func (p *Pool) Ready() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.failureLocked()
 }
 
-// failureLocked is Failure. mu is held.
+// failureLocked is Ready. mu is held.
 func (p *Pool) failureLocked() error {
 	if p.count > p.starting {
 		return nil
@@ -201,8 +201,8 @@ func (p *Pool) failureLocked() error {
 	return p.failure
 }
 
-// Workers returns how many processes live or start.
-func (p *Pool) Workers() int {
+// Processes is how many processes live or start.
+func (p *Pool) Processes() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.count

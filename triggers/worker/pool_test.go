@@ -55,7 +55,7 @@ func newPool(t *testing.T, script string, o Options) *Pool {
 		if err := p.Close(); err != nil {
 			t.Error(err)
 		}
-		if n := p.Workers(); n != 0 {
+		if n := p.Processes(); n != 0 {
 			t.Errorf("%d workers after Close", n)
 		}
 	})
@@ -71,7 +71,7 @@ func invoke(ctx context.Context, p *Pool) (triggers.Result, error) {
 func TestGrowthAndIdle(t *testing.T) {
 	size := runtime.NumCPU() + 2
 	p := newPool(t, answering("sleep 0.3"), Options{Size: size, Idle: 300 * time.Millisecond})
-	if p.Workers() != 0 {
+	if p.Processes() != 0 {
 		t.Error("something was started before the first call")
 	}
 	var wg sync.WaitGroup
@@ -82,9 +82,9 @@ func TestGrowthAndIdle(t *testing.T) {
 			}
 		})
 	}
-	eventually(t, "not all workers are started", func() bool { return p.Workers() == size })
+	eventually(t, "not all workers are started", func() bool { return p.Processes() == size })
 	wg.Wait()
-	eventually(t, "idle workers are not stopped", func() bool { return p.Workers() == 0 })
+	eventually(t, "idle workers are not stopped", func() bool { return p.Processes() == 0 })
 	if _, err := invoke(t.Context(), p); err != nil {
 		t.Error(err)
 	}
@@ -105,7 +105,7 @@ func TestQuickCallsNeedFewWorkers(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if n := p.Workers(); n > 2*runtime.NumCPU() {
+	if n := p.Processes(); n > 2*runtime.NumCPU() {
 		t.Errorf("%d workers", n)
 	}
 }
@@ -125,7 +125,7 @@ func TestFailedStarts(t *testing.T) {
 	if err := p.Prepare(t.Context()); err != nil {
 		t.Error(err)
 	}
-	if err := p.Failure(); err == nil || err.Error() != "not yet" {
+	if err := p.Ready(); err == nil || err.Error() != "not yet" {
 		t.Error(err)
 	}
 	for range 50 { // they do not start a process each
@@ -138,16 +138,16 @@ func TestFailedStarts(t *testing.T) {
 	if n := starts.Load(); n > 10 {
 		t.Errorf("%d starts", n)
 	}
-	if err := p.Prepare(t.Context()); err != nil || p.Failure() == nil { // not before its time
-		t.Error(err, p.Failure())
+	if err := p.Prepare(t.Context()); err != nil || p.Ready() == nil { // not before its time
+		t.Error(err, p.Ready())
 	}
 	close(ready)
 	// Who prepares it again need not call it to find out.
-	eventually(t, "it does not become ready", func() bool { return p.Prepare(t.Context()) == nil && p.Failure() == nil })
+	eventually(t, "it does not become ready", func() bool { return p.Prepare(t.Context()) == nil && p.Ready() == nil })
 	if _, err := invoke(t.Context(), p); err != nil {
 		t.Error(err)
 	}
-	if err := p.Failure(); err != nil {
+	if err := p.Ready(); err != nil {
 		t.Error(err)
 	}
 }
@@ -158,7 +158,7 @@ func TestWaiting(t *testing.T) {
 	long, cancel := context.WithCancel(t.Context())
 	first := make(chan error, 1)
 	go func() { _, err := invoke(long, p); first <- err }()
-	eventually(t, "nothing runs", func() bool { return p.Workers() == 1 })
+	eventually(t, "nothing runs", func() bool { return p.Processes() == 1 })
 	short, end := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer end()
 	_, err := invoke(short, p)

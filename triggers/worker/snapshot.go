@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 	"unique"
 )
 
@@ -68,6 +69,19 @@ func Take(paths []string, is func(name string) bool, skip ...string) *Snapshot {
 		return nil
 	}
 	return s
+}
+
+// Newest is when the last of the files was changed, zero for none.
+func (s *Snapshot) Newest() (at time.Time) {
+	if s == nil {
+		return at
+	}
+	for _, f := range s.files {
+		if m := f.info.ModTime(); m.After(at) {
+			at = m
+		}
+	}
+	return at
 }
 
 // Changed returns all texts by the path of their file when one of the files is
