@@ -86,10 +86,10 @@ func (t *trial) run(ctx context.Context, tell func()) {
 	contract := t.callee.Function.(*triggers.Contract)
 	wait := firstTry
 	for {
-		if contract.Prepare(ctx) != nil {
+		err := contract.Prove(ctx)
+		if ctx.Err() != nil {
 			return
 		}
-		err := contract.Ready()
 		t.mu.Lock()
 		t.err, t.proven = err, err == nil
 		if err != nil {
@@ -219,7 +219,7 @@ func (rs *ResourceStatus) tell(t *trial, trigger string) {
 		rs.Trial.Problem = trigger + ": " + rs.Trial.Problem
 	}
 	if rs.State == string(reload.OK) && rs.Trial.Problem != "" {
-		rs.State, rs.Reason = string(reload.Stale), "not ready, the version before goes on: "+rs.Trial.Problem
+		rs.State, rs.Reason = string(reload.Stale), "not ready: "+rs.Trial.Problem+"; the version before goes on"
 	}
 }
 

@@ -44,7 +44,7 @@ func (r *running) refused(name, reason string) {
 	r.t.Helper()
 	r.until(name+" to be refused because of "+reason, func() bool {
 		s := r.resource(name)
-		return s.State == "stale" && strings.HasPrefix(s.Reason, "not ready, the version before goes on: ") && strings.Contains(s.Reason, reason)
+		return s.State == "stale" && strings.HasPrefix(s.Reason, "not ready: ") && strings.HasSuffix(s.Reason, "; the version before goes on") && strings.Contains(s.Reason, reason)
 	})
 	if r.resource(name).NotReady != "" {
 		r.t.Errorf("%s cannot be called: %+v", name, r.resource(name))
@@ -228,6 +228,33 @@ spec:
 	r.settled("s")
 	if got := r.call("t", "2", "7"); string(got.Output) != `"new"` {
 		t.Errorf("%+v", got)
+	}
+}
+
+// A program that ends before it is called does not replace one that answers.
+func TestProgramsThatEndAtOnce(t *testing.T) {
+	w := &running{t: t, dir: t.TempDir()}
+	answer := func(text string) string {
+		return "n=0; while read line; do n=$((n+1)); echo \"{\\\"id\\\":$n,\\\"payload\\\":\\\"" + text + "\\\"}\"; done\n"
+	}
+	w.write("w.sh", answer("one"))
+	w.write("f.yaml", head+"kind: Function\nmetadata: {name: f}\nspec:\n  exec: {mode: worker, command: [sh, w.sh]}\n")
+	r := start(t, w.dir, t.TempDir())
+	r.settled("f")
+	for _, broken := range []string{"echo out of order >&2; exit 3\n", "while ((\n"} {
+		w.write("w.sh", broken)
+		r.refused("f", "it exited with code ")
+		if got, err := r.byHand("f", "1"); got != `"one"` || err != nil {
+			t.Errorf("%s, %v", got, err)
+		}
+	}
+	if got := r.resource("f").Reason; !strings.Contains(got, "before it was ready: ") {
+		t.Error(got)
+	}
+	w.write("w.sh", answer("two"))
+	r.settled("f")
+	if got, err := r.byHand("f", "1"); got != `"two"` || err != nil {
+		t.Errorf("%s, %v", got, err)
 	}
 }
 

@@ -143,6 +143,23 @@ func (f *Contract) Prepare(ctx context.Context) error {
 	return nil
 }
 
+// Prove waits until the function is prepared and known to have started, and tells
+// why it does not start. It fails when ctx ends.
+func (f *Contract) Prove(ctx context.Context) error {
+	if err := f.Prepare(ctx); err != nil {
+		return err
+	}
+	if err := f.Ready(); err != nil {
+		return err
+	}
+	if p, ok := f.Function.(Prover); ok {
+		if err := p.Prove(ctx); err != nil {
+			return f.maskError(err)
+		}
+	}
+	return nil
+}
+
 // Ready tells why the function cannot be called at the moment, nil when it can
 // or nobody knows: what a function with a method Ready says.
 func (f *Contract) Ready() error {

@@ -26,10 +26,17 @@ type Function interface {
 // something for example. Prepare blocks until it can be called, or is not going
 // to be, which Invoke then tells; its error is that of ctx. Workers await it
 // before the time of a call begins, so that no attempt is lost to it. Where there
-// is a version before, this one takes its place when it is prepared and its
-// method Ready returns nil, or when neither can be called.
+// is a version before, this one takes its place when [Contract.Prove] says that it
+// has started, or when neither can be called.
 type Preparer interface {
 	Prepare(ctx context.Context) error
+}
+
+// Prover is a [Preparer] for which being prepared says little. Prove waits until
+// the function is known to have started, and tells why it does not; its error is
+// that of ctx when that ends.
+type Prover interface {
+	Prove(ctx context.Context) error
 }
 
 // Call is one call of a function.

@@ -50,6 +50,8 @@ const (
 	// patience is how long a call waits for one of the workers that exist
 	// before another is started, once there is one for each processor.
 	patience = 10 * time.Millisecond
+	// proof is how long a worker has to run that does not say that it is ready.
+	proof = 500 * time.Millisecond
 	// firstBackoff and maxBackoff bound the wait after failed starts.
 	firstBackoff = 100 * time.Millisecond
 	maxBackoff   = 30 * time.Second
@@ -183,6 +185,35 @@ func (p *Pool) Prepare(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// Prove implements [triggers.Prover]: it waits until a worker is ready. One that
+// does not say so has to run for a moment, in which a program that cannot start
+// ends.
+func (p *Pool) Prove(ctx context.Context) error {
+	if err := p.Prepare(ctx); err != nil {
+		return err
+	}
+	if err := p.Ready(); err != nil || p.o.Hello != nil {
+		return err
+	}
+	w, err := p.acquire(ctx)
+	if err != nil {
+		return err
+	}
+	timer := time.NewTimer(proof)
+	defer timer.Stop()
+	select {
+	case <-w.proc.Done():
+		err = w.died(ctx, nil)
+		p.replace(w, false)
+		return err
+	case <-timer.C:
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	p.release(w)
+	return err
 }
 
 // Ready tells why no call can be made: why the last start of a worker failed,
