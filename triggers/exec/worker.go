@@ -19,7 +19,7 @@ type workers struct {
 	env triggers.Env
 }
 
-func newWorkers(cfg *Config, env triggers.Env, gate worker.Gate) (*workers, error) {
+func newWorkers(cfg *Config, env triggers.Env, gate *worker.Gate) (*workers, error) {
 	if len(cfg.Command) == 0 || cfg.Command[0] == "" {
 		return nil, errors.New("command is empty")
 	}

@@ -76,7 +76,7 @@ type function struct {
 	installed worker.Installed[packages]
 }
 
-func newFunction(cfg *Config, env triggers.Env, gate worker.Gate) (*function, error) {
+func newFunction(cfg *Config, env triggers.Env, gate *worker.Gate) (*function, error) {
 	env, err := env.Absolute()
 	if err != nil {
 		return nil, err

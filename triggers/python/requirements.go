@@ -26,7 +26,7 @@ import (
 
 // interpreters are the interpreters that were asked what they are.
 type interpreters struct {
-	gate  worker.Gate
+	gate  *worker.Gate
 	mu    sync.Mutex
 	known map[string]interpreter // by path
 }

@@ -18,6 +18,6 @@ type Config struct {
 
 // Options are those that follow from the config and env. The caller says what is
 // run.
-func (c *Config) Options(env triggers.Env, gate Gate) Options {
+func (c *Config) Options(env triggers.Env, gate *Gate) Options {
 	return Options{Size: cmp.Or(c.Workers, env.Concurrency), Idle: c.Idle.D(), Gate: gate, Logger: env.Logger}
 }

@@ -31,18 +31,25 @@ type Options struct {
 	// Idle is how long a worker waits for a call before it is stopped, default
 	// 5 min, and StartLimit how long one may take to be ready, default 2 min.
 	Idle, StartLimit time.Duration
-	// Gate, unless nil, bounds how many workers start at the same time, also
-	// those of other pools that have it.
-	Gate   Gate
+	// Gate, unless nil, bounds what the workers of all pools that have it take.
+	Gate   *Gate
 	Logger *slog.Logger
 }
 
-// Gate lets so many workers start at the same time as it has room for.
-type Gate chan struct{}
+// Gate is what pools share: it bounds how many workers start at the same time,
+// and how many stay that have started to see whether they do, and that nobody has
+// called.
+type Gate struct{ starting, uncalled chan struct{} }
 
 // NewGate returns a gate that lets as many workers start as there are
-// processors.
-func NewGate() Gate { return make(Gate, runtime.NumCPU()) }
+// processors, and [Uncalled] stay.
+func NewGate() *Gate {
+	return &Gate{starting: make(chan struct{}, runtime.NumCPU()), uncalled: make(chan struct{}, Uncalled)}
+}
+
+// Uncalled is how many workers behind one [Gate] wait for a first call: a
+// thousand functions that are never called take no thousand processes.
+const Uncalled = 8
 
 const (
 	defaultIdle  = 5 * time.Minute
@@ -245,6 +252,7 @@ func (p *Pool) acquire(ctx context.Context) (*worker, error) {
 	for n := len(p.idle); n > 0; n = len(p.idle) {
 		w := p.idle[n-1]
 		p.idle = p.idle[:n-1]
+		p.calledLocked(w)
 		if w.alive() {
 			p.mu.Unlock()
 			return w, nil
@@ -328,12 +336,37 @@ func (p *Pool) release(w *worker) {
 		p.dropLocked(w)
 	case len(p.waiters) > 0:
 		p.giveLocked(grant{w: w})
+	case !p.staysLocked(w):
+		p.dropLocked(w)
 	default:
 		w.idleSince = time.Now()
 		p.idle = append(p.idle, w)
 		if p.timer == nil {
 			p.timer = time.AfterFunc(p.o.Idle, p.reap)
 		}
+	}
+}
+
+// staysLocked reports whether a worker may wait for a call: one that was called
+// may, of others only so many. mu is held.
+func (p *Pool) staysLocked(w *worker) bool {
+	if w.calls > 0 || p.o.Gate == nil {
+		return true
+	}
+	select {
+	case p.o.Gate.uncalled <- struct{}{}:
+		w.uncalled = true
+		return true
+	default:
+		return false
+	}
+}
+
+// calledLocked ends that a worker waits for its first call. mu is held.
+func (p *Pool) calledLocked(w *worker) {
+	if w.uncalled {
+		w.uncalled = false
+		<-p.o.Gate.uncalled
 	}
 }
 
@@ -363,6 +396,7 @@ func (p *Pool) replace(w *worker, left bool) {
 // dropLocked ends a worker without waiting for it. mu is held.
 func (p *Pool) dropLocked(w *worker) {
 	p.count--
+	p.calledLocked(w)
 	p.work.Go(w.end)
 }
 
@@ -426,8 +460,8 @@ func (p *Pool) launch() (*worker, error) {
 	}
 	if p.o.Gate != nil {
 		select {
-		case p.o.Gate <- struct{}{}:
-			defer func() { <-p.o.Gate }()
+		case p.o.Gate.starting <- struct{}{}:
+			defer func() { <-p.o.Gate.starting }()
 		case <-p.ctx.Done():
 			return nil, errClosed
 		}

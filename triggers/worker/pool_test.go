@@ -90,6 +90,43 @@ func TestGrowthAndIdle(t *testing.T) {
 	}
 }
 
+// Of workers that only showed that they start, a few stay; those that were called
+// do, all of them.
+func TestUncalledWorkersAreFew(t *testing.T) {
+	gate := NewGate()
+	pools := make([]*Pool, Uncalled+4)
+	for i := range pools {
+		pools[i] = newPool(t, answering(":"), Options{Gate: gate})
+	}
+	processes := func() (n int) {
+		for _, p := range pools {
+			n += p.Processes()
+		}
+		return n
+	}
+	for _, p := range pools {
+		if err := p.Prepare(t.Context()); err != nil || p.Ready() != nil {
+			t.Fatal(err, p.Ready())
+		}
+	}
+	eventually(t, "the processes of functions that nobody calls are not ended", func() bool { return processes() == Uncalled })
+	for i, p := range pools {
+		if _, err := invoke(t.Context(), p); err != nil {
+			t.Error(err)
+		}
+		if n := p.Processes(); n != 1 {
+			t.Errorf("%d processes of function %d after its call", n, i)
+		}
+	}
+	if n := processes(); n != len(pools) {
+		t.Errorf("%d processes of %d functions that were called", n, len(pools))
+	}
+	late := newPool(t, answering(":"), Options{Gate: gate})
+	if err := late.Prepare(t.Context()); err != nil || late.Processes() != 1 {
+		t.Errorf("%d processes of a function whose process may stay, %v", late.Processes(), err)
+	}
+}
+
 // A function that is quick enough for its callers has no more workers than
 // there are processors.
 func TestQuickCallsNeedFewWorkers(t *testing.T) {

@@ -52,6 +52,7 @@ type worker struct {
 	calls       uint64
 	request     []byte
 	idleSince   time.Time
+	uncalled    bool // it has a place of the gate; the mu of its pool guards it
 }
 
 // pipes are the ends of a worker's pipes: its own, then ours.
