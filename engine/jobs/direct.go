@@ -203,12 +203,9 @@ func (o *Outcome) finish(ctx context.Context, callee *Callee) {
 // open lets a direct call in, unless the pool does not run. The caller calls
 // p.work.Done.
 func (p *Pool) open() error {
-	p.doors.RLock()
-	defer p.doors.RUnlock()
-	if !p.running.Load() || p.closing.Load() {
+	if !p.running.Load() || !p.begin() {
 		return ErrStopping
 	}
-	p.work.Add(1)
 	return nil
 }
 

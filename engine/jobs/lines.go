@@ -273,7 +273,7 @@ func (q *queue) waitLocked(t *task, now time.Time) {
 	s := q.lines
 	if uint64(s.parked) >= q.p.o.ParkLimit && !t.called {
 		if spec := q.spec.Load(); spec == nil || !spec.Block {
-			q.p.work.Go(func() { q.p.bury(t, q.p.tooMany()) })
+			q.p.spawn(func() { q.p.bury(t, q.p.tooMany()) })
 		} else {
 			s.keep(s.of(t.job.Correlation), t, now)
 		}
@@ -285,7 +285,7 @@ func (q *queue) waitLocked(t *task, now time.Time) {
 	s.leaving = append(s.leaving, t)
 	if !s.parking {
 		s.parking = true
-		q.p.work.Go(func() { q.parkWaiting(s) })
+		q.p.spawn(func() { q.parkWaiting(s) })
 	}
 }
 

@@ -132,7 +132,7 @@ type Pool struct {
 	cancel   context.CancelFunc
 	stopping context.Context // ends when no more calls begin
 	stop     context.CancelFunc
-	doors    sync.RWMutex // of direct calls: closing is set under it
+	doors    sync.RWMutex // what begins passes them: closing is set under it
 	closing  atomic.Bool
 	running  atomic.Bool
 	work     sync.WaitGroup
@@ -225,7 +225,7 @@ func (p *Pool) Apply(table map[TriggerRef]*Trigger) {
 	var moved []*task // of queues that another one replaces
 	defer func() {
 		if len(added) > 0 || len(moved) > 0 { // a trigger that returned finds its jobs parked
-			p.work.Go(func() {
+			p.spawn(func() {
 				for _, t := range moved {
 					p.readmit(t)
 				}
@@ -303,6 +303,37 @@ func (p *Pool) closeCallee(c *Callee) {
 	}
 }
 
+// begin counts what begins in work, unless the pool is closing; whoever begins
+// calls work.Done. What is counted otherwise may come when Run waits for the last
+// one already.
+func (p *Pool) begin() bool {
+	p.doors.RLock()
+	defer p.doors.RUnlock()
+	if p.closing.Load() {
+		return false
+	}
+	p.work.Add(1)
+	return true
+}
+
+// shut ends that anything begins.
+func (p *Pool) shut() {
+	p.doors.Lock()
+	p.closing.Store(true)
+	p.doors.Unlock()
+}
+
+// spawn runs f beside, unless the pool is closing: then what f would do is left
+// to the next start.
+func (p *Pool) spawn(f func()) {
+	if p.begin() {
+		go func() {
+			defer p.work.Done()
+			f()
+		}()
+	}
+}
+
 // Run works off the jobs until ctx ends, then lets running calls end within
 // grace, and returns. What was not started stays in the queue of the bus.
 func (p *Pool) Run(ctx context.Context, grace time.Duration) error {
@@ -327,9 +358,7 @@ func (p *Pool) Run(ctx context.Context, grace time.Duration) error {
 	var rec sync.WaitGroup
 	rec.Go(func() { p.runs.run(runsCtx) })
 	<-ctx.Done()
-	p.doors.Lock()
-	p.closing.Store(true)
-	p.doors.Unlock()
+	p.shut()
 	p.stop()
 	wg.Wait()
 	done := make(chan struct{})
@@ -410,7 +439,7 @@ func (p *Pool) deliver(part *partition, d bus.Delivery) {
 	if err != nil {
 		p.log.Error("job record cannot be read; it goes to the dead letters as it is", "jobs_seq", rec.Seq, "error", err)
 		t.job = &Job{Key: fmt.Sprintf("unreadable-%d", rec.Seq), Sensor: "_unreadable", Trigger: "_unreadable", Rendered: rec.Data, Fault: err.Error()}
-		p.work.Go(func() { p.bury(t, t.job.Fault) })
+		p.spawn(func() { p.bury(t, t.job.Fault) })
 		return
 	}
 	t.job = job
@@ -462,7 +491,7 @@ func (p *Pool) admit(t *task) {
 		defer q.reached(t.seq)
 	}
 	if t.job.Fault != "" {
-		p.work.Go(func() { p.bury(t, t.job.Fault) })
+		p.spawn(func() { p.bury(t, t.job.Fault) })
 		return
 	}
 	if t.parked == 0 && q.parksAtOnce(t) {
@@ -472,7 +501,7 @@ func (p *Pool) admit(t *task) {
 	if t.parked == 0 && q.overflows(t) {
 		if q.parkedOverflow() >= p.o.ParkLimit {
 			if spec := q.spec.Load(); spec == nil || !spec.Block {
-				p.work.Go(func() { p.bury(t, p.tooMany()) })
+				p.spawn(func() { p.bury(t, p.tooMany()) })
 			} else if q.turns != nil { // it takes its place in line
 				q.push(t)
 			} else { // stays outstanding until there is room

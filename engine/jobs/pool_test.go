@@ -632,3 +632,29 @@ func TestRedriveWithEditedInput(t *testing.T) {
 		t.Errorf("%d calls: %v", n, fn.calls)
 	}
 }
+
+// TestNothingBeginsWhenClosing: when the pool has waited for what runs, nothing
+// does, and nothing can begin.
+func TestNothingBeginsWhenClosing(t *testing.T) {
+	for range 10 {
+		p := newFixture(t, Options{}).pool
+		var running atomic.Int64
+		var callers sync.WaitGroup
+		for range 4 {
+			callers.Go(func() {
+				for p.begin() {
+					running.Add(1)
+					running.Add(-1)
+					p.work.Done()
+				}
+			})
+		}
+		p.shut()
+		p.work.Wait()
+		if n := running.Load(); n != 0 || p.begin() {
+			t.Fatalf("%d still run", n)
+		}
+		p.spawn(func() { t.Error("this began") })
+		callers.Wait()
+	}
+}

@@ -232,22 +232,24 @@ func (q *queue) tryStart(t *task) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	spec := q.spec.Load()
-	if spec == nil || q.running >= spec.Concurrency || q.head < len(q.ready) || len(spec.Limits)+len(spec.KeyLimits) > 0 || q.breaker.open || q.p.closing.Load() {
+	if spec == nil || q.running >= spec.Concurrency || q.head < len(q.ready) || len(spec.Limits)+len(spec.KeyLimits) > 0 || q.breaker.open {
 		return false
 	}
 	if q.turns == nil {
 		if q.overflow > 0 {
 			return false
 		}
-	} else {
-		if !q.turns.free(t.job.Correlation) || len(q.turns.next) > 0 {
-			return false
-		}
+	} else if !q.turns.free(t.job.Correlation) || len(q.turns.next) > 0 {
+		return false
+	}
+	if !q.p.begin() {
+		return false
+	}
+	if q.turns != nil {
 		q.turns.hold(t.job.Correlation, t.seq)
 		t.held = true
 	}
 	q.running++
-	q.p.work.Add(1)
 	go q.worker(t)
 	return true
 }
@@ -258,13 +260,13 @@ func (q *queue) startLocked() {
 	if spec == nil {
 		return
 	}
-	for q.running < spec.Concurrency && !q.p.closing.Load() {
+	for q.running < spec.Concurrency && q.p.begin() {
 		t := q.nextLocked(spec)
 		if t == nil {
+			q.p.work.Done()
 			return
 		}
 		q.running++
-		q.p.work.Add(1)
 		go q.worker(t)
 	}
 }
@@ -709,11 +711,10 @@ func (q *queue) hasParkedLocked() bool {
 // feedLocked starts the goroutine that fetches parked jobs, unless it runs.
 // It lives as long as something is parked. mu is held.
 func (q *queue) feedLocked() {
-	if q.feeding || q.spec.Load() == nil || q.p.closing.Load() || !q.hasParkedLocked() {
+	if q.feeding || q.spec.Load() == nil || !q.hasParkedLocked() || !q.p.begin() {
 		return
 	}
 	q.feeding = true
-	q.p.work.Add(1)
 	go q.feed()
 }
 
