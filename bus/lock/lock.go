@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // name is the file inside the directory that is locked.
@@ -27,8 +28,12 @@ type Lock struct {
 	path string
 }
 
+// patience is how long a lock is awaited whose process has ended: what it was
+// just starting may hold the lock until it has become a program of its own.
+const patience = 2 * time.Second
+
 // Acquire creates dir if it is missing, checks that it can be written, and
-// locks it without waiting. The error tells in one line what is wrong, where
+// locks it, without waiting for another engine to end. The error tells in one line what is wrong, where
 // and what to do: [ErrHeld] with the pid of the other engine, or a directory
 // that cannot be created or written. The operating system gives the lock up
 // when the process ends, however it ends.
@@ -44,7 +49,12 @@ func Acquire(dir string) (*Lock, error) {
 	if err != nil {
 		return nil, explain(dir, "write to", err)
 	}
-	if err := tryLock(f); err != nil {
+	err = tryLock(f)
+	for end := time.Now().Add(patience); errors.Is(err, errBusy) && ended(pid(f)) && time.Now().Before(end); {
+		time.Sleep(5 * time.Millisecond)
+		err = tryLock(f)
+	}
+	if err != nil {
 		defer func() { _ = f.Close() }()
 		if errors.Is(err, errBusy) {
 			return nil, fmt.Errorf("%w: %s is locked by %s; stop it or choose another --data", ErrHeld, path, holder(f))
@@ -82,11 +92,21 @@ func (l *Lock) write() error {
 	return err
 }
 
-// holder names the process that has the lock, as far as the file tells.
-func holder(f *os.File) string {
+// pid is that of the process that has the lock, as far as the file tells; 0 when
+// it does not.
+func pid(f *os.File) int {
 	b := make([]byte, 32)
 	n, _ := f.ReadAt(b, 0)
-	if pid, err := strconv.Atoi(strings.TrimSpace(string(b[:n]))); err == nil {
+	pid, err := strconv.Atoi(strings.TrimSpace(string(b[:n])))
+	if err != nil {
+		return 0
+	}
+	return pid
+}
+
+// holder names the process that has the lock.
+func holder(f *os.File) string {
+	if pid := pid(f); pid > 0 {
 		return fmt.Sprintf("the engine with pid %d", pid)
 	}
 	return "another engine"

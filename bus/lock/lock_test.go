@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -18,6 +19,9 @@ import (
 // holdEnv makes the test binary a second engine that holds a lock.
 const holdEnv = "LOCK_TEST_HOLD"
 
+// heirEnv lets it start a process that inherits the lock, for 0.3 s.
+const heirEnv = "LOCK_TEST_HEIR"
+
 func TestMain(m *testing.M) {
 	dir := os.Getenv(holdEnv)
 	if dir == "" {
@@ -27,18 +31,32 @@ func TestMain(m *testing.M) {
 		fmt.Println(err)
 		os.Exit(1)
 	}
+	if os.Getenv(heirEnv) != "" {
+		fds, _ := filepath.Glob("/proc/self/fd/*")
+		for _, fd := range fds {
+			if path, _ := os.Readlink(fd); strings.HasPrefix(path, dir) {
+				n, _ := strconv.Atoi(filepath.Base(fd))
+				child := exec.Command("sleep", "0.3")
+				child.ExtraFiles = []*os.File{os.NewFile(uintptr(n), path)}
+				if err := child.Start(); err != nil {
+					panic(err)
+				}
+			}
+		}
+	}
 	fmt.Println("held")
 	select {} // until killed
 }
 
-func TestSecondProcess(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "a", "b")
+// hold starts a process that holds the lock of dir.
+func hold(t *testing.T, dir string, env ...string) *exec.Cmd {
+	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(exe)
-	cmd.Env = append(os.Environ(), holdEnv+"="+dir)
+	cmd.Env = append(append(os.Environ(), holdEnv+"="+dir), env...)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -46,12 +64,37 @@ func TestSecondProcess(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = cmd.Process.Kill() }()
+	t.Cleanup(func() { _ = cmd.Process.Kill() })
 	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "held\n" {
 		t.Fatalf("the other process: %q, %v", line, err)
 	}
+	return cmd
+}
+
+// TestInherited: what an engine was just starting when it was killed may hold
+// the lock for a moment longer.
+func TestInherited(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("descriptors are found in /proc")
+	}
+	dir := t.TempDir()
+	cmd := hold(t, dir, heirEnv+"=1")
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+	l, err := lock.Acquire(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Release(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestSecondProcess(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "a", "b")
+	cmd := hold(t, dir)
 	began := time.Now()
-	_, err = lock.Acquire(dir)
+	_, err := lock.Acquire(dir)
 	if !errors.Is(err, lock.ErrHeld) {
 		t.Fatalf("Acquire: %v, want ErrHeld", err)
 	}

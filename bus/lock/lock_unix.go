@@ -22,4 +22,7 @@ func tryLock(f *os.File) error {
 	}
 }
 
+// ended reports whether a process is known to be there no more.
+func ended(pid int) bool { return pid > 0 && errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) }
+
 func isReadOnly(err error) bool { return errors.Is(err, syscall.EROFS) }

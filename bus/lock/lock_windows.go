@@ -17,4 +17,8 @@ func tryLock(f *os.File) error {
 	return err
 }
 
+// ended reports whether a process is known to be there no more. Windows lets no
+// other process inherit a lock.
+func ended(int) bool { return false }
+
 func isReadOnly(err error) bool { return errors.Is(err, windows.ERROR_WRITE_PROTECT) }
