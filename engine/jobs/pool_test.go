@@ -14,6 +14,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/bus/bustest"
 	"github.com/sensor-engine/engine/bus/jetstream"
 	"github.com/sensor-engine/engine/sensors"
 	"github.com/sensor-engine/engine/triggers"
@@ -46,7 +47,7 @@ func (d directEvents) Event(ctx context.Context, seq uint64) (*bus.Event, error)
 
 func newFixture(t testing.TB, o Options) *fixture {
 	t.Helper()
-	b, err := jetstream.Open(t.Context(), jetstream.Options{Dir: t.TempDir(), MinFree: -1, Reserve: -1})
+	b, err := jetstream.Open(t.Context(), jetstream.Options{Dir: bustest.Dir(t), MinFree: -1, Reserve: -1})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,13 +10,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sensor-engine/engine/bus/bustest"
 	"github.com/sensor-engine/engine/bus/jetstream"
 )
 
 // Runs that failed outlive those that succeeded: after the history has dropped
 // them they are found by state, by id, by key, and where all runs are asked for.
 func TestFailedRunsOutliveTheOthers(t *testing.T) {
-	b, err := jetstream.Open(t.Context(), jetstream.Options{Dir: t.TempDir(), MinFree: -1, Reserve: -1, Limits: jetstream.Limits{Runs: 1 << 20}})
+	b, err := jetstream.Open(t.Context(), jetstream.Options{Dir: bustest.Dir(t), MinFree: -1, Reserve: -1, Limits: jetstream.Limits{Runs: 1 << 20}})
 	if err != nil {
 		t.Fatal(err)
 	}

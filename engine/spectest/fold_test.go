@@ -169,7 +169,7 @@ func TestSpecTestsAgreeWithTheFold(t *testing.T) {
 	for round := range 5 {
 		rng := rand.New(rand.NewPCG(1, uint64(round)))
 		test := &specs.Test{Start: "2020-01-01T00:00:00Z", Strict: new(bool)}
-		b, err := jetstream.Open(context.Background(), jetstream.Options{Dir: t.TempDir(), MinFree: -1, Reserve: -1})
+		b, err := jetstream.Open(context.Background(), jetstream.Options{Dir: bustest.Dir(t), MinFree: -1, Reserve: -1})
 		if err != nil {
 			t.Fatal(err)
 		}

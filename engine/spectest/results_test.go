@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/bus/bustest"
 	"github.com/sensor-engine/engine/bus/jetstream"
 	"github.com/sensor-engine/engine/engine/evaluate"
 	"github.com/sensor-engine/engine/engine/jobs"
@@ -117,7 +118,7 @@ tests:
 	f.e.Use(list)
 	f.e.Advance(1, push.StoredAt)
 	f.e.Event(push)
-	b, err := jetstream.Open(t.Context(), jetstream.Options{Dir: t.TempDir(), MinFree: -1, Reserve: -1})
+	b, err := jetstream.Open(t.Context(), jetstream.Options{Dir: bustest.Dir(t), MinFree: -1, Reserve: -1})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -178,6 +178,22 @@ func faults() []fault {
 			passes: "ends well, run marked truncated, RSS grows < 10 MB",
 		},
 		{
+			name: "workers-killed", title: "processes of `python`, `node` and `exec` workers killed at random under load", n: 200, short: 10, run: workersKilled,
+			passes: "nothing acknowledged is lost; hurt calls are repeated with the same key, each attempt is in the history; calls of others are made once",
+		},
+		{
+			name: "function-beside", title: "function beside one that hangs, of the same kind, sensor and partition", n: 5, short: 1, run: functionBeside,
+			passes: "called for everything meanwhile; rate ≥ 0.8 of that without",
+		},
+		{
+			name: "kill-submitted", title: "kill -9 with calls in flight that were submitted by hand and through an `async` endpoint", n: 20, short: 3, run: killSubmitted,
+			passes: "each call that was answered 202 is made and its run found; repeated ones have the same key",
+		},
+		{
+			name: "poisoned-jobs", title: "jobs that kill their process or fail, one in four, concurrency 1, with and without `order: key`", n: 20, short: 3, run: poisonedJobs,
+			passes: "all others are called before the first of them comes again; those as often as the policy says",
+		},
+		{
 			name: "torn-specs", title: "torn, half-written and broken specs under load", n: 30, short: 3, run: tornSpecs,
 			passes: "no request fails, no call of a broken version, last good version stays, the next good one takes force",
 		},
