@@ -653,7 +653,7 @@ func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, erro
 					return nil, err
 				}
 				out := &jobs.Trigger{
-					Ref: jobs.TriggerRef{Sensor: cs.name, Trigger: t.Name}, Callee: v.callee, InputPath: inputPath, Secrets: t.Secrets,
+					Ref: jobs.TriggerRef{Sensor: cs.name, Trigger: t.Name}, Callee: v.callee, InputPath: inputPath, Secrets: t.Secrets, Spread: t.Spread,
 					Tell: asked.Wants(v.callee.Name, cs.name, t.Name),
 				}
 				bound(out, "trigger "+cs.name+"/"+t.Name, t.RateLimit)

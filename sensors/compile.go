@@ -124,6 +124,7 @@ type trigger struct {
 	results, itemized bool
 	// inputPath is that of its input among the rendered values, "" for none.
 	inputPath string
+	spread    bool // what it fires need not stay together
 	// deadLetter has the templates of what is called for its dead letters, nil
 	// when nothing is. It fires with none of the program's triggers.
 	deadLetter *trigger
@@ -414,7 +415,7 @@ func (c *compilation) condition(e specs.Expr, path string) *expression.Program {
 
 func (c *compilation) trigger(i int, s *specs.Trigger, shared *expression.Program) trigger {
 	path := fmt.Sprintf("spec.triggers[%d]", i)
-	t := trigger{name: s.Name, cond: shared, cooldown: int64(s.Cooldown), gathers: newGathering(s), root: i}
+	t := trigger{name: s.Name, cond: shared, cooldown: int64(s.Cooldown), gathers: newGathering(s), root: i, spread: s.Spread}
 	t.batched = t.gathers != nil && t.gathers.size > 0
 	if s.Follows() != nil {
 		c.step(i, &t, s, path)

@@ -154,6 +154,9 @@ type Firing struct {
 	// Trigger is the trigger's name and index in the sensor.
 	Trigger      string
 	TriggerIndex int
+	// Spread is true for `spread: true`: what the trigger's firings become need
+	// not stay together.
+	Spread bool
 	// Correlation is the correlation key.
 	Correlation string
 	// Flow is the identity of the workflow this firing is a step of, "" when it

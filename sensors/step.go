@@ -535,7 +535,7 @@ func (s *step) emit(i int, t *trigger, used taken, deadline int64) {
 	if t.cooldown > 0 && s.suppress(i, t, used.kept) {
 		return
 	}
-	f := Firing{Trigger: t.name, TriggerIndex: i, Correlation: s.in.Key, Time: s.in.Time}
+	f := Firing{Trigger: t.name, TriggerIndex: i, Spread: t.spread, Correlation: s.in.Key, Time: s.in.Time}
 	switch {
 	case deadline != 0:
 		f.Time = time.Unix(0, deadline).UTC()

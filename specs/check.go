@@ -21,6 +21,12 @@ func (l Loader) Check(set *Set, invalid ...Ref) Diagnostics {
 	return c.found.Sort()
 }
 
+// unordered is the part of a Function that is used by who cannot keep its order.
+const unordered = "order"
+
+// orderKey is the order of the calls of one key.
+const orderKey = "key"
+
 type checker struct {
 	set     *Set
 	invalid []Ref
@@ -37,8 +43,8 @@ func (c *checker) report(r *Resource, u use, code Code, hint, format string, arg
 func (c *checker) use(r *Resource, u use) {
 	target := c.set.Resources[u.ref]
 	if target == nil {
-		if u.ref.Kind == KindEventSource && u.part != "" {
-			return // said for the source already
+		if u.part != "" && (u.ref.Kind == KindEventSource || u.ref.Kind == KindFunction) {
+			return // said for the resource already
 		}
 		if slices.Contains(c.invalid, u.ref) {
 			c.report(r, u, CodeInvalidReference, "", "%s %q has errors of its own", u.ref.Kind, u.ref.Name)
@@ -59,6 +65,10 @@ func (c *checker) use(r *Resource, u use) {
 		}
 		if !slices.Contains(names, u.part) {
 			c.report(r, u, CodeUnknownEvent, didYouMean(u.part, names), "EventSource %q has no event %q", u.ref.Name, u.part)
+		}
+	case *Function:
+		if u.part == unordered && spec.Order == orderKey {
+			c.report(r, u, CodeSpreadOrder, "remove one of them, or write order: none", "jobs that are spread have no order, and Function %q has order: key", u.ref.Name)
 		}
 	case *Sensor, *Subscription:
 		var names []string

@@ -81,6 +81,8 @@ const (
 	CodeEmptyDependency Code = "empty-dependency"
 	// CodeWorkflowCycle: triggers that wait for each other.
 	CodeWorkflowCycle Code = "workflow-cycle"
+	// CodeSpreadOrder: jobs that are spread and have an order.
+	CodeSpreadOrder Code = "spread-order"
 	// CodeDuplicateResource: a resource is defined twice.
 	CodeDuplicateResource Code = "duplicate-resource"
 	// CodeUnknownReference: a Function, EventSource, Secret or trigger that does

@@ -338,6 +338,7 @@ func (d *decoder) trigger(n *node, t *Trigger, path string) {
 	if n.kind == mapNode {
 		t.FunctionPos, t.Inline = d.callee(n, call, t.Function, path, "the trigger calls nothing")
 		d.delivery(n, &t.Delivery, path)
+		d.spread(n, t.Spread, t.Order, t.Function, path)
 	}
 }
 
@@ -379,6 +380,19 @@ func (d *decoder) callee(n *node, call Call, function, path, nothing string) (po
 			"name a Function with function: or give one of: "+strings.Join(typeNames(d.types.Functions), ", "), "%s", nothing)
 	}
 	return pos, inline
+}
+
+// spread checks a trigger whose jobs may be spread: then nothing keeps an order,
+// its own or that of the function it names.
+func (d *decoder) spread(n *node, spread bool, order, function, path string) {
+	at := n.get("spread")
+	switch {
+	case !spread || at == nil:
+	case order == orderKey:
+		d.errorf(at, join(path, "spread"), CodeSpreadOrder, "keep one of them", "jobs that are spread have no order, and order: key is given")
+	case order == "" && function != "":
+		d.uses = append(d.uses, use{Ref{KindFunction, function}, unordered, d.place(at), join(path, "spread")})
+	}
 }
 
 func (d *decoder) delivery(n *node, v *Delivery, path string) {
@@ -620,6 +634,7 @@ func (d *decoder) subscription(n *node, s *Subscription) {
 		d.uses = append(d.uses, use{Ref{KindEventSource, s.Source}, "", d.place(src), "spec.source"})
 	}
 	d.delivery(n, &s.Delivery, "spec")
+	d.spread(n, s.Spread, s.Order, s.Function, "spec")
 }
 
 // driverType checks what the types of the fields cannot say.

@@ -274,6 +274,7 @@ type Subscription struct {
 	Input     Template `yaml:"input" doc:"What the function gets instead of the event's data; strings may contain ${ expr }, in which event is the event."`
 	Secrets   []string `yaml:"secrets" ref:"Secret" doc:"Names of Secrets whose values are added to those of the function in this call." example:"[slack]"`
 	From      From     `yaml:"from" doc:"With which event it begins when it is new: now (default), earliest, or the first at a time or after it." example:"2026-03-01T00:00:00Z"`
+	Spread    bool     `yaml:"spread" doc:"Spread its jobs over all partitions, so that several replicas can share them; its limits are then those of each replica. Not with order: key."`
 	Delivery  `yaml:",inline"`
 
 	DeadLetter *DeadLetter `yaml:"deadLetter" doc:"What is called for each call that becomes a dead letter; as that of a trigger."`
@@ -298,7 +299,7 @@ func (s *Subscription) Sensor() *Sensor {
 		Dependencies: []Dependency{{Name: SubscriptionDependency, Source: s.Source, Type: s.EventType, When: s.When, Pos: s.pos}},
 		From:         s.From,
 		Triggers: []Trigger{{
-			Name: SubscriptionTrigger, Function: s.Function, FunctionPos: s.functionPos, Input: s.Input, Secrets: s.Secrets, Delivery: s.Delivery, DeadLetter: s.DeadLetter, Pos: s.pos,
+			Name: SubscriptionTrigger, Function: s.Function, FunctionPos: s.functionPos, Input: s.Input, Secrets: s.Secrets, Spread: s.Spread, Delivery: s.Delivery, DeadLetter: s.DeadLetter, Pos: s.pos,
 		}},
 	}
 }
@@ -437,6 +438,7 @@ type Trigger struct {
 	Inline      *Call    `yaml:"-"`
 	Input       Template `yaml:"input" doc:"What the function gets instead of the event's data; strings may contain ${ expr }."`
 	Secrets     []string `yaml:"secrets" ref:"Secret" doc:"Names of Secrets whose values are added to those of the function in this call." example:"[slack]"`
+	Spread      bool     `yaml:"spread" doc:"Spread its jobs over all partitions, so that several replicas can share them; its limits are then those of each replica. Not with order: key."`
 	Delivery    `yaml:",inline"`
 	DeadLetter  *DeadLetter `yaml:"deadLetter" doc:"What is called for each job of this trigger that becomes a dead letter: function or a kind inline, input, secrets, and how it is called. Without input it gets what the result of the job would tell."`
 	Pos         Pos         `yaml:"-"`

@@ -55,10 +55,10 @@ func expr(src string) specs.Expr { return specs.Expr{Source: src} }
 
 func trigger() []specs.Trigger { return []specs.Trigger{{Name: "t", Function: "f"}} }
 
-// twoSensors: every order fires `each`, order and payment of one id fire `pair`.
+// twoSensors: every order fires `each`, whose jobs are spread, order and payment of one id fire `pair`.
 func twoSensors(t testing.TB, hash string) *fold.Rules {
 	return compile(t, hash, map[string]*specs.Sensor{
-		"each": {Dependencies: []specs.Dependency{{Name: "order", Source: "shop", Event: "orders"}}, Triggers: trigger()},
+		"each": {Dependencies: []specs.Dependency{{Name: "order", Source: "shop", Event: "orders"}}, Triggers: []specs.Trigger{{Name: "t", Function: "f", Spread: true}}},
 		"pair": {
 			Dependencies: []specs.Dependency{{Name: "order", Source: "shop", Event: "orders"}, {Name: "payment", Source: "shop", Event: "payments"}},
 			Correlate:    expr("data.id"), Triggers: trigger(),
@@ -139,6 +139,9 @@ func allJobs(t testing.TB, b bus.Bus) []*jobs.Job {
 			j, err := jobs.DecodeJob(r.Data)
 			if err != nil {
 				t.Fatal(err)
+			}
+			if want := j.Subject(b.Jobs().Partitions()); r.Subject != want {
+				t.Errorf("job of %s is stored as %s, want %s", j.Sensor, r.Subject, want)
 			}
 			out = append(out, j)
 		}
@@ -292,6 +295,9 @@ func TestEveryFiringIsEnqueuedExactlyOnce(t *testing.T) {
 				keys := map[string]bool{}
 				for _, j := range allJobs(t, b) {
 					counts[j.Sensor]++
+					if j.Spread != (j.Sensor == "each") {
+						t.Errorf("job of %s: spread %v", j.Sensor, j.Spread)
+					}
 					if keys[j.Key] {
 						t.Errorf("firing %s of %s is enqueued twice", j.Key, j.Sensor)
 					}

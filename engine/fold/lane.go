@@ -16,7 +16,7 @@ import (
 type running struct {
 	*Sensor
 	stats    *stats
-	subjects []string // subject in JOBS by trigger index
+	subjects []string // subject in JOBS by trigger index, of jobs that are not spread
 }
 
 // lane is sensors that stand at the same place in the log, and what they
@@ -230,7 +230,11 @@ func (l *lane) Fired(sensor int, f *sensors.Firing) {
 	// A deadline before an event is decided again with that event.
 	j := jobs.NewJob(run.Name, run.Hash, l.deciding, f)
 	j.Trailing = l.trailing
-	l.out = append(l.out, firing{j, run.subjects[f.TriggerIndex]})
+	subject := run.subjects[f.TriggerIndex]
+	if j.Spread {
+		subject = j.Subject(l.s.d.o.Bus.Jobs().Partitions())
+	}
+	l.out = append(l.out, firing{j, subject})
 }
 
 // publish hands what was decided to JOBS. It waits for no answer.

@@ -110,7 +110,7 @@ func (p *Pool) parkHandler(ctx context.Context, h *Job) error {
 	q := p.queues[TriggerRef{h.Sensor, h.Trigger}]
 	p.mu.RUnlock()
 	if q != nil { // else it is found when the trigger is there
-		q.parking(1)
+		q.parking()
 		q.parkedAt(WhyOverflow, ack.Seq, h)
 	}
 	return nil

@@ -342,7 +342,7 @@ func (p *Pool) Submit(ctx context.Context, r Request) (Submitted, error) {
 	if spec == nil {
 		return Submitted{}, ErrNotCallable
 	}
-	q.count()
+	q.count(q.part)
 	if r.Key == "" {
 		r.Key = newKey()
 	}

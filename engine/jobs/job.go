@@ -72,6 +72,9 @@ type Job struct {
 	// Order is its sequence in JOBS, kept when it is parked so that it keeps its
 	// turn; 0 while it is in JOBS.
 	Order uint64
+	// Spread is true when it is in the partition of its key and not in that of
+	// its trigger, whatever the trigger says by now.
+	Spread bool
 	// Event is the embedded event Last, kept by dead letters so that they
 	// outlive the purge of EVENTS. Of a job that is parked as [WhyResult] it is the
 	// event that tells its result. It is nil elsewhere.
@@ -83,7 +86,7 @@ type Job struct {
 func NewJob(sensor, specHash string, position uint64, f *sensors.Firing) *Job {
 	j := &Job{
 		Key: f.Key, Sensor: sensor, Trigger: f.Trigger, SpecHash: specHash, Correlation: f.Correlation,
-		Flow: f.Flow, Item: f.Item, Items: f.Items,
+		Flow: f.Flow, Item: f.Item, Items: f.Items, Spread: f.Spread,
 		Position: position, Events: f.Events, Last: f.Last, Time: f.Time, Late: f.Late,
 	}
 	if f.Err != nil {
@@ -123,6 +126,7 @@ const (
 	flagOrder
 	flagInput
 	flagLimited
+	flagSpread
 )
 
 // Encode appends the stored form to b: a version byte, then fields in fixed
@@ -160,6 +164,9 @@ func (j *Job) Encode(b []byte) []byte {
 	}
 	if j.Limited {
 		flags |= flagLimited
+	}
+	if j.Spread {
+		flags |= flagSpread
 	}
 	b = binary.AppendUvarint(b, flags)
 	b = binary.AppendUvarint(b, j.Position)
@@ -293,7 +300,8 @@ func DecodeJob(b []byte) (*Job, error) {
 	d := decoder{b: b[1:]}
 	j := &Job{}
 	flags := d.uvarint()
-	j.Late, j.Trailing, j.Limited = flags&flagLate != 0, flags&flagTrailing != 0, flags&flagLimited != 0
+	j.Late, j.Trailing = flags&flagLate != 0, flags&flagTrailing != 0
+	j.Limited, j.Spread = flags&flagLimited != 0, flags&flagSpread != 0
 	j.Position = d.uvarint()
 	j.Key, j.Sensor, j.Trigger, j.SpecHash, j.Correlation = d.str(), d.str(), d.str(), d.str(), d.str()
 	if n := d.count(2); n > 0 {
@@ -345,7 +353,7 @@ func DecodeJob(b []byte) (*Job, error) {
 }
 
 // Partition is the partition of a trigger: all its jobs live in one, so that
-// its limits are exact.
+// its limits are exact, unless they are spread.
 func Partition(sensor, trigger string, partitions int) int {
 	h := fnv.New32a()
 	h.Write([]byte(sensor))
@@ -354,9 +362,20 @@ func Partition(sensor, trigger string, partitions int) int {
 	return int(h.Sum32() % uint32(partitions))
 }
 
+// Partition is where the job lives: with the others of its trigger, or, when
+// they are spread, where its key says, which comes to the same number in each.
+func (j *Job) Partition(partitions int) int {
+	if !j.Spread {
+		return Partition(j.Sensor, j.Trigger, partitions)
+	}
+	h := fnv.New32a()
+	h.Write([]byte(j.Key))
+	return int(h.Sum32() % uint32(partitions))
+}
+
 // Subject is where the job is stored in JOBS.
 func (j *Job) Subject(partitions int) string {
-	return fmt.Sprintf("%s%d.%s.%s", bus.JobsPrefix, Partition(j.Sensor, j.Trigger, partitions), bus.Token(j.Sensor), bus.Token(j.Trigger))
+	return fmt.Sprintf("%s%d.%s.%s", bus.JobsPrefix, j.Partition(partitions), bus.Token(j.Sensor), bus.Token(j.Trigger))
 }
 
 // Why says what a parked job waits for; it is the last token of its subject.

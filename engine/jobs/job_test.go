@@ -20,7 +20,7 @@ func genJob(t *rapid.T) *Job {
 	j := &Job{
 		Key: str.Draw(t, "key"), Sensor: str.Draw(t, "sensor"), Trigger: str.Draw(t, "trigger"), SpecHash: str.Draw(t, "hash"),
 		Correlation: str.Draw(t, "correlation"), Position: rapid.Uint64().Draw(t, "position"), Last: rapid.Uint64().Draw(t, "last"),
-		Time: when("time"), Late: rapid.Bool().Draw(t, "late"), Trailing: rapid.Bool().Draw(t, "trailing"), Limited: rapid.Bool().Draw(t, "limited"), Fault: str.Draw(t, "fault"), Attempt: rapid.IntRange(0, 99).Draw(t, "attempt"),
+		Time: when("time"), Late: rapid.Bool().Draw(t, "late"), Trailing: rapid.Bool().Draw(t, "trailing"), Limited: rapid.Bool().Draw(t, "limited"), Spread: rapid.Bool().Draw(t, "spread"), Fault: str.Draw(t, "fault"), Attempt: rapid.IntRange(0, 99).Draw(t, "attempt"),
 		NotBefore: when("notBefore"), Error: str.Draw(t, "error"), Redrive: rapid.IntRange(0, 9).Draw(t, "redrive"), Since: when("since"), Order: rapid.Uint64().Draw(t, "order"),
 	}
 	if rapid.Bool().Draw(t, "flow") {

@@ -5,7 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -26,7 +26,7 @@ func (p *Pool) loadParked(ctx context.Context, queues []*queue) error {
 	for _, q := range queues {
 		overflow := parkedSubject(q.ref.Sensor, q.ref.Trigger, WhyOverflow)
 		if n := counts[overflow]; n > 0 {
-			q.count()
+			q.count(q.part)
 			if q.turns != nil {
 				if err := q.load(ctx, overflow, n, q.loadTurn); err != nil {
 					return err
@@ -39,7 +39,7 @@ func (p *Pool) loadParked(ctx context.Context, queues []*queue) error {
 		}
 		subject := parkedSubject(q.ref.Sensor, q.ref.Trigger, WhyRetry)
 		if counts[subject] > 0 {
-			q.count()
+			q.count(q.part)
 			if err := q.loadRetries(ctx, subject, counts[subject]); err != nil {
 				return err
 			}
@@ -57,25 +57,39 @@ func (p *Pool) loadParked(ctx context.Context, queues []*queue) error {
 	return nil
 }
 
-// countDirect counts those queues whose triggers are called directly and that
-// have jobs in JOBS, so that jobs of others do not keep theirs from being
+// countStored counts those queues that have jobs in a partition of JOBS where
+// that is not known otherwise, such as those whose triggers are called directly
+// or were spread once, so that jobs of others do not keep theirs from being
 // delivered. It blocks on the bus.
-func (p *Pool) countDirect(ctx context.Context, queues []*queue) error {
-	for _, sensor := range []string{SensorExec, SensorEndpoint} {
-		if !slices.ContainsFunc(queues, func(q *queue) bool { return q.ref.Sensor == sensor }) {
-			continue
-		}
-		counts, err := p.o.Bus.Jobs().Counts(ctx, bus.JobsPrefix+"*."+bus.Token(sensor)+".*")
-		if err != nil {
-			return err
-		}
-		for _, q := range queues {
-			if q.ref.Sensor == sensor && counts[(&Job{Sensor: sensor, Trigger: q.ref.Trigger}).Subject(len(p.parts))] > 0 {
-				q.count()
-			}
+func (p *Pool) countStored(ctx context.Context) error {
+	counts, err := p.o.Bus.Jobs().Counts(ctx, bus.JobsPrefix+">")
+	if err != nil {
+		return err
+	}
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	for subject := range counts {
+		if ref, part := p.partOf(subject); part != nil && p.queues[ref] != nil {
+			p.queues[ref].count(part)
 		}
 	}
 	return nil
+}
+
+// partOf is the trigger and the partition of a subject in JOBS, nil if it is
+// none.
+func (p *Pool) partOf(subject string) (ref TriggerRef, part *partition) {
+	tokens := strings.Split(strings.TrimPrefix(subject, bus.JobsPrefix), ".")
+	if len(tokens) != 3 {
+		return ref, nil
+	}
+	n, err := strconv.Atoi(tokens[0])
+	sensor, err1 := bus.Untoken(tokens[1])
+	trigger, err2 := bus.Untoken(tokens[2])
+	if err != nil || err1 != nil || err2 != nil || n < 0 || n >= len(p.parts) {
+		return ref, nil
+	}
+	return TriggerRef{sensor, trigger}, p.parts[n]
 }
 
 // loadTurn notes the turn of a job that is parked as overflow.
@@ -88,20 +102,33 @@ func (q *queue) loadTurn(r bus.Record, j *Job) {
 }
 
 // loaded tells the turns that all parked jobs are known, and up to where JOBS
-// holds earlier ones.
+// holds earlier ones, in each partition.
 func (q *queue) loaded(ctx context.Context) error {
-	last, err := q.p.o.Bus.Jobs().Last(ctx, (&Job{Sensor: q.ref.Sensor, Trigger: q.ref.Trigger}).Subject(len(q.p.parts)))
-	if err != nil && !isNotFound(err) {
+	jobs := q.p.o.Bus.Jobs()
+	counts, err := jobs.Counts(ctx, bus.JobsPrefix+"*."+bus.Token(q.ref.Sensor)+"."+bus.Token(q.ref.Trigger))
+	if err != nil {
 		return err
 	}
+	barriers := map[int]uint64{}
+	for subject := range counts {
+		last, err := jobs.Last(ctx, subject)
+		if err != nil && !isNotFound(err) {
+			return err
+		}
+		if _, part := q.p.partOf(subject); part != nil {
+			barriers[part.index] = last.Seq
+		}
+	}
 	q.mu.Lock()
-	q.ready = append(q.ready, q.turns.load(last.Seq)...)
+	q.ready = append(q.ready, q.turns.load(barriers)...)
 	q.startLocked()
 	q.mu.Unlock()
-	q.part.mu.Lock()
-	delivered := q.part.last
-	q.part.mu.Unlock()
-	q.reached(delivered)
+	for _, part := range q.p.parts {
+		part.mu.Lock()
+		delivered := part.last
+		part.mu.Unlock()
+		q.reached(part, delivered)
+	}
 	return nil
 }
 

@@ -20,10 +20,11 @@ type turns struct {
 	// those in PARKED, with the ones on their way there.
 	waiting, parked int
 	// loaded is false until it is known what is parked: before, nothing has its
-	// turn. open is false until all jobs that were in JOBS up to barrier were
-	// delivered: before, one that is earlier than a parked one may come.
+	// turn. open is false until all jobs that were in JOBS up to the barriers, by
+	// partition, were delivered: before, one that is earlier than a parked one may
+	// come.
 	loaded, open bool
-	barrier      uint64
+	barriers     map[int]uint64
 }
 
 // key is one correlation key with unfinished jobs.
@@ -154,17 +155,23 @@ func (s *turns) advance(ready []*task, name string, k *key) []*task {
 	return ready
 }
 
-// load tells that all parked jobs are known, and up to where JOBS holds jobs
-// that may be earlier. It returns the tasks that have the turn.
-func (s *turns) load(barrier uint64) []*task {
-	s.loaded, s.barrier = true, barrier
+// load tells that all parked jobs are known, and up to where each partition of
+// JOBS holds jobs that may be earlier. It returns the tasks that have the turn.
+func (s *turns) load(barriers map[int]uint64) []*task {
+	s.loaded, s.barriers = true, barriers
 	return s.advanceAll()
 }
 
-// delivered tells up to where JOBS was delivered. It returns the tasks that have
-// the turn when nothing earlier can come any more.
-func (s *turns) delivered(seq uint64) []*task {
-	if s.open || !s.loaded || seq < s.barrier {
+// delivered tells up to where a partition was delivered. It returns the tasks
+// that have the turn when nothing earlier can come any more.
+func (s *turns) delivered(partition int, seq uint64) []*task {
+	if s.open || !s.loaded {
+		return nil
+	}
+	if barrier, ok := s.barriers[partition]; ok && seq >= barrier {
+		delete(s.barriers, partition)
+	}
+	if len(s.barriers) > 0 {
 		return nil
 	}
 	s.open = true
@@ -246,12 +253,12 @@ func (q *queue) passLocked(name string, order uint64) {
 	}
 }
 
-// reached tells the turns up to where JOBS was delivered.
-func (q *queue) reached(seq uint64) {
+// reached tells the turns up to where a partition was delivered.
+func (q *queue) reached(part *partition, seq uint64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if !q.turns.open {
-		q.ready = append(q.ready, q.turns.delivered(seq)...)
+		q.ready = append(q.ready, q.turns.delivered(part.index, seq)...)
 		q.startLocked()
 		q.signal()
 	}

@@ -39,6 +39,8 @@ type Trigger struct {
 	// Ordered is true for `order: key`: calls of one correlation key are made
 	// one after the other, in the order of their firings.
 	Ordered bool
+	// Spread is true when its jobs may be in any partition.
+	Spread bool
 	// Limits bound its calls in a time, with those of others that have the same
 	// ones: its own first.
 	Limits []*rate.Limiter
@@ -245,6 +247,9 @@ func (p *Pool) Apply(table map[TriggerRef]*Trigger) {
 		old := q.spec.Load()
 		if t, ok := table[ref]; ok && q.fits(t) {
 			q.setSpec(t)
+			if !t.Direct {
+				q.countAll(t)
+			}
 		} else {
 			if ok {
 				replaced[ref] = q
@@ -269,7 +274,7 @@ func (p *Pool) Apply(table map[TriggerRef]*Trigger) {
 				q.stats = old.stats
 			}
 			if !t.Direct { // of those many may never have a job
-				q.count()
+				q.countAll(t)
 			}
 			q.setSpec(t)
 			p.queues[ref] = q
@@ -344,7 +349,7 @@ func (p *Pool) Run(ctx context.Context, grace time.Duration) error {
 	if err := p.loadParked(ctx, queues); err != nil {
 		return fmt.Errorf("reading parked jobs: %w", err)
 	}
-	if err := p.countDirect(ctx, queues); err != nil {
+	if err := p.countStored(ctx); err != nil {
 		return fmt.Errorf("counting jobs: %w", err)
 	}
 	var wg sync.WaitGroup
@@ -461,6 +466,9 @@ func (p *Pool) Offer(j *Job, seq uint64) {
 		return
 	}
 	part := q.part
+	if j.Spread {
+		part = p.parts[j.Partition(len(p.parts))]
+	}
 	part.mu.Lock()
 	defer part.mu.Unlock()
 	// Deliveries come in order: what is not above the last was delivered, and
@@ -486,9 +494,9 @@ func (p *Pool) admit(t *task) {
 		return
 	}
 	t.q = q
-	q.count()
+	q.count(t.part)
 	if q.turns != nil && t.parked == 0 {
-		defer q.reached(t.seq)
+		defer q.reached(t.part, t.seq)
 	}
 	if t.job.Fault != "" {
 		p.spawn(func() { p.bury(t, t.job.Fault) })
@@ -566,13 +574,17 @@ func (p *Pool) park(t *task, q *queue, why Why) {
 	if t.seq != 0 {
 		t.job.Order = t.seq
 	}
+	counted := q
 	if q != nil && why == WhyOverflow {
-		q.parking(1)
+		q.parking()
 	}
 	r := bus.Record{Subject: parkedSubject(t.job.Sensor, t.job.Trigger, why), Data: t.job.Encode(nil)}
 	again := func(err error) {
 		if p.closing.Load() || p.callCtx.Err() != nil {
 			return
+		}
+		if counted != nil && why == WhyOverflow {
+			counted.unparked()
 		}
 		p.log.Warn("job cannot be parked, trying again", "sensor", t.job.Sensor, "trigger", t.job.Trigger, "error", err)
 		time.AfterFunc(time.Second, func() { p.park(t, nil, why) })
@@ -587,7 +599,7 @@ func (p *Pool) park(t *task, q *queue, why Why) {
 			q = p.queues[TriggerRef{t.job.Sensor, t.job.Trigger}]
 			p.mu.RUnlock()
 			if q != nil && why == WhyOverflow {
-				q.parking(1)
+				q.parking()
 			}
 		}
 		if q != nil {

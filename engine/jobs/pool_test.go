@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -658,4 +659,53 @@ func TestNothingBeginsWhenClosing(t *testing.T) {
 		p.spawn(func() { t.Error("this began") })
 		callers.Wait()
 	}
+}
+
+// slowLog takes its first record only when it is told to.
+type slowLog struct {
+	*memoryLog
+	first chan struct{}
+	once  sync.Once
+}
+
+func (l *slowLog) AppendAsync(ctx context.Context, r bus.Record, done func(bus.Ack, error)) error {
+	slow := false
+	l.once.Do(func() { slow = true })
+	if !slow {
+		return l.memoryLog.AppendAsync(ctx, r, done)
+	}
+	go func() {
+		<-l.first
+		_ = l.memoryLog.AppendAsync(ctx, r, done)
+	}()
+	return nil
+}
+
+// A job that is on its way to PARKED while all others were fetched is fetched,
+// too.
+func TestLastJobOnItsWayToParkedIsFetched(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := &slowLog{memoryLog: &memoryLog{}, first: make(chan struct{})}
+		p := NewPool(Options{Bus: memoryBus{log: log}, Logger: slog.New(slog.DiscardHandler)})
+		fn := &function{}
+		tr := trigger("s", "a", fn)
+		p.Apply(table(tr))
+		q := p.queues[tr.Ref]
+		for i := range 3 {
+			p.park(&task{part: q.part, seq: uint64(i + 1), job: &Job{Key: fmt.Sprint(i), Sensor: "s", Trigger: "a"}}, q, WhyOverflow)
+			synctest.Wait()
+		}
+		if n := fn.count(); n != 2 {
+			t.Errorf("%d calls before the first one is parked", n)
+		}
+		close(log.first)
+		<-time.After(time.Minute)
+		p.shut()
+		p.stop()
+		p.cancel()
+		p.work.Wait()
+		if n := fn.count(); n != 3 || len(log.records) > 0 {
+			t.Errorf("%d calls, %d jobs are parked", n, len(log.records))
+		}
+	})
 }

@@ -27,12 +27,13 @@ import (
 type queue struct {
 	p    *Pool
 	ref  TriggerRef
-	part *partition
+	part *partition // that of its jobs, unless they are spread or were
 	spec atomic.Pointer[Trigger]
 	wake chan struct{}
-	// counted is true when the queue is one of part.triggers, used when it has
-	// had a call or a job.
-	counted, used atomic.Bool
+	// counted is true, by partition, when the queue is one of its triggers; used
+	// when it has had a call or a job.
+	counted []atomic.Bool
+	used    atomic.Bool
 
 	mu       sync.Mutex
 	ready    []*task // ready[head:] wait for a free slot
@@ -40,6 +41,8 @@ type queue struct {
 	running  int
 	feeding  bool
 	overflow uint64 // jobs parked as overflow, with those on their way
+	coming   uint64 // those on their way
+	sent     uint64 // those that ever were
 	cursor   uint64 // overflow below this sequence was taken
 	retries  retryHeap
 	turns    *turns // nil without `order: key`
@@ -57,6 +60,7 @@ type queue struct {
 func newQueue(p *Pool, t *Trigger) *queue {
 	q := &queue{
 		p: p, ref: t.Ref, part: p.parts[Partition(t.Ref.Sensor, t.Ref.Trigger, len(p.parts))], wake: make(chan struct{}, 1), stats: &Stats{},
+		counted: make([]atomic.Bool, len(p.parts)),
 	}
 	if t.Ordered {
 		q.turns = newTurns()
@@ -146,7 +150,7 @@ func (q *queue) overflows(t *task) bool {
 	if q.behind(t) {
 		return true
 	}
-	part := q.part
+	part := t.part
 	part.mu.Lock()
 	defer part.mu.Unlock()
 	limit, held := q.p.o.MaxOutstanding, part.active[q]
@@ -172,18 +176,31 @@ func (q *queue) behind(t *task) bool {
 	}
 }
 
-// count makes the queue one of the triggers that share its partition.
-func (q *queue) count() {
+// count makes the queue one of the triggers that share a partition.
+func (q *queue) count(part *partition) {
 	q.used.Store(true)
-	if q.counted.CompareAndSwap(false, true) {
-		q.part.triggers.Add(1)
+	if q.counted[part.index].CompareAndSwap(false, true) {
+		part.triggers.Add(1)
 	}
 }
 
-// uncount undoes count.
+// countAll makes it one of those of each partition that may get its jobs. Where
+// it once was one it stays one: there may still be jobs.
+func (q *queue) countAll(t *Trigger) {
+	q.count(q.part)
+	if t.Spread {
+		for _, part := range q.p.parts {
+			q.count(part)
+		}
+	}
+}
+
+// uncount undoes count, of all partitions.
 func (q *queue) uncount() {
-	if q.counted.CompareAndSwap(true, false) {
-		q.part.triggers.Add(-1)
+	for i, part := range q.p.parts {
+		if q.counted[i].CompareAndSwap(true, false) {
+			part.triggers.Add(-1)
+		}
 	}
 }
 
@@ -634,15 +651,27 @@ func (p *Pool) triggerOf(t *task) *Trigger {
 	return q.spec.Load()
 }
 
-// parking counts n more overflow jobs on their way to PARKED: later ones
-// must queue behind them.
-func (q *queue) parking(n uint64) {
+// parking counts one more overflow job on its way to PARKED: later ones must
+// queue behind it.
+func (q *queue) parking() {
 	q.mu.Lock()
 	if q.turns == nil { // they count themselves
-		q.overflow += n
+		q.overflow++
+		q.coming++
+		q.sent++
 	}
 	q.mu.Unlock()
-	q.stats.Parked.Add(n)
+	q.stats.Parked.Add(1)
+}
+
+// unparked takes back that a job is on its way.
+func (q *queue) unparked() {
+	q.mu.Lock()
+	if q.turns == nil {
+		q.overflow -= min(q.overflow, 1)
+		q.coming--
+	}
+	q.mu.Unlock()
 }
 
 func (q *queue) parkedOverflow() uint64 {
@@ -669,7 +698,9 @@ func (q *queue) parkedAt(why Why, seq uint64, j *Job) {
 		if j.Limited {
 			q.startLocked()
 		}
-	case q.turns != nil:
+	case q.turns == nil:
+		q.coming--
+	default:
 		if !q.turns.stored(j.Correlation, j.Order, seq) { // parked before this queue was there
 			q.turns.add(turn{key: j.Correlation, order: j.Order, parked: seq})
 		}
@@ -852,15 +883,22 @@ func (q *queue) fetchOverflow(cursor uint64) bool {
 }
 
 // recount asks the bus how many jobs are parked when memory and bus disagree,
-// for example after jobs were dropped by hand.
+// for example after jobs were dropped by hand. It knows nothing of what is on its
+// way.
 func (q *queue) recount() {
+	q.mu.Lock()
+	coming, sent := q.coming, q.sent
+	q.mu.Unlock()
+	if coming > 0 {
+		return
+	}
 	subject := parkedSubject(q.ref.Sensor, q.ref.Trigger, WhyOverflow)
 	counts, err := q.p.o.Bus.Parked().Counts(q.p.callCtx, subject)
 	if err != nil {
 		return
 	}
 	q.mu.Lock()
-	if counts[subject] == 0 {
+	if counts[subject] == 0 && q.sent == sent {
 		q.overflow = 0
 	}
 	q.mu.Unlock()

@@ -138,6 +138,48 @@ func TestKill(t *testing.T) {
 	}
 }
 
+// TestSpreadIsSwitched: a trigger whose jobs are spread, and not, and spread
+// again while the load runs, calls for each event once; and when the engine is
+// killed in between, for each at least once with its one key.
+func TestSpreadIsSwitched(t *testing.T) {
+	for _, kill := range []bool{false, true} {
+		t.Run(fmt.Sprint("kill=", kill), func(t *testing.T) {
+			rec := newRecorder(t)
+			spec := func(i int) string {
+				s := inSpec(rec.Addr(), fmt.Sprint("v", i))
+				if i%2 == 0 {
+					s = strings.Replace(s, "- name: call\n", "- name: call\n      spread: true\n", 1)
+				}
+				return s
+			}
+			e := newEngine(t, map[string]string{"in.yaml": spec(0)})
+			e.start()
+			tr := &traffic{conns: 16, retry: kill}
+			tr.start(e)
+			for i := range 6 {
+				if kill && i > 0 {
+					e.kill()
+					e.write("in.yaml", spec(i))
+					e.start()
+				} else {
+					e.write("in.yaml", spec(i))
+				}
+				eventually(t, readyTimeout, "the next one is in force", func() error {
+					if n := rec.version(fmt.Sprint("v", i)); n < 200 {
+						return fmt.Errorf("%d calls", n)
+					}
+					return nil
+				})
+			}
+			ids := tr.end()
+			tr.mustSucceed(t)
+			rec.await(t, ids)
+			e.stop()
+			rec.check(t, tr, !kill)
+		})
+	}
+}
+
 // TestTerminate: SIGTERM under load ends cleanly, and nothing acknowledged is
 // lost.
 func TestTerminate(t *testing.T) {
