@@ -17,7 +17,7 @@ func Dir(t testing.TB) string {
 	if err := syscall.Statfs(memory, &fs); err != nil || fs.Bavail*uint64(fs.Bsize) < room {
 		return t.TempDir()
 	}
-	dir, err := os.MkdirTemp(memory, "bus-test-")
+	dir, err := os.MkdirTemp(memory, "bus-test-") //nolint:usetesting // that of t is on a disk
 	if err != nil {
 		return t.TempDir()
 	}

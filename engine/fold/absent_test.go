@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sensor-engine/engine/bus/bustest"
 	"github.com/sensor-engine/engine/specs"
 )
 
@@ -11,7 +12,7 @@ import (
 // survives a restart and then fires late with the right time, and that it does
 // not fire when the log holds the answer.
 func TestAbsenceByLogTime(t *testing.T) {
-	b := open(t, t.TempDir())
+	b := open(t, bustest.Dir(t))
 	wait := time.Second
 	rules := compile(t, "1", map[string]*specs.Sensor{"watch": {
 		Dependencies: []specs.Dependency{

@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sensor-engine/engine/bus/bustest"
 	"github.com/sensor-engine/engine/engine/fold"
 	"github.com/sensor-engine/engine/specs"
 )
@@ -26,7 +27,7 @@ func BenchmarkBehind(b *testing.B) {
 		return r
 	}
 	for b.Loop() {
-		bs := open(b, b.TempDir())
+		bs := open(b, bustest.Dir(b))
 		options := func(r *fold.Rules) fold.Options {
 			return fold.Options{Bus: bs, Cache: fold.NewCache(bs.Events(), 1<<13, 32<<20), Logger: quiet(), Rules: r}
 		}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/bus/bustest"
 	"github.com/sensor-engine/engine/engine/fold"
 	"github.com/sensor-engine/engine/specs"
 )
@@ -39,7 +40,7 @@ func (s *noStore) PutAsync(ctx context.Context, key string, v []byte, done func(
 // again before it could store that it did, and the job may not leave JOBS
 // before that is stored: afterwards nothing would tell that it was there.
 func TestDeadlineFiresOnceOverRestarts(t *testing.T) {
-	b := &noState{Bus: open(t, t.TempDir())}
+	b := &noState{Bus: open(t, bustest.Dir(t))}
 	rules := compile(t, "1", map[string]*specs.Sensor{"watch": {
 		Dependencies: []specs.Dependency{
 			{Name: "order", Source: "shop", Event: "orders"},

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/bus/bustest"
 	"github.com/sensor-engine/engine/bus/jetstream"
 )
 
@@ -176,7 +177,7 @@ func TestCacheForgetsAnotherLog(t *testing.T) {
 // BenchmarkBacklog reads events in order while memory is short, which is when
 // the garbage collector takes the blocks of the store.
 func BenchmarkBacklog(b *testing.B) {
-	bb, err := jetstream.Open(b.Context(), jetstream.Options{Dir: b.TempDir(), MinFree: -1, Reserve: -1})
+	bb, err := jetstream.Open(b.Context(), jetstream.Options{Dir: bustest.Dir(b), MinFree: -1, Reserve: -1})
 	if err != nil {
 		b.Fatal(err)
 	}

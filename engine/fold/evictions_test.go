@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/bus/bustest"
 	"github.com/sensor-engine/engine/engine/fold"
 	"github.com/sensor-engine/engine/specs"
 )
@@ -45,10 +46,6 @@ func outcome(t *testing.T, b bus.Bus, d *fold.Dispatcher) string {
 // and lets a fold recover behind it: the same keys are given up, and none of
 // them comes back.
 func TestEvictedKeysStayEvicted(t *testing.T) {
-	step := int64(1)
-	if testing.Short() {
-		step = 5
-	}
 	rng := rand.New(rand.NewPCG(1, 2))
 	type event struct {
 		name string
@@ -64,7 +61,7 @@ func TestEvictedKeysStayEvicted(t *testing.T) {
 			publish(t, b, ev.name, ev.id)
 		}
 	}
-	b := open(t, t.TempDir())
+	b := open(t, bustest.Dir(t))
 	fill(t, b)
 	var alarms atomic.Int32
 	d := dispatcher(b, fewKeys(t, "1", 3), func(code, message string) {
@@ -82,46 +79,38 @@ func TestEvictedKeysStayEvicted(t *testing.T) {
 	if strings.Count(want, "fires") < 5 || strings.Count(want, "waits") != 3 {
 		t.Fatalf("not much happens:\n%s", want)
 	}
-	for _, mode := range []string{"before", "after", "crash"} {
-		for at := int64(1); ; at += step {
-			fired := false
-			t.Run(fmt.Sprintf("%s/%d", mode, at), func(t *testing.T) {
-				b := open(t, t.TempDir())
-				fill(t, b)
-				f := &fault{Bus: b, at: at, mode: mode}
-				d := dispatcher(f, fewKeys(t, "1", 3), nil)
-				stop := run(d)
-				until(t, "the checkpoint or the crash", func() bool { return f.down.Load() || covered(d, last)() })
-				if mode == "crash" {
-					f.down.Store(true)
-					stop()
-					d = dispatcher(b, fewKeys(t, "1", 3), nil)
-					stop = run(d)
-				}
-				until(t, "the last checkpoint", covered(d, last))
-				got := outcome(t, b, d)
-				stop()
-				if got != want {
-					t.Errorf("got\n%s\nwant\n%s", got, want)
-				}
-				d = dispatcher(b, fewKeys(t, "1", 3), nil)
-				defer run(d)()
-				if got := outcome(t, b, d); got != want {
-					t.Errorf("after another restart, got\n%s\nwant\n%s", got, want)
-				}
-				fired = f.fired.Load()
-			})
-			if !fired || t.Failed() {
-				break
-			}
+	eachWrite(t, 5, func(t *testing.T, mode string, at int64) bool {
+		b := open(t, bustest.Dir(t))
+		fill(t, b)
+		f := &fault{Bus: b, at: at, mode: mode}
+		d := dispatcher(f, fewKeys(t, "1", 3), nil)
+		stop := run(d)
+		until(t, "the checkpoint or the crash", func() bool { return f.down.Load() || covered(d, last)() })
+		if mode == "crash" {
+			f.down.Store(true)
+			stop()
+			d = dispatcher(b, fewKeys(t, "1", 3), nil)
+			stop = run(d)
 		}
-	}
+		until(t, "the last checkpoint", covered(d, last))
+		got := outcome(t, b, d)
+		stop()
+		if got != want {
+			t.Errorf("got\n%s\nwant\n%s", got, want)
+		}
+		d = dispatcher(b, fewKeys(t, "1", 3), nil)
+		defer run(d)()
+		if got := outcome(t, b, d); got != want {
+			t.Errorf("after another restart, got\n%s\nwant\n%s", got, want)
+		}
+		return f.fired.Load()
+	})
 }
 
 // TestLowerLimitOfAReload: what is too much goes at once, the oldest first, and
 // does not come back.
 func TestLowerLimitOfAReload(t *testing.T) {
-	b := open(t, t.TempDir())
+	b := open(t, bustest.Dir(t))
 	d := dispatcher(b, fewKeys(t, "1", 100), nil)
 	stop := run(d)
 	var last uint64

@@ -16,6 +16,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/bus/bustest"
 	"github.com/sensor-engine/engine/bus/jetstream"
 	"github.com/sensor-engine/engine/engine/fold"
 	"github.com/sensor-engine/engine/engine/jobs"
@@ -249,76 +250,106 @@ func (s *faultStore) DeleteAsync(ctx context.Context, key string, done func(uint
 	})
 }
 
+// eachWrite runs test for each write of a run, or every step with -short, in
+// each of the ways in which it can fail, until one is not there any more, which
+// test tells. Runs wait for most of their time, so several are under way at once.
+func eachWrite(t *testing.T, step int64, test func(t *testing.T, mode string, at int64) (there bool)) {
+	t.Helper()
+	if !testing.Short() {
+		step = 1
+	}
+	for _, mode := range []string{"before", "after", "crash"} {
+		var at atomic.Int64
+		var over atomic.Bool
+		several(func() {
+			for !over.Load() {
+				at, there := at.Add(step)-step+1, false
+				if !t.Run(fmt.Sprintf("%s/%d", mode, at), func(t *testing.T) { there = test(t, mode, at) }) || !there {
+					over.Store(true)
+				}
+			}
+		})
+	}
+}
+
+// each runs a test n times, several at once.
+func each(t *testing.T, n int, test func(t *testing.T, i int)) {
+	t.Helper()
+	var next atomic.Int64
+	several(func() {
+		for i := int(next.Add(1) - 1); i < n; i = int(next.Add(1) - 1) {
+			t.Run(fmt.Sprint(i), func(t *testing.T) { test(t, i) })
+		}
+	})
+}
+
+// several runs fn a few times at once.
+func several(fn func()) {
+	var wg sync.WaitGroup
+	for range 3 {
+		wg.Go(fn)
+	}
+	wg.Wait()
+}
+
 // TestEveryFiringIsEnqueuedExactlyOnce fails each write of a run in turn, in
 // three ways, and lets a fold recover behind it.
 func TestEveryFiringIsEnqueuedExactlyOnce(t *testing.T) {
 	const ids = 12
-	step := 1
-	if testing.Short() {
-		step = 5
-	}
-	for _, mode := range []string{"before", "after", "crash"} {
-		for at := int64(1); ; at += int64(step) {
-			fired := false
-			t.Run(fmt.Sprintf("%s/%d", mode, at), func(t *testing.T) {
-				b := open(t, t.TempDir())
-				f := &fault{Bus: b, at: at, mode: mode}
-				d := dispatcher(f, twoSensors(t, "1"), nil)
-				stop := run(d)
-				var last uint64
-				for i := range ids {
-					publish(t, b, "orders", i)
-					if i%3 == 2 {
-						for k := i - 2; k <= i; k++ {
-							last = publish(t, b, "payments", k)
-						}
-						if mode != "crash" {
-							until(t, "the checkpoint", covered(d, last))
-						} else {
-							until(t, "the checkpoint or the crash", func() bool { return f.down.Load() || covered(d, last)() })
-						}
-					}
+	eachWrite(t, 5, func(t *testing.T, mode string, at int64) bool {
+		b := open(t, bustest.Dir(t))
+		f := &fault{Bus: b, at: at, mode: mode}
+		d := dispatcher(f, twoSensors(t, "1"), nil)
+		stop := run(d)
+		var last uint64
+		for i := range ids {
+			publish(t, b, "orders", i)
+			if i%3 == 2 {
+				for k := i - 2; k <= i; k++ {
+					last = publish(t, b, "payments", k)
 				}
-				if mode == "crash" {
-					f.down.Store(true)
-					stop()
-					d = dispatcher(b, twoSensors(t, "1"), nil)
-					stop = run(d)
+				if mode != "crash" {
+					until(t, "the checkpoint", covered(d, last))
+				} else {
+					until(t, "the checkpoint or the crash", func() bool { return f.down.Load() || covered(d, last)() })
 				}
-				until(t, "the last checkpoint", covered(d, last))
-				if p, err := d.Pending(t.Context(), "", 10); err != nil || len(p) > 0 {
-					t.Errorf("every pair fired, yet keys wait: %+v (error %v)", p, err)
-				}
-				stop()
-				fired = f.fired.Load()
-				counts := map[string]int{}
-				keys := map[string]bool{}
-				for _, j := range allJobs(t, b) {
-					counts[j.Sensor]++
-					if j.Spread != (j.Sensor == "each") {
-						t.Errorf("job of %s: spread %v", j.Sensor, j.Spread)
-					}
-					if keys[j.Key] {
-						t.Errorf("firing %s of %s is enqueued twice", j.Key, j.Sensor)
-					}
-					keys[j.Key] = true
-					if j.Sensor == "pair" && len(j.Events) != 2 {
-						t.Errorf("pair fired with %v", j.Events)
-					}
-				}
-				if counts["each"] != ids || counts["pair"] != ids {
-					t.Errorf("jobs %v, want %d of each", counts, ids)
-				}
-			})
-			if !fired || t.Failed() {
-				break
 			}
 		}
-	}
+		if mode == "crash" {
+			f.down.Store(true)
+			stop()
+			d = dispatcher(b, twoSensors(t, "1"), nil)
+			stop = run(d)
+		}
+		until(t, "the last checkpoint", covered(d, last))
+		if p, err := d.Pending(t.Context(), "", 10); err != nil || len(p) > 0 {
+			t.Errorf("every pair fired, yet keys wait: %+v (error %v)", p, err)
+		}
+		stop()
+		counts := map[string]int{}
+		keys := map[string]bool{}
+		for _, j := range allJobs(t, b) {
+			counts[j.Sensor]++
+			if j.Spread != (j.Sensor == "each") {
+				t.Errorf("job of %s: spread %v", j.Sensor, j.Spread)
+			}
+			if keys[j.Key] {
+				t.Errorf("firing %s of %s is enqueued twice", j.Key, j.Sensor)
+			}
+			keys[j.Key] = true
+			if j.Sensor == "pair" && len(j.Events) != 2 {
+				t.Errorf("pair fired with %v", j.Events)
+			}
+		}
+		if counts["each"] != ids || counts["pair"] != ids {
+			t.Errorf("jobs %v, want %d of each", counts, ids)
+		}
+		return f.fired.Load()
+	})
 }
 
 func TestStateIsKeptAndEmptied(t *testing.T) {
-	dir := t.TempDir()
+	dir := bustest.Dir(t)
 	b := open(t, dir)
 	d := dispatcher(b, twoSensors(t, "1"), nil)
 	stop := run(d)
@@ -347,7 +378,7 @@ func TestStateIsKeptAndEmptied(t *testing.T) {
 }
 
 func TestOldRulesDecideUpToTheLastFiringFound(t *testing.T) {
-	b := open(t, t.TempDir())
+	b := open(t, bustest.Dir(t))
 	f := &fault{Bus: b, at: 2, mode: "crash"} // the checkpoint after the firings fails
 	one := compile(t, "old", map[string]*specs.Sensor{
 		"each": {Dependencies: []specs.Dependency{{Name: "order", Source: "shop"}}, Triggers: trigger()},
@@ -377,7 +408,7 @@ func TestOldRulesDecideUpToTheLastFiringFound(t *testing.T) {
 }
 
 func TestWindowExpiresByLogTime(t *testing.T) {
-	b := open(t, t.TempDir())
+	b := open(t, bustest.Dir(t))
 	rules := compile(t, "1", map[string]*specs.Sensor{"pair": {
 		Dependencies: []specs.Dependency{{Name: "a", Source: "shop", Event: "orders"}, {Name: "b", Source: "shop", Event: "payments"}},
 		Within:       specs.Duration(150 * time.Millisecond), Triggers: trigger(),
@@ -407,7 +438,7 @@ func TestWindowExpiresByLogTime(t *testing.T) {
 }
 
 func TestExchangedLogIsAnAlarm(t *testing.T) {
-	data := t.TempDir()
+	data := bustest.Dir(t)
 	b := open(t, data)
 	d := dispatcher(b, twoSensors(t, "1"), nil)
 	stop := run(d)
@@ -448,7 +479,7 @@ func (l *exchangedLog) Info(ctx context.Context) (bus.LogInfo, error) {
 // numbers are given again. The new events are folded, none of them is taken for
 // an old one, and state that came of missing events is gone.
 func TestRestoredLogIsFoldedFromItsEnd(t *testing.T) {
-	data, backup := t.TempDir(), filepath.Join(t.TempDir(), "EVENTS")
+	data, backup := bustest.Dir(t), filepath.Join(t.TempDir(), "EVENTS")
 	stream := filepath.Join(data, "jetstream", "$G", "streams", "EVENTS")
 	work := func(alarm func(code, message string), events func(b bus.Bus) uint64) {
 		b := open(t, data)
@@ -503,7 +534,7 @@ func TestRestoredLogIsFoldedFromItsEnd(t *testing.T) {
 // TestOutageIsLoggedOnce: while the bus is away the fold tries again and again,
 // and does not fill the log with it.
 func TestOutageIsLoggedOnce(t *testing.T) {
-	b := open(t, t.TempDir())
+	b := open(t, bustest.Dir(t))
 	var out lines
 	d := fold.New(fold.Options{
 		Bus: &broken{b, &out.tries}, Cache: fold.NewCache(b.Events(), 1<<10, 1<<20), Rules: twoSensors(t, "1"),
@@ -544,7 +575,7 @@ func (s *brokenStore) Get(context.Context, string) (bus.Entry, error) {
 }
 
 func TestGapIsAnAlarmWithItsSize(t *testing.T) {
-	b := open(t, t.TempDir())
+	b := open(t, bustest.Dir(t))
 	d := dispatcher(b, twoSensors(t, "1"), nil)
 	stop := run(d)
 	until(t, "the checkpoint", covered(d, publish(t, b, "orders", 1)))
@@ -570,7 +601,7 @@ func TestGapIsAnAlarmWithItsSize(t *testing.T) {
 }
 
 func TestPurgeStopsAtWhatIsStillNeeded(t *testing.T) {
-	b := open(t, t.TempDir())
+	b := open(t, bustest.Dir(t))
 	d := dispatcher(b, twoSensors(t, "1"), nil)
 	stop := run(d)
 	defer stop()
@@ -606,7 +637,7 @@ func TestPurgeStopsAtWhatIsStillNeeded(t *testing.T) {
 }
 
 func TestTwoFoldsOfOneLogAreFenced(t *testing.T) {
-	b := open(t, t.TempDir())
+	b := open(t, bustest.Dir(t))
 	a := dispatcher(b, twoSensors(t, "1"), nil)
 	stopA := run(a)
 	until(t, "the first fold", covered(a, publish(t, b, "orders", 1)))
@@ -629,7 +660,7 @@ func TestTwoFoldsOfOneLogAreFenced(t *testing.T) {
 }
 
 func BenchmarkFold(b *testing.B) {
-	bs := open(b, b.TempDir())
+	bs := open(b, bustest.Dir(b))
 	d := dispatcher(bs, compile(b, "1", map[string]*specs.Sensor{
 		"each": {Dependencies: []specs.Dependency{{Name: "order", Source: "shop", When: expr("data.id >= 0")}}, Triggers: trigger()},
 	}), nil)

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/bus/bustest"
 	"github.com/sensor-engine/engine/engine/fold"
 	"github.com/sensor-engine/engine/specs"
 )
@@ -13,7 +14,7 @@ import (
 // removals and restarts.
 func TestForce(t *testing.T) {
 	ctx := context.Background()
-	dir := t.TempDir()
+	dir := bustest.Dir(t)
 	b := open(t, dir)
 	force := func(b bus.Bus, sensor string) (since, changed uint64, hash string) {
 		t.Helper()

@@ -245,7 +245,7 @@ func TestEveryFormOfStateSurvivesACrash(t *testing.T) {
 	rules := everyFormRules(t)
 	for seed := range uint64(2) {
 		// Without a fault, to know how many writes there are and what waits.
-		past := &bustest.Past{Bus: open(t, t.TempDir())}
+		past := &bustest.Past{Bus: open(t, bustest.Dir(t))}
 		h := fill(t, past, rules, seed)
 		last := uint64(len(past.Times))
 		f := &fault{Bus: past, at: -1}
@@ -271,10 +271,11 @@ func TestEveryFormOfStateSurvivesACrash(t *testing.T) {
 		writes := f.n.Load()
 		t.Logf("seed %d: %d events, %d firings, %d writes", seed, last, len(fired), writes)
 		for _, mode := range []string{"before", "after", "crash"} {
-			for range points {
-				at, again := 1+rand.Int64N(writes), 1+rand.Int64N(12)
-				t.Run(fmt.Sprintf("%d/%s/%d/%d", seed, mode, at, again), func(t *testing.T) {
-					past := &bustest.Past{Bus: open(t, t.TempDir())}
+			t.Run(fmt.Sprint(seed, "/", mode), func(t *testing.T) {
+				each(t, points, func(t *testing.T, _ int) {
+					at, again := 1+rand.Int64N(writes), 1+rand.Int64N(12)
+					t.Logf("write %d fails, then %d", at, again)
+					past := &bustest.Past{Bus: open(t, bustest.Dir(t))}
 					fill(t, past, rules, seed)
 					f := &fault{Bus: past, at: at, mode: mode}
 					d := dispatcher(f, rules, nil)
@@ -299,7 +300,7 @@ func TestEveryFormOfStateSurvivesACrash(t *testing.T) {
 						t.Errorf("got\n%s\nwant\n%s", got, want)
 					}
 				})
-			}
+			})
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/bus/bustest"
 	"github.com/sensor-engine/engine/engine/fold"
 	"github.com/sensor-engine/engine/specs"
 )
@@ -61,7 +62,7 @@ func readers(t testing.TB) *fold.Rules {
 // wait; what a condition reads is read then. An outage meanwhile decides
 // nothing, and nothing twice.
 func TestWaitingEventsAreReadWhenNeeded(t *testing.T) {
-	b := &readLog{Bus: open(t, t.TempDir())}
+	b := &readLog{Bus: open(t, bustest.Dir(t))}
 	options := func(resident int) fold.Options {
 		return fold.Options{
 			Bus: b, Cache: fold.NewCache(b.Events(), 4, 1), Logger: quiet(), Rules: readers(t), Resident: resident, BatchSize: 7,
@@ -119,7 +120,7 @@ func TestWaitingEventsAreReadWhenNeeded(t *testing.T) {
 // TestLostEventsAreAnAlarm: what waits and is no longer stored is told once
 // after a start, or when it is needed.
 func TestLostEventsAreAnAlarm(t *testing.T) {
-	b := open(t, t.TempDir())
+	b := open(t, bustest.Dir(t))
 	alarms := make(chan string, 10)
 	start := func() (*fold.Dispatcher, func()) {
 		d := fold.New(fold.Options{

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/bus/bustest"
 	"github.com/sensor-engine/engine/engine/fold"
 )
 
@@ -63,7 +64,7 @@ func (s *fixedStore) Update(ctx context.Context, key string, v []byte, rev uint6
 // firings beyond the checkpoint are found all the same.
 func TestRecoveryWaitsForSilentJobs(t *testing.T) {
 	t.Parallel()
-	b := &stalled{Bus: open(t, t.TempDir())}
+	b := &stalled{Bus: open(t, bustest.Dir(t))}
 	d := fold.New(fold.Options{Bus: b, Cache: fold.NewCache(b.Events(), 100, 1<<20), Logger: quiet(), Rules: twoSensors(t, "1")})
 	defer run(d)()
 	last := publish(t, b, "orders", 1)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/bus/bustest"
 	"github.com/sensor-engine/engine/engine/fold"
 	"github.com/sensor-engine/engine/specs"
 )
@@ -24,7 +25,7 @@ func BenchmarkRecovery(b *testing.B) {
 	}
 	for _, keys := range sizes {
 		b.Run(fmt.Sprint("keys=", keys), func(b *testing.B) {
-			bs := open(b, b.TempDir())
+			bs := open(b, bustest.Dir(b))
 			rules := compile(b, "1", map[string]*specs.Sensor{"pair": {
 				Dependencies: []specs.Dependency{{Name: "order", Source: "shop", Event: "orders"}, {Name: "payment", Source: "shop", Event: "payments"}},
 				Correlate:    expr("data.id"), Within: specs.Duration(24 * time.Hour), Triggers: trigger(), Limits: &specs.StateLimits{Keys: 2 * keys},
@@ -73,7 +74,7 @@ func BenchmarkRecovery(b *testing.B) {
 func BenchmarkNewKeys(b *testing.B) {
 	for name, keys := range map[string]int{"waiting": 1 << 20, "evicting": 1000} {
 		b.Run(name, func(b *testing.B) {
-			bs := open(b, b.TempDir())
+			bs := open(b, bustest.Dir(b))
 			for i := range b.N {
 				ev := &bus.Event{ID: fmt.Sprint(i), Source: "/t", Type: "t", EventSource: "shop", EventName: "orders", Data: fmt.Appendf(nil, `{"id":"ord-2026-%09d"}`, i)}
 				if err := bs.Events().AppendAsync(context.Background(), ev.Record(), func(bus.Ack, error) {}); err != nil {

@@ -4,13 +4,14 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/sensor-engine/engine/bus/bustest"
 	"github.com/sensor-engine/engine/specs"
 )
 
 // What a group of filters cannot decide counts for each of its sensors, also
 // when the groups change.
 func TestGroupedVerdictsCountForEachSensor(t *testing.T) {
-	b := open(t, t.TempDir())
+	b := open(t, bustest.Dir(t))
 	one := func(when string) *specs.Sensor {
 		return &specs.Sensor{
 			Dependencies: []specs.Dependency{{Name: "a", Source: "shop", Event: "orders", When: expr(when)}}, Triggers: trigger(),

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/bus/bustest"
 	"github.com/sensor-engine/engine/bus/jetstream"
 	"github.com/sensor-engine/engine/engine/fold"
 )
@@ -37,7 +38,7 @@ func stateKeys(t *testing.T, b bus.Bus) (n int) {
 
 // A key that is emptied and used again at once is still stored afterwards.
 func TestReusedKeyIsKept(t *testing.T) {
-	b := open(t, t.TempDir())
+	b := open(t, bustest.Dir(t))
 	d := fold.New(fold.Options{Bus: &slowState{b}, Cache: fold.NewCache(b.Events(), 100, 1<<20), Logger: quiet(), Rules: twoSensors(t, "1"), BatchSize: 1, Tombstones: 1})
 	stop := run(d)
 	var last uint64
@@ -73,7 +74,7 @@ func TestReusedKeyIsKept(t *testing.T) {
 
 // Tombstones are removed together, when nothing older than they counts.
 func TestTombstonesAreRemoved(t *testing.T) {
-	b := open(t, t.TempDir())
+	b := open(t, bustest.Dir(t))
 	options := func() fold.Options {
 		return fold.Options{Bus: b, Cache: fold.NewCache(b.Events(), 100, 1<<20), Logger: quiet(), Rules: twoSensors(t, "1"), Tombstones: 50}
 	}
@@ -125,7 +126,7 @@ func TestRevivedStateDoesNotCount(t *testing.T) {
 		t.Skip("waits for the end of the server's tombstones")
 	}
 	t.Parallel()
-	dir := t.TempDir()
+	dir := bustest.Dir(t)
 	b, err := jetstream.Open(t.Context(), jetstream.Options{Dir: dir, MinFree: -1, Reserve: -1, Limits: jetstream.Limits{State: 120 << 10}})
 	if err != nil {
 		t.Fatal(err)
@@ -180,7 +181,7 @@ func TestRevivedStateDoesNotCount(t *testing.T) {
 		churn(1)
 	}
 	churn(60)
-	crash := filepath.Join(t.TempDir(), "x")
+	crash := filepath.Join(bustest.Dir(t), "x")
 	if err := os.CopyFS(crash, os.DirFS(dir)); err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/sensor-engine/engine/bus"
+	"github.com/sensor-engine/engine/bus/bustest"
 	"github.com/sensor-engine/engine/engine/fold"
 	"github.com/sensor-engine/engine/sensors"
 	"github.com/sensor-engine/engine/specs"
@@ -81,7 +82,7 @@ func TestHogIsQuarantined(t *testing.T) {
 			"hog":  {Dependencies: []specs.Dependency{{Name: "order", Source: "shop", Event: "orders", When: expr(when)}}, Triggers: trigger()},
 		})
 	}
-	b := open(t, t.TempDir())
+	b := open(t, bustest.Dir(t))
 	var told alarms
 	w := &worker{b: b}
 	d := fold.New(fold.Options{
@@ -125,7 +126,7 @@ func TestHogIsQuarantined(t *testing.T) {
 // TestBusySensorIsNoHog: one that is asked for many events and is quick with
 // each is not paused, nor one that is asked first for large payloads.
 func TestBusySensorIsNoHog(t *testing.T) {
-	b := open(t, t.TempDir())
+	b := open(t, bustest.Dir(t))
 	var told alarms
 	d := fold.New(fold.Options{
 		Bus: b, Cache: fold.NewCache(b.Events(), 16, 1<<20), Logger: quiet(), Alarm: told.raise,
@@ -154,7 +155,7 @@ func TestBusySensorIsNoHog(t *testing.T) {
 // what it has decided; nobody loses an event, and it fires everything when it is
 // resumed.
 func TestPanicIsQuarantined(t *testing.T) {
-	b := open(t, t.TempDir())
+	b := open(t, bustest.Dir(t))
 	var told alarms
 	w := &worker{b: b}
 	d := fold.New(fold.Options{
@@ -211,7 +212,7 @@ func TestPanicIsQuarantined(t *testing.T) {
 // TestPanicWhileItStops: a fold that is stopped while it evaluates an event does
 // not say that it has, when a sensor panics.
 func TestPanicWhileItStops(t *testing.T) {
-	b := open(t, t.TempDir())
+	b := open(t, bustest.Dir(t))
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	log := &stopping{Log: b.Events(), stop: stop}
