@@ -137,6 +137,7 @@ type memoryLog struct {
 	mu      sync.Mutex
 	records map[uint64]bus.Record
 	last    uint64
+	refuse  func() error // asked before a record is read
 }
 
 func (l *memoryLog) AppendAsync(_ context.Context, r bus.Record, done func(bus.Ack, error)) error {
@@ -153,6 +154,11 @@ func (l *memoryLog) AppendAsync(_ context.Context, r bus.Record, done func(bus.A
 }
 
 func (l *memoryLog) Get(_ context.Context, seq uint64) (bus.Record, error) {
+	if l.refuse != nil {
+		if err := l.refuse(); err != nil {
+			return bus.Record{}, err
+		}
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	r, ok := l.records[seq]
@@ -269,6 +275,49 @@ func TestEveryKeyHasItsRate(t *testing.T) {
 			}
 			if len(parked.records) > 0 || len(fn.late) > 0 || len(q.lines.keys) > 0 || q.lines.memory+q.lines.parked != 0 {
 				t.Errorf("seed %d: left: %d records, %d lines, %+v; %d attempts", seed, len(parked.records), len(q.lines.keys), q.lines, len(fn.late))
+			}
+		})
+	}
+}
+
+// A parked job that cannot be read for a while is read later, also when its limit
+// was lifted at that moment.
+func TestLimitedJobThatCannotBeRead(t *testing.T) {
+	for _, lift := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			fn := &keyed{}
+			tr, free := limited("s", "a", fn, NewKeyLimit(1, 10*time.Second, 1)), trigger("s", "a", fn)
+			free.Callee = tr.Callee
+			parked := &memoryLog{}
+			p := NewPool(Options{Bus: memoryBus{log: parked}, Logger: slog.New(slog.DiscardHandler)})
+			p.Apply(table(tr))
+			q := p.queues[tr.Ref]
+			var asked atomic.Int64
+			parked.refuse = func() error {
+				if asked.Add(1) > 3 {
+					return nil
+				}
+				if lift {
+					p.Apply(table(free))
+				}
+				return bus.ErrUnavailable
+			}
+			start := time.Now()
+			for i := range 4 {
+				p.admit(&task{part: q.part, seq: uint64(i + 1), job: &Job{Key: fmt.Sprint("k/", i), Sensor: "s", Trigger: "a", Correlation: "k"}})
+				synctest.Wait()
+			}
+			<-time.After(time.Minute)
+			p.shut()
+			p.stop()
+			p.cancel()
+			p.work.Wait()
+			at := fn.keys["k"].at
+			if len(at) != 4 || len(parked.records) > 0 {
+				t.Fatalf("lift %v: %d calls, %d jobs are parked", lift, len(at), len(parked.records))
+			}
+			if first := at[1].Sub(start); !lift && first != 13*time.Second || lift && first > 13*time.Second {
+				t.Errorf("lift %v: the first parked job was called after %v", lift, first)
 			}
 		})
 	}

@@ -796,11 +796,11 @@ func (q *queue) feed() {
 		case retry.seq != 0:
 			if !q.fetch(retry, line) {
 				q.mu.Lock()
-				switch retry.due = time.Now().Add(time.Second); {
-				case line == nil:
-					heap.Push(&q.retries, retry)
-				case q.lines != nil:
+				if retry.due = time.Now().Add(time.Second); line != nil && q.lines != nil {
 					q.lines.back(line, retry, retry.due)
+					q.startLocked() // which sets the timer
+				} else {
+					heap.Push(&q.retries, retry)
 				}
 				q.mu.Unlock()
 			}
