@@ -684,7 +684,7 @@ func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, erro
 				if handler, err := call(path+".deadLetter", h, program.DeadLetterInputPath(i)); err != nil {
 					return err
 				} else if handler != nil {
-					out.DeadLetter = &jobs.DeadLetter{SpecHash: cs.hash, Render: func(f sensors.Failure) (map[string]any, error) {
+					out.DeadLetter = &jobs.DeadLetter{SpecHash: cs.hash, Spread: h.Spread, Render: func(f sensors.Failure) (map[string]any, error) {
 						return program.RenderDeadLetter(i, f)
 					}}
 				}

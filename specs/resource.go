@@ -359,6 +359,7 @@ func (d *decoder) deadLetter(n *node, t *DeadLetter, path string) {
 	if n.kind == mapNode {
 		t.FunctionPos, t.Inline = d.callee(n, call, t.Function, path, "the deadLetter calls nothing")
 		d.delivery(n, &t.Delivery, path)
+		d.spread(n, t.Spread, t.Order, t.Function, path)
 	}
 }
 

@@ -453,6 +453,7 @@ type DeadLetter struct {
 	Inline      *Call    `yaml:"-"`
 	Input       Template `yaml:"input" doc:"What the function gets instead of what the result of the job would tell; strings may contain ${ expr }, which sees what the templates of the trigger see, and triggers.NAME of the trigger."`
 	Secrets     []string `yaml:"secrets" ref:"Secret" doc:"Names of Secrets whose values are added to those of the function in this call." example:"[slack]"`
+	Spread      bool     `yaml:"spread" doc:"Spread its jobs over all partitions, so that several replicas can share them; its limits are then those of each replica. Not with order: key."`
 	Delivery    `yaml:",inline"`
 	Pos         Pos `yaml:"-"`
 }
@@ -470,7 +471,7 @@ func (t *Trigger) Handler() *Trigger {
 	}
 	return &Trigger{
 		Name: t.Name + DeadLetterSuffix, Function: d.Function, FunctionPos: d.FunctionPos, Inline: d.Inline,
-		Input: d.Input, Secrets: d.Secrets, Delivery: d.Delivery, Pos: d.Pos,
+		Input: d.Input, Secrets: d.Secrets, Spread: d.Spread, Delivery: d.Delivery, Pos: d.Pos,
 	}
 }
 

@@ -18,6 +18,8 @@ import (
 type DeadLetter struct {
 	// SpecHash is the hash of the sensor.
 	SpecHash string
+	// Spread is true when its jobs live where their keys say.
+	Spread bool
 	// Render renders the templates, nil when there are none.
 	Render func(sensors.Failure) (map[string]any, error)
 }
@@ -38,7 +40,7 @@ func (p *Pool) handler(ctx context.Context, d *DeadLetter, j *Job, failed *bus.E
 	rec := failed.Record()
 	h := &Job{
 		Key: DeadLetterKey(j.Key, j.Redrive), Sensor: j.Sensor, Trigger: j.Trigger + specs.DeadLetterSuffix, SpecHash: d.SpecHash,
-		Correlation: j.Correlation, Time: failed.Time, Event: &rec,
+		Correlation: j.Correlation, Time: failed.Time, Event: &rec, Spread: d.Spread,
 	}
 	if d.Render == nil {
 		return h, nil

@@ -341,6 +341,30 @@ func TestDeadLetterDies(t *testing.T) {
 	}
 }
 
+// TestDeadLetterSpread: its jobs live where their keys say, when it says so.
+func TestDeadLetterSpread(t *testing.T) {
+	f := newFixture(t, Options{})
+	h := &callers{err: triggers.Permanentf("no")}
+	of, it := handled(fails(), h)
+	of.DeadLetter.Spread, it.Spread = true, true
+	f.start(of, it)
+	for i := range 20 {
+		f.enqueue("s", "a", fmt.Sprint("k", i), func(j *Job) { j.Fault = "no input" })
+	}
+	until(t, "the dead letters of what it calls", func() bool { return len(f.letters("a.deadLetter")) == 20 })
+	f.emptied()
+	in := map[int]bool{}
+	for _, l := range f.letters("a.deadLetter") {
+		if !l.Job.Spread {
+			t.Errorf("%s is not spread", l.Job.Key)
+		}
+		in[l.Job.Partition(f.bus.Jobs().Partitions())] = true
+	}
+	if len(in) < 5 || len(h.seen()) != 20 {
+		t.Errorf("%d calls, in partitions %v", len(h.seen()), in)
+	}
+}
+
 // TestDeadLetterOfLoop: it is called beyond the hop limit, too; but what it would
 // tell is not told.
 func TestDeadLetterOfLoop(t *testing.T) {
