@@ -21,6 +21,7 @@ func TestEmbeddedFsync(t *testing.T) {
 	if testing.Short() {
 		t.Skip("the contract runs without syncs already")
 	}
+	t.Parallel()
 	fsync := func(t *testing.T) Options {
 		o := options(t)
 		o.Durability = DurabilityFsync

@@ -40,7 +40,7 @@ type external struct {
 func newExternal(t testing.TB, change func(*server.Options)) *external {
 	t.Helper()
 	e := &external{t: t, opts: server.Options{
-		ServerName: "external", Host: "127.0.0.1", Port: -1, JetStream: true, StoreDir: t.TempDir(),
+		ServerName: "external", Host: "127.0.0.1", Port: -1, JetStream: true, StoreDir: bustest.Dir(t),
 		NoSigs: true, NoLog: true, MaxPayload: mib, JetStreamMaxStore: 1 << 50, JetStreamMaxMemory: 64 * mib,
 	}}
 	if change != nil {
@@ -82,6 +82,7 @@ func (e *external) options() Options {
 }
 
 func TestExternal(t *testing.T) {
+	t.Parallel()
 	bustest.Run(t, bustest.Config{
 		Open: func(t *testing.T) bus.Bus { return mustOpen(t, newExternal(t, nil).options()) },
 		Small: func(t *testing.T) bus.Bus {
@@ -95,6 +96,7 @@ func TestExternal(t *testing.T) {
 
 // TestPrefix runs two engines on one account.
 func TestPrefix(t *testing.T) {
+	t.Parallel()
 	e := newExternal(t, nil)
 	other := e.options()
 	other.Prefix = "other"

@@ -20,6 +20,7 @@ import (
 )
 
 func TestReopen(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	o := options(t)
 	o.Partitions = 3
@@ -431,6 +432,7 @@ func TestTombstones(t *testing.T) {
 	if testing.Short() {
 		t.Skip("waits for the tombstones' end")
 	}
+	t.Parallel()
 	b := mustOpen(t, options(t))
 	ctx := context.Background()
 	for i := range 10 {
