@@ -196,6 +196,7 @@ func (l *memoryLog) Counts(_ context.Context, subject string) (map[string]uint64
 // TestEveryKeyHasItsRate is a model in virtual time: whenever jobs of whatever
 // keys come, and however many wait, in memory and parked, each is called at the
 // very moment at which the buckets of its key allow it, in the order of its key.
+// Triggers that share limits lose none of their calls to each other.
 func TestEveryKeyHasItsRate(t *testing.T) {
 	for seed := range uint64(60) {
 		synctest.Test(t, func(t *testing.T) {
@@ -213,12 +214,16 @@ func TestEveryKeyHasItsRate(t *testing.T) {
 				model = append(model, limit{every, every * time.Duration(burst-1)})
 			}
 			tr.Ordered = seed%3 == 0
+			other := trigger("s", "b", fn)
+			other.Concurrency, other.KeyLimits, other.Ordered = 1000, tr.KeyLimits, tr.Ordered
+			triggers := 1 + pick.IntN(2)
 			parked := &memoryLog{}
 			p := NewPool(Options{Bus: memoryBus{log: parked}, Logger: slog.New(slog.DiscardHandler), MaxOutstanding: 16 + pick.IntN(300)})
-			p.Apply(table(tr))
-			q := p.queues[tr.Ref]
+			p.Apply(table(tr, other))
 			if tr.Ordered {
-				q.turns.load(nil)
+				for _, q := range p.queues {
+					q.turns.load(nil)
+				}
 			}
 			want := map[string][]time.Time{}
 			full := map[string][]time.Time{}
@@ -246,7 +251,8 @@ func TestEveryKeyHasItsRate(t *testing.T) {
 					full[key][i] = full[key][i].Add(l.every)
 				}
 				want[key] = append(want[key], at)
-				t := &task{part: q.part, seq: uint64(i + 1), job: &Job{Key: fmt.Sprintf("%s/%d", key, i), Sensor: "s", Trigger: "a", Correlation: key, Time: time.Now()}}
+				q := p.queues[TriggerRef{"s", []string{"a", "b"}[pick.IntN(triggers)]}]
+				t := &task{part: q.part, seq: uint64(i + 1), job: &Job{Key: fmt.Sprintf("%s/%d", key, i), Sensor: "s", Trigger: q.ref.Trigger, Correlation: key, Time: time.Now()}}
 				p.admit(t)
 				synctest.Wait()
 			}
@@ -268,13 +274,112 @@ func TestEveryKeyHasItsRate(t *testing.T) {
 				key, number, _ := strings.Cut(j, "/")
 				var i int
 				_, _ = fmt.Sscan(number, &i)
-				if i < n[key] {
+				if i < n[key] && triggers == 1 {
 					t.Errorf("seed %d: %s was called too late", seed, j)
 				}
 				n[key] = i
 			}
-			if len(parked.records) > 0 || len(fn.late) > 0 || len(q.lines.keys) > 0 || q.lines.memory+q.lines.parked != 0 {
-				t.Errorf("seed %d: left: %d records, %d lines, %+v; %d attempts", seed, len(parked.records), len(q.lines.keys), q.lines, len(fn.late))
+			for _, q := range p.queues {
+				if len(parked.records) > 0 || len(fn.late) > 0 || len(q.lines.keys) > 0 || q.lines.memory+q.lines.parked != 0 {
+					t.Errorf("seed %d: left: %d records, %d lines, %+v; %d attempts", seed, len(parked.records), len(q.lines.keys), q.lines, len(fn.late))
+				}
+			}
+		})
+	}
+}
+
+// exceeds reports the calls in some window that are more than burst + rate·t.
+func exceeds(at []time.Time, calls int, per time.Duration, burst int) string {
+	for i := range at {
+		for j := i + 1; j < len(at); j++ {
+			if d := at[j].Sub(at[i]); float64(j-i+1-burst)*float64(per) > float64(calls)*float64(d)+1 {
+				return fmt.Sprintf("%d calls in %v, of at most %d in %v and %d at once", j-i+1, d, calls, per, burst)
+			}
+		}
+	}
+	return ""
+}
+
+// TestLimitsInAnyMix runs triggers in virtual time whose limits are their own and
+// shared, of each key and of all calls, with few slots, functions that take their
+// time and fail, breakers, and reloads: no limit is ever exceeded, and every job
+// has an end.
+func TestLimitsInAnyMix(t *testing.T) {
+	for seed := range uint64(60) {
+		synctest.Test(t, func(t *testing.T) {
+			pick := rand.New(rand.NewPCG(seed, 5))
+			const per = time.Second
+			calls, burst := 1+pick.IntN(20), 1+pick.IntN(3)
+			allCalls, allBurst := 5+pick.IntN(50), 1+pick.IntN(3)
+			var failing atomic.Bool
+			fn := &keyed{do: func(string) error {
+				<-time.After(time.Duration(rand.IntN(100)) * time.Millisecond)
+				if failing.Load() {
+					return errors.New("down")
+				}
+				return nil
+			}}
+			byKey, all := NewKeyLimit(calls, per, burst), rate.NewLimiter(rate.Limit(allCalls), allBurst)
+			a, b := limited("s", "a", fn, byKey), limited("s", "b", fn, NewKeyLimit(5, per, 2), byKey)
+			slots := NewSlots(1 + pick.IntN(5))
+			for _, tr := range []*Trigger{a, b} {
+				tr.Callee.Slots, tr.Timeout = slots, time.Hour
+				tr.Concurrency = 1 + pick.IntN(8)
+				tr.Policy.Attempts = 1000
+				tr.Ordered = pick.IntN(3) == 0
+				tr.Limits = []*rate.Limiter{all}
+				if pick.IntN(2) == 0 {
+					tr.Breaker = Breaker{Failures: 2, Wait: 2 * time.Second, Max: 4 * time.Second}
+				}
+			}
+			parked := &memoryLog{}
+			p := NewPool(Options{Bus: memoryBus{log: parked}, Logger: slog.New(slog.DiscardHandler), MaxOutstanding: 16 + pick.IntN(300)})
+			p.Apply(table(a, b))
+			for _, q := range p.queues {
+				if q.turns != nil {
+					q.turns.load(nil)
+					q.turns.delivered(0, 0)
+				}
+			}
+			const n = 100
+			for i := range n {
+				if pick.IntN(2) == 0 {
+					<-time.After(time.Duration(pick.ExpFloat64() * float64(100*time.Millisecond)))
+				}
+				if pick.IntN(20) == 0 {
+					failing.Store(!failing.Load())
+				}
+				key := fmt.Sprint(min(pick.IntN(5), pick.IntN(5)))
+				q := p.queues[TriggerRef{"s", []string{"a", "b"}[pick.IntN(2)]}]
+				p.admit(&task{part: q.part, seq: uint64(i + 1), job: &Job{Key: fmt.Sprintf("%s/%d", key, i), Sensor: "s", Trigger: q.ref.Trigger, Correlation: key, Time: time.Now()}})
+			}
+			failing.Store(false)
+			for done := uint64(0); done < n; {
+				<-time.After(time.Second)
+				done = 0
+				for _, s := range p.Status() {
+					done += s.Stats.Succeeded.Load()
+				}
+			}
+			p.shut()
+			p.stop()
+			p.cancel()
+			p.work.Wait()
+			var union []time.Time
+			for key, at := range fn.keys {
+				if wrong := exceeds(at.at, calls, per, burst); wrong != "" {
+					t.Errorf("seed %d, key %s: %s", seed, key, wrong)
+				}
+				union = append(union, at.at...)
+			}
+			slices.SortFunc(union, time.Time.Compare)
+			// A call on all is counted when its job is chosen, so that each of those
+			// that wait for a slot may come late.
+			if wrong := exceeds(union, allCalls, per, allBurst+a.Concurrency+b.Concurrency); wrong != "" {
+				t.Errorf("seed %d, all: %s", seed, wrong)
+			}
+			if len(parked.records) > 0 {
+				t.Errorf("seed %d: %d jobs are parked", seed, len(parked.records))
 			}
 		})
 	}
