@@ -57,25 +57,6 @@ var (
 	rounds    = flag.Int("rounds", 1, "rounds of BenchmarkFunctions")
 )
 
-// The least that Python and Node need for a line of JSON and its answer.
-const (
-	echoPython = `import json, sys
-out = sys.stdout
-for line in sys.stdin:
-    out.write(json.dumps(json.loads(line)) + "\n")
-    out.flush()
-`
-	echoNode = `let kept = '';
-process.stdin.setEncoding('utf8');
-process.stdin.on('data', (chunk) => {
-  kept += chunk;
-  for (let i; (i = kept.indexOf('\n')) >= 0; kept = kept.slice(i + 1)) {
-    process.stdout.write(JSON.stringify(JSON.parse(kept.slice(0, i))) + '\n');
-  }
-});
-`
-)
-
 // measuredKind is a function that is measured, and what it is compared with.
 type measuredKind struct {
 	name, kind, config string
@@ -111,8 +92,8 @@ func BenchmarkFunctions(b *testing.B) {
 		b.Fatal(err)
 	}
 	kinds := []measuredKind{
-		{name: "`python`", kind: "python", config: "source: 'def handle(context, payload): return payload'", echo: func() *exec.Cmd { return exec.Command(string(python), "-c", echoPython) }, memory: true},
-		{name: "`node`", kind: "node", config: "source: 'module.exports = (context, payload) => payload'", echo: func() *exec.Cmd { return exec.Command("node", "-e", echoNode) }, memory: true},
+		{name: "`python`", kind: "python", config: "source: 'def handle(context, payload): return payload'", echo: func() *exec.Cmd { return exec.Command(string(python), "-c", triggertest.EchoPython) }, memory: true},
+		{name: "`node`", kind: "node", config: "source: 'module.exports = (context, payload) => payload'", echo: func() *exec.Cmd { return exec.Command("node", "-e", triggertest.EchoNode) }, memory: true},
 		{name: "`exec`, `mode: worker`, a Go program", kind: "exec", config: fmt.Sprintf("mode: worker\ncommand: [%q]\nenv: {%s: worker}", os.Args[0], asWorker), echo: self},
 		{name: "`wasm`, 189 bytes that copy", kind: "wasm", config: "file: " + absolute(b, "../triggers/wasm/testdata/echo.wasm"), command: []string{"cat"}},
 		{name: "`wasm`, a Go program", kind: "wasm", config: "file: " + guest + "\nargs: [echo]", command: []string{native, "echo"}},

@@ -8,18 +8,6 @@ import (
 	"github.com/sensor-engine/engine/triggers/triggertest"
 )
 
-// echo is the least there is between two processes: a line of JSON in, a line
-// out, read and written by the same interpreter.
-const echo = `let kept = '';
-process.stdin.setEncoding('utf8');
-process.stdin.on('data', (chunk) => {
-  kept += chunk;
-  for (let i; (i = kept.indexOf('\n')) >= 0; kept = kept.slice(i + 1)) {
-    process.stdout.write(JSON.stringify(JSON.parse(kept.slice(0, i))) + '\n');
-  }
-});
-`
-
 const benched = "source: module.exports = (context, payload) => payload"
 
 // BenchmarkCall is a call with everything of the contract, logs included, next
@@ -28,7 +16,7 @@ func BenchmarkCall(b *testing.B) {
 	needNode(b)
 	for _, n := range []int{1, 2} {
 		b.Run(fmt.Sprintf("workers=%d", n), func(b *testing.B) {
-			triggertest.BenchRatio(b, Factory(), benched, func() *exec.Cmd { return exec.Command("node", "-e", echo) }, n)
+			triggertest.BenchRatio(b, Factory(), benched, func() *exec.Cmd { return exec.Command("node", "-e", triggertest.EchoNode) }, n)
 		})
 	}
 }
@@ -36,7 +24,7 @@ func BenchmarkCall(b *testing.B) {
 // BenchmarkProcessPerCall starts an interpreter for each call, next to calls.
 func BenchmarkProcessPerCall(b *testing.B) {
 	needNode(b)
-	triggertest.BenchPerCall(b, Factory(), benched, func() *exec.Cmd { return exec.Command("node", "-e", echo) })
+	triggertest.BenchPerCall(b, Factory(), benched, func() *exec.Cmd { return exec.Command("node", "-e", triggertest.EchoNode) })
 }
 
 // BenchmarkMemory is a worker after many calls.

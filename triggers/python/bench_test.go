@@ -10,15 +10,6 @@ import (
 	"github.com/sensor-engine/engine/triggers/triggertest"
 )
 
-// echo is the least there is between two processes: a line of JSON in, a line
-// out, read and written by the same interpreter.
-const echo = `import json, sys
-out = sys.stdout
-for line in sys.stdin:
-    out.write(json.dumps(json.loads(line)) + "\n")
-    out.flush()
-`
-
 const benched = "source: |\n  def handle(ctx, payload):\n      return payload"
 
 // BenchmarkCall is a call with everything of the contract, logs included, next
@@ -27,7 +18,7 @@ func BenchmarkCall(b *testing.B) {
 	needPython(b)
 	for _, n := range []int{1, 2} {
 		b.Run(fmt.Sprintf("workers=%d", n), func(b *testing.B) {
-			triggertest.BenchRatio(b, Factory(), benched, func() *exec.Cmd { return exec.Command(realPython(b), "-c", echo) }, n)
+			triggertest.BenchRatio(b, Factory(), benched, func() *exec.Cmd { return exec.Command(realPython(b), "-c", triggertest.EchoPython) }, n)
 		})
 	}
 }
@@ -35,7 +26,7 @@ func BenchmarkCall(b *testing.B) {
 // BenchmarkProcessPerCall starts an interpreter for each call, next to calls.
 func BenchmarkProcessPerCall(b *testing.B) {
 	needPython(b)
-	triggertest.BenchPerCall(b, Factory(), benched, func() *exec.Cmd { return exec.Command(realPython(b), "-c", echo) })
+	triggertest.BenchPerCall(b, Factory(), benched, func() *exec.Cmd { return exec.Command(realPython(b), "-c", triggertest.EchoPython) })
 }
 
 // BenchmarkMemory is a worker after many calls.

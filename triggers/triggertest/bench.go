@@ -19,6 +19,26 @@ import (
 // BenchPayload is what benchmarked calls carry.
 const BenchPayload = `{"id":1234567,"name":"Jon","place":"Winterfell","items":[{"sku":"a","n":1},{"sku":"b","n":2}]}`
 
+// EchoPython and EchoNode are the least that these languages need for a line of
+// JSON in and a line out, read and written.
+const (
+	EchoPython = `import json, sys
+out = sys.stdout
+for line in sys.stdin:
+    out.write(json.dumps(json.loads(line)) + "\n")
+    out.flush()
+`
+	EchoNode = `let kept = '';
+process.stdin.setEncoding('utf8');
+process.stdin.on('data', (chunk) => {
+  kept += chunk;
+  for (let i; (i = kept.indexOf('\n')) >= 0; kept = kept.slice(i + 1)) {
+    process.stdout.write(JSON.stringify(JSON.parse(kept.slice(0, i))) + '\n');
+  }
+});
+`
+)
+
 // BenchMemory reports the memory of a worker after calls.
 func BenchMemory(b *testing.B, f triggers.Factory, config string) {
 	b.Helper()
