@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -569,6 +570,44 @@ func TestJobsRefuseDeadLetters(t *testing.T) {
 			}
 			if len(seen) != 30 || len(f.letters("a")) != 30 {
 				t.Errorf("%d different calls, %d letters", len(seen), len(f.letters("a")))
+			}
+		})
+	}
+}
+
+// TestParkedDeadLettersSurviveAStop: what was parked while JOBS was full is
+// called by the next process, in its order.
+func TestParkedDeadLettersSurviveAStop(t *testing.T) {
+	for _, ordered := range []bool{false, true} {
+		t.Run(fmt.Sprintf("ordered %v", ordered), func(t *testing.T) {
+			f := newFixture(t, Options{})
+			f.grace = time.Millisecond
+			of, it := handled(fails(), &function{do: func(ctx context.Context, _ *triggers.Call) error {
+				<-ctx.Done() // until the stop
+				return ctx.Err()
+			}})
+			it.Ordered, it.Concurrency, it.Timeout = ordered, 1, time.Minute
+			b := refusingBus{f.bus, func() (error, bool) { return bus.ErrFull, false }, -1}
+			f.pool = NewPool(Options{Bus: b, Events: directEvents{f.bus}, Logger: slog.New(slog.DiscardHandler)})
+			f.start(of, it)
+			const n = 20
+			for i := range n {
+				f.enqueue("s", "a", fmt.Sprintf("k%02d", i), func(j *Job) { j.Fault = "no input" })
+				until(t, "it to die", func() bool { return records(t, f.bus.Jobs()) == 0 })
+			}
+			f.stop()
+			if parked := records(t, f.bus.Parked()); parked != n {
+				t.Fatalf("%d are parked", parked)
+			}
+			h := &callers{}
+			of, it = handled(fails(), h)
+			it.Ordered = ordered
+			f.pool = NewPool(Options{Bus: f.bus, Events: directEvents{f.bus}, Logger: slog.New(slog.DiscardHandler)})
+			f.start(of, it)
+			until(t, "the calls", func() bool { return len(h.seen()) == n })
+			f.emptied()
+			if keys := strings.Fields(h.keys()); ordered && !slices.IsSorted(keys) {
+				t.Errorf("called in the order %v", keys)
 			}
 		})
 	}
