@@ -50,7 +50,7 @@ var example string
 
 // Factory returns the kind `node`.
 func Factory() triggers.Factory {
-	gate := worker.NewGate()
+	shared := &shared{gate: worker.NewGate()}
 	return triggers.Factory{
 		Type: specs.Type{
 			Name: "node",
@@ -59,12 +59,18 @@ func Factory() triggers.Factory {
 		},
 		Example: example,
 		Make: func(config any, env triggers.Env) (triggers.Function, error) {
-			return newFunction(config.(*Config), env, gate)
+			return newFunction(config.(*Config), env, shared)
 		},
 		Check:  func(config any, dir string, ck *specs.Checker) { config.(*Config).check(dir, ck) },
 		Files:  func(config any, dir string) []string { return config.(*Config).files(dir) },
 		Grants: true,
 	}
+}
+
+// shared is what all functions have together.
+type shared struct {
+	gate    *worker.Gate
+	library worker.Library
 }
 
 // function is one function and its workers.
@@ -76,16 +82,16 @@ type function struct {
 	installed worker.Installed[packages]
 }
 
-func newFunction(cfg *Config, env triggers.Env, gate *worker.Gate) (*function, error) {
+func newFunction(cfg *Config, env triggers.Env, shared *shared) (*function, error) {
 	env, err := env.Absolute()
 	if err != nil {
 		return nil, err
 	}
 	f := &function{cfg: cfg, env: env}
-	f.code = worker.Take(cfg.code(env.Dir), func(name string) bool {
+	f.code = shared.library.Take(cfg.code(env.Dir), func(name string) bool {
 		return slices.Contains([]string{".js", ".cjs", ".mjs", ".json"}, filepath.Ext(name))
 	}, modulesDir)
-	o := cfg.Options(env, gate)
+	o := cfg.Options(env, shared.gate)
 	o.Command, o.Hello = f.command, f.hello
 	f.Pool = worker.NewPool(o)
 	f.Warm()

@@ -83,7 +83,7 @@ func newFunction(cfg *Config, env triggers.Env, shared *interpreters) (*function
 		return nil, err
 	}
 	f := &function{cfg: cfg, env: env, shared: shared}
-	f.code = worker.Take(cfg.code(env.Dir), func(name string) bool { return filepath.Ext(name) == ".py" }, "__pycache__")
+	f.code = shared.library.Take(cfg.code(env.Dir), func(name string) bool { return filepath.Ext(name) == ".py" }, "__pycache__", "site-packages")
 	o := cfg.Options(env, shared.gate)
 	o.Command, o.Hello = f.command, f.hello
 	f.Pool = worker.NewPool(o)

@@ -26,9 +26,10 @@ import (
 
 // interpreters are the interpreters that were asked what they are.
 type interpreters struct {
-	gate  *worker.Gate
-	mu    sync.Mutex
-	known map[string]interpreter // by path
+	gate    *worker.Gate
+	library worker.Library
+	mu      sync.Mutex
+	known   map[string]interpreter // by path
 }
 
 // interpreter is what an interpreter says of itself.

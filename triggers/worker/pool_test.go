@@ -228,12 +228,20 @@ func TestEndsBetweenCalls(t *testing.T) {
 		}
 	}
 	// Nor does one that speaks when it was not asked.
-	p = newPool(t, `read line; echo '{"id":1}'; sleep 0.02; echo late; read line`, Options{Size: 1})
+	p = newPool(t, `read line; echo '{"id":1}'; i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo late; read line`, Options{Size: 1})
 	for range 5 {
 		if _, err := invoke(t.Context(), p); err != nil {
 			t.Fatal(err)
 		}
-		<-time.After(50 * time.Millisecond)
+		eventually(t, "it does not speak", func() bool {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			if len(p.idle) == 0 {
+				return false
+			}
+			spoke, _, _ := p.idle[0].look()
+			return spoke
+		})
 	}
 }
 

@@ -48,7 +48,7 @@ func TestSnapshot(t *testing.T) {
 		return out
 	}
 	for _, root := range []string{"a", "b"} {
-		s := Take([]string{filepath.Join(dir, root)}, isCode, "node_modules")
+		s := (&Library{}).Take([]string{filepath.Join(dir, root)}, isCode, "node_modules")
 		if got := s.Changed(); got != nil {
 			t.Errorf("%s: nothing has changed: %v", root, names(got))
 		}
@@ -59,9 +59,18 @@ func TestSnapshot(t *testing.T) {
 		}
 		write("a/f.py", "one")
 	}
+	// Functions of one directory have one snapshot, as long as its files are the same.
+	library := &Library{}
+	f, g := filepath.Join(dir, "a/f.py"), filepath.Join(dir, "a/k.py")
+	first, second := library.Take([]string{f, g}, isCode), library.Take([]string{g, f, g}, isCode)
+	write("a/f.py", "three")
+	if third := library.Take([]string{f, g}, isCode); first == nil || first != second || third == first || string(third.files[f].text) != "three" {
+		t.Error("a snapshot is not shared, or is not up to date")
+	}
+	write("a/f.py", "one")
 	// One file; what is gone has changed, too.
 	file := filepath.Join(dir, "a/f.py")
-	s := Take([]string{file, filepath.Join(dir, "none.py")}, isCode)
+	s := library.Take([]string{file, filepath.Join(dir, "none.py")}, isCode)
 	if err := os.Remove(file); err != nil {
 		t.Fatal(err)
 	}
@@ -69,10 +78,10 @@ func TestSnapshot(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 	write("a/f.py", strings.Repeat("x", maxSnapshotBytes+1))
-	if s := Take([]string{dir}, isCode); s != nil {
+	if s := library.Take([]string{dir}, isCode); s != nil {
 		t.Error("more than code is kept")
 	}
-	if s := Take(nil, isCode); s != nil || s.Changed() != nil {
+	if s := library.Take(nil, isCode); s != nil || s.Changed() != nil {
 		t.Error("nothing is something")
 	}
 }
