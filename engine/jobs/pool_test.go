@@ -464,6 +464,19 @@ func TestRunsAreWrittenInBlocks(t *testing.T) {
 	}
 }
 
+// offer stores a job and hands it over as the fold does.
+func (f *fixture) offer(j *Job) {
+	f.t.Helper()
+	rec := bus.Record{Subject: j.Subject(f.bus.Jobs().Partitions()), Data: j.Encode(nil)}
+	if err := f.bus.Jobs().AppendAsync(f.t.Context(), rec, func(a bus.Ack, err error) {
+		if err == nil {
+			f.pool.Offer(j, a.Seq)
+		}
+	}); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
 func TestOfferedJobIsCalledOnce(t *testing.T) {
 	f := newFixture(t, Options{})
 	block := make(chan struct{})
@@ -483,14 +496,7 @@ func TestOfferedJobIsCalledOnce(t *testing.T) {
 		if i == 100 {
 			j.Key = "slow"
 		}
-		rec := bus.Record{Subject: j.Subject(f.bus.Jobs().Partitions()), Data: j.Encode(nil)}
-		if err := f.bus.Jobs().AppendAsync(t.Context(), rec, func(a bus.Ack, err error) {
-			if err == nil {
-				f.pool.Offer(j, a.Seq)
-			}
-		}); err != nil {
-			t.Fatal(err)
-		}
+		f.offer(j)
 	}
 	until(t, "all calls", func() bool { return fn.count() == 201 })
 	close(block)

@@ -254,14 +254,7 @@ func TestOfferedSpreadJobIsCalledOnce(t *testing.T) {
 	const n = 500
 	for i := range n {
 		j := &Job{Key: fmt.Sprint("k", i), Sensor: "s", Trigger: "a", Position: f.seq, Last: f.seq, Time: time.Now(), Spread: true}
-		rec := bus.Record{Subject: j.Subject(f.bus.Jobs().Partitions()), Data: j.Encode(nil)}
-		if err := f.bus.Jobs().AppendAsync(t.Context(), rec, func(a bus.Ack, err error) {
-			if err == nil {
-				f.pool.Offer(j, a.Seq)
-			}
-		}); err != nil {
-			t.Fatal(err)
-		}
+		f.offer(j)
 	}
 	until(t, "all calls", func() bool { return fn.count() == n+1 })
 	f.empty(t)
