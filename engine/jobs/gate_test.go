@@ -88,7 +88,7 @@ func TestRateLimitIsShared(t *testing.T) {
 		}
 	}
 	until(t, "some more", func() bool { return fn.count() > 120 })
-	fn.check(t, 100, 10, 20*time.Millisecond)
+	fn.check(t, 100, 10, jitter)
 }
 
 // A limit that a reload lifts holds nobody back any more.
