@@ -702,17 +702,17 @@ func (c *callees) table(set *specs.Set) (map[jobs.TriggerRef]*jobs.Trigger, erro
 		s.SetLimit(next[name].limit)
 	}
 	c.made, c.slots, c.limiters = next, slots, limiters
+	for name, t := range trials {
+		if was[name] != t {
+			c.begin(t)
+		}
+	}
 	c.mu.Lock()
 	c.trials = trials
 	c.mu.Unlock()
 	for name, t := range was {
-		if trials[name] != t && next[name].callee != t.callee {
-			c.end(t)
-		}
-	}
-	for name, t := range trials {
-		if was[name] != t {
-			c.begin(t)
+		if trials[name] != t {
+			c.end(t, next[name].callee != t.callee)
 		}
 	}
 	return table, nil

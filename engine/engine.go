@@ -693,7 +693,9 @@ func (e *Engine) store(ctx context.Context) error {
 }
 
 // Reload reads the files now and returns what followed. With prune, absent
-// resources nothing uses are removed at once, whatever guard holds them.
+// resources nothing uses are removed at once, whatever guard holds them. It waits
+// until new versions of functions have started, or for ten seconds; what keeps
+// them from it is among the diagnostics.
 func (e *Engine) Reload(ctx context.Context, prune bool) (reload.Decision, error) {
 	req := reloadRequest{prune, make(chan reloadAnswer, 1)}
 	select {
@@ -703,6 +705,9 @@ func (e *Engine) Reload(ctx context.Context, prune bool) (reload.Decision, error
 	}
 	select {
 	case a := <-req.done:
+		if a.err == nil {
+			a.decision.Diagnostics = append(slices.Clone(a.decision.Diagnostics), e.callees.awaitTrials(ctx)...).Sort()
+		}
 		return a.decision, a.err
 	case <-ctx.Done():
 		return reload.Decision{}, ctx.Err()

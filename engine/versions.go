@@ -24,6 +24,9 @@ const CodeNotReady specs.Code = "not-ready"
 const (
 	firstTry = time.Second
 	lastTry  = time.Minute
+	// trialWait is how long a person who asks for a reload waits for versions on
+	// trial.
+	trialWait = 10 * time.Second
 )
 
 // version is one version of a function: what its document says, with the Secrets
@@ -70,6 +73,10 @@ type trial struct {
 	before string
 	stop   context.CancelFunc
 	done   chan struct{} // its goroutine has ended
+	// known is closed by settle: its first try has failed and that is told, or
+	// it is in force, or not wanted any more.
+	known  chan struct{}
+	settle func()
 
 	mu     sync.Mutex
 	since  time.Time
@@ -137,7 +144,8 @@ func (t *trial) problem() (d specs.Diagnostic, ok bool) {
 func (c *callees) begin(t *trial) {
 	c.log.Info("a new version of the function is starting; the one before goes on until it has", "function", t.callee.Name)
 	ctx, stop := context.WithCancel(context.Background())
-	t.stop, t.done, t.since = stop, make(chan struct{}), time.Now()
+	t.stop, t.done, t.since, t.known = stop, make(chan struct{}), time.Now(), make(chan struct{})
+	t.settle = sync.OnceFunc(func() { close(t.known) })
 	go t.run(ctx, func() {
 		select {
 		case c.tried <- struct{}{}:
@@ -146,13 +154,18 @@ func (c *callees) begin(t *trial) {
 	})
 }
 
-// end ends a trial whose version is not wanted any more, and closes that. It does
-// not wait.
-func (c *callees) end(t *trial) {
+// end ends a trial. discard is true when its version is not wanted any more: then
+// it is closed. It does not wait.
+func (c *callees) end(t *trial, discard bool) {
 	t.stop()
+	if discard {
+		t.settle()
+	}
 	c.ending.Go(func() {
 		<-t.done
-		t.close()
+		if discard {
+			t.close()
+		}
 	})
 }
 
@@ -163,7 +176,7 @@ func (c *callees) close() {
 	c.trials = nil
 	c.mu.Unlock()
 	for _, t := range trials {
-		c.end(t)
+		c.end(t, true)
 	}
 	c.ending.Wait()
 }
@@ -184,6 +197,20 @@ func (c *callees) problems() specs.Diagnostics {
 		}
 	}
 	return found.Sort()
+}
+
+// awaitTrials waits until something is known of every version on trial, at most
+// for a while, and returns what is wrong with them.
+func (c *callees) awaitTrials(ctx context.Context) specs.Diagnostics {
+	ctx, cancel := context.WithTimeout(ctx, trialWait)
+	defer cancel()
+	for _, t := range c.onTrial() {
+		select {
+		case <-t.known:
+		case <-ctx.Done():
+		}
+	}
+	return c.problems()
 }
 
 // TrialStatus is that of a new version of a function that has not started, so
@@ -227,7 +254,15 @@ func (rs *ResourceStatus) tell(t *trial, trigger string) {
 // force, what has not is told once it has lasted.
 func (e *Engine) tried() {
 	var adopted []string
-	for name, t := range e.callees.onTrial() {
+	trials := e.callees.onTrial()
+	defer func() {
+		for _, t := range trials {
+			if _, bad := t.problem(); bad || slices.Contains(adopted, t.callee.Name) {
+				t.settle()
+			}
+		}
+	}()
+	for name, t := range trials {
 		if before := e.callees.made[name]; t.over(&before) {
 			adopted = append(adopted, name)
 			continue

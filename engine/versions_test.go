@@ -258,6 +258,55 @@ func TestProgramsThatEndAtOnce(t *testing.T) {
 	}
 }
 
+// Where neither the version before nor the new one can be called, the new one is
+// in force: what it says is what is to be put right.
+func TestBothVersionsFail(t *testing.T) {
+	w := &running{t: t, dir: t.TempDir()}
+	spec := func(command string) {
+		w.write("f.yaml", head+"kind: Function\nmetadata: {name: f}\nspec: {exec: {mode: worker, command: ["+command+"]}}\n")
+	}
+	w.write("old.sh", "#!/bin/sh\nread line\nexit 1\n")
+	if err := os.Chmod(filepath.Join(w.dir, "old.sh"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	spec("./old.sh")
+	r := start(t, w.dir, t.TempDir())
+	r.settled("f")
+	spec("./new.sh")
+	r.refused("f", "program not found")
+	// The one that goes on cannot start another process.
+	if err := os.Chmod(filepath.Join(w.dir, "old.sh"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.until("the new version to be in force", func() bool {
+		_, _ = r.byHand("f", "1")
+		s := r.resource("f")
+		return s.Trial == nil && s.State == "ok" && strings.Contains(s.NotReady, "program not found")
+	})
+}
+
+// Who asks for a reload is told whether what was changed starts.
+func TestReloadAwaitsVersions(t *testing.T) {
+	needPython(t)
+	w := &running{t: t, dir: t.TempDir()}
+	w.write("f.py", "def handle(c, p): return 1\n")
+	w.write("f.yaml", head+"kind: Function\nmetadata: {name: f}\nspec: {python: {file: f.py}}\n")
+	r := start(t, w.dir, t.TempDir())
+	for i, code := range []string{"def handle(c, p): return 2\n", "def handle(c, p) return 3\n", "def handle(c, p): return 4\n"} {
+		w.write("f.py", code)
+		d, err := r.e.Reload(t.Context(), false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bad := i == 1; d.Diagnostics.HasErrors() != bad {
+			t.Errorf("%d: %v", i, d.Diagnostics)
+		}
+		if got, err := r.byHand("f", "1"); got != []string{"2", "2", "4"}[i] || err != nil {
+			t.Errorf("%d: %s, %v", i, got, err)
+		}
+	}
+}
+
 // A version is in force with all of it: code, schemas, secrets, limits.
 func TestVersionsStayWhole(t *testing.T) {
 	needPython(t)
