@@ -603,6 +603,10 @@ func TestConsumerDeleted(t *testing.T) {
 		if j := <-got; j != fmt.Sprint(i) {
 			t.Fatalf("job %s, want %d", j, i)
 		}
+		eventually(t, "the job to be gone", func() bool { // else it would come again
+			info, err := b.Jobs().Info(ctx)
+			return err == nil && info.Records == 0
+		})
 		for _, s := range []string{"EVENTS", "JOBS"} {
 			st, err := b.js.Stream(ctx, s)
 			if err != nil {

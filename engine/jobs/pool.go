@@ -346,23 +346,19 @@ func (p *Pool) Run(ctx context.Context, grace time.Duration) error {
 	queues := slices.Collect(maps.Values(p.queues))
 	p.mu.RUnlock()
 	p.running.Store(true)
-	if err := p.loadParked(ctx, queues); err != nil {
-		return fmt.Errorf("reading parked jobs: %w", err)
-	}
-	if err := p.countStored(ctx); err != nil {
-		return fmt.Errorf("counting jobs: %w", err)
-	}
-	var wg sync.WaitGroup
-	for _, part := range p.parts {
-		wg.Go(func() { p.consume(ctx, part) })
-	}
-	wg.Go(func() { p.keepAlive(ctx) })
-	wg.Go(func() { p.janitor(ctx) })
-	wg.Go(func() { p.tellParked(ctx) })
 	runsCtx, stopRuns := context.WithCancel(context.Background())
-	var rec sync.WaitGroup
+	var wg, rec sync.WaitGroup
 	rec.Go(func() { p.runs.run(runsCtx) })
-	<-ctx.Done()
+	err := p.load(ctx, queues)
+	if err == nil {
+		for _, part := range p.parts {
+			wg.Go(func() { p.consume(ctx, part) })
+		}
+		wg.Go(func() { p.keepAlive(ctx) })
+		wg.Go(func() { p.janitor(ctx) })
+		wg.Go(func() { p.tellParked(ctx) })
+		<-ctx.Done()
+	}
 	p.shut()
 	p.stop()
 	wg.Wait()
@@ -392,6 +388,17 @@ func (p *Pool) Run(ctx context.Context, grace time.Duration) error {
 	}
 	p.mu.Unlock()
 	p.closers.Wait()
+	return err
+}
+
+// load finds out what the bus holds for the queues.
+func (p *Pool) load(ctx context.Context, queues []*queue) error {
+	if err := p.loadParked(ctx, queues); err != nil {
+		return fmt.Errorf("reading parked jobs: %w", err)
+	}
+	if err := p.countStored(ctx); err != nil {
+		return fmt.Errorf("counting jobs: %w", err)
+	}
 	return nil
 }
 

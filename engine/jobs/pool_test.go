@@ -715,3 +715,35 @@ func TestLastJobOnItsWayToParkedIsFetched(t *testing.T) {
 		}
 	})
 }
+
+// uncountedBus does not tell what is in JOBS.
+type uncountedBus struct{ bus.Bus }
+
+func (b uncountedBus) Jobs() bus.Queue { return uncountedQueue{b.Bus.Jobs()} }
+
+type uncountedQueue struct{ bus.Queue }
+
+func (uncountedQueue) Counts(context.Context, string) (map[string]uint64, error) {
+	return nil, bus.ErrUnavailable
+}
+
+// A start that fails leaves nothing behind: what it began has ended, as goleak
+// sees, and functions are closed.
+func TestStartThatFails(t *testing.T) {
+	f := newFixture(t, Options{})
+	j := &Job{Key: "later", Sensor: "s", Trigger: "a", NotBefore: time.Now().Add(time.Hour)}
+	if _, err := f.bus.Parked().Append(t.Context(), bus.Record{Subject: parkedSubject("s", "a", WhyRetry), Data: j.Encode(nil)}); err != nil {
+		t.Fatal(err)
+	}
+	f.pool = NewPool(Options{Bus: uncountedBus{f.bus}, Events: directEvents{f.bus}, Logger: slog.New(slog.DiscardHandler)})
+	fn := &function{}
+	f.pool.Apply(table(trigger("s", "a", fn)))
+	if err := f.pool.Run(t.Context(), time.Second); !errors.Is(err, bus.ErrUnavailable) {
+		t.Errorf("error %v", err)
+	}
+	fn.mu.Lock()
+	defer fn.mu.Unlock()
+	if fn.closed != 1 {
+		t.Errorf("the function was closed %d times", fn.closed)
+	}
+}

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/sensor-engine/engine/bus"
 	"github.com/sensor-engine/engine/triggers"
@@ -228,11 +229,23 @@ func TestEndsBetweenCalls(t *testing.T) {
 		}
 	}
 	// Nor does one that speaks when it was not asked.
-	p = newPool(t, `read line; echo '{"id":1}'; i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo late; read line`, Options{Size: 1})
+	word := filepath.Join(t.TempDir(), "word")
+	if err := unix.Mkfifo(word, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p = newPool(t, `read line; echo '{"id":1}'; read word <`+word+`; echo late; read line`, Options{Size: 1})
 	for range 5 {
 		if _, err := invoke(t.Context(), p); err != nil {
 			t.Fatal(err)
 		}
+		eventually(t, "it does not wait for the word", func() bool {
+			fd, err := unix.Open(word, unix.O_WRONLY|unix.O_NONBLOCK, 0)
+			if err != nil {
+				return false
+			}
+			_, err = unix.Write(fd, []byte("go\n"))
+			return errors.Join(err, unix.Close(fd)) == nil
+		})
 		eventually(t, "it does not speak", func() bool {
 			p.mu.Lock()
 			defer p.mu.Unlock()
