@@ -240,10 +240,9 @@ func (ep *endpoint) told(e jobs.ErrorObject) jobs.ErrorObject {
 	}
 	e.Stacktrace = nil
 	if ep.spec.Errors == specs.ErrorsClass {
-		switch e.Type {
-		case triggers.FunctionError:
+		if e.Type == triggers.FunctionError {
 			e.Message = "the function failed"
-		case triggers.SystemError:
+		} else if e.Type == triggers.SystemError {
 			e.Message = "the function could not be called"
 		}
 	}
