@@ -58,7 +58,7 @@ bench: build
 bench-functions:
 	$(GO) test -run '^$$' -bench '^BenchmarkFunctions$$' -benchtime 1x ./engine -rounds 5 $(BENCHFLAGS)
 
-## faults: breaks the built engine in every known way, for twenty minutes, and writes the table of docs/reliability.md
+## faults: breaks the built engine in every known way, for twenty-five minutes, and writes the table of docs/reliability.md
 faults: build
 	$(GO) run ./test/faults -engine bin/engine -md docs/reliability.md
 
