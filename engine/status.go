@@ -233,11 +233,15 @@ func (e *Engine) Status(ctx context.Context) Status {
 		s.Fold.Error = err.Error()
 	}
 	triggers, calls := map[string][]TriggerStatus{}, map[string][]TriggerStatus{}
+	endpoints := map[string]TriggerStatus{}
 	for _, t := range e.pool.Status() {
 		ts := TriggerStatus{
 			Name: t.Ref.Trigger, Function: t.Function, Running: t.Running, Waiting: t.Waiting, Overflow: t.Overflow, Retries: t.Retries, Limited: t.Limited,
 			Succeeded: t.Stats.Succeeded.Load(), Failed: t.Stats.Failed.Load(), Dead: t.Stats.Dead.Load(),
 			Breaker: t.Breaker, RetryAt: t.RetryAt,
+		}
+		if t.Ref.Sensor == jobs.SensorEndpoint {
+			endpoints[t.Ref.Trigger] = ts
 		}
 		triggers[t.Ref.Sensor] = append(triggers[t.Ref.Sensor], ts)
 		ts.Sensor = t.Ref.Sensor
@@ -287,10 +291,8 @@ func (e *Engine) Status(ctx context.Context) Status {
 				rs.Events = e.eventStatus(st.Ref.Name, spec)
 			case *specs.Endpoint:
 				rs.Endpoint = e.endpointStatus(st.Ref.Name, spec)
-				for _, t := range triggers[jobs.SensorEndpoint] {
-					if t.Name == st.Ref.Name {
-						rs.Triggers = []TriggerStatus{t}
-					}
+				if t, ok := endpoints[st.Ref.Name]; ok {
+					rs.Triggers = []TriggerStatus{t}
 				}
 			case *specs.Sensor, *specs.Subscription:
 				name, sensor := r.Sensor()

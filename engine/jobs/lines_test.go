@@ -81,12 +81,12 @@ func (f *keyed) all() int {
 
 // check checks that no key had more calls than it may, that none was repeated
 // and that waiting was no attempt.
-func (f *keyed) check(t *testing.T, limit rate.Limit, burst int) {
+func (f *keyed) check(t *testing.T, began time.Time, limit rate.Limit, burst int) {
 	t.Helper()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, at := range f.keys {
-		at.check(t, limit, burst, jitter)
+		at.check(t, began, limit, burst)
 	}
 	if len(f.late) > 0 {
 		t.Errorf("%d calls are not the first, such as that of %s", len(f.late), f.late[0])
@@ -462,7 +462,7 @@ func TestHotKeyHoldsUpNobody(t *testing.T) {
 	}
 	from := fn.count("hot")
 	until(t, "more of the hot key", func() bool { return fn.count("hot") > from+100 })
-	fn.check(t, 50, 5)
+	fn.check(t, f.began, 50, 5)
 }
 
 // Keys at random, in memory and parked, beside limits of all calls and with
@@ -504,7 +504,7 @@ func TestKeyedLimitsAtRandom(t *testing.T) {
 			}
 			until(t, "all calls", func() bool { return fn.all() >= n })
 			f.empty(t)
-			fn.check(t, rate.Limit(calls), burst)
+			fn.check(t, f.began, rate.Limit(calls), burst)
 			if fn.all() != n {
 				t.Errorf("%d calls of %d jobs", fn.all(), n)
 			}
@@ -536,7 +536,7 @@ func TestKeyLimitHoldsWhereSlotsAreTaken(t *testing.T) {
 	}
 	close(gate)
 	until(t, "all calls", func() bool { return fn.all() == 30 })
-	fn.check(t, 50, 1)
+	fn.check(t, f.began, 50, 1)
 }
 
 func (f *fixture) running(trigger string) int {
@@ -570,7 +570,7 @@ func TestOrderedKeysKeepTheirRate(t *testing.T) {
 		}
 	}
 	f.empty(t)
-	fn.check(t, 40, 2)
+	fn.check(t, f.began, 40, 2)
 }
 
 // What became due while a trigger was paused does not come all at once.
@@ -593,7 +593,7 @@ func TestPausedTriggerGoesOnAtItsRate(t *testing.T) {
 	until(t, "probes", func() bool { return fn.all() > 4 })
 	down.Store(false)
 	until(t, "all jobs", func() bool { return f.pool.Status()[0].Stats.Succeeded.Load() == 60 })
-	fn.keys["k"].check(t, 50, 1, jitter)
+	fn.keys["k"].check(t, f.began, 50, 1)
 	f.empty(t)
 }
 
@@ -613,7 +613,7 @@ func TestRetriesKeepTheRateOfTheirKey(t *testing.T) {
 	f.enqueueKeys("s", "a", 30, "x", "y")
 	until(t, "all jobs", func() bool { return f.pool.Status()[0].Stats.Succeeded.Load() == 60 })
 	for _, at := range fn.keys {
-		at.check(t, 100, 3, jitter)
+		at.check(t, f.began, 100, 3)
 	}
 	f.empty(t)
 }

@@ -34,6 +34,8 @@ type fixture struct {
 	stop func()
 	// grace is how long running calls may end when it stops.
 	grace time.Duration
+	// began is a time before any call.
+	began time.Time
 }
 
 type directEvents struct{ bus bus.Bus }
@@ -59,7 +61,7 @@ func newFixture(t testing.TB, o Options) *fixture {
 		t.Fatal(err)
 	}
 	o.Bus, o.Events, o.Logger = b, directEvents{b}, slog.New(slog.DiscardHandler)
-	return &fixture{t: t, bus: b, pool: NewPool(o), seq: ack.Seq, grace: 2 * time.Second}
+	return &fixture{t: t, bus: b, pool: NewPool(o), seq: ack.Seq, grace: 2 * time.Second, began: time.Now()}
 }
 
 func (f *fixture) run() {

@@ -233,9 +233,7 @@ function serve(handler) {
       },
     },
   });
-  // There are no more calls: it ends when what they began is done, or is ended
-  // after a while.
-  input.on('end', () => {});
+  // When there are no more calls, it ends as soon as what they began is done.
   input.on('error', () => process.exit(0));
 }
 
